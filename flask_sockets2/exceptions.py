@@ -1,0 +1,72 @@
+"""What this package raises.
+
+::
+
+    OSError
+    └── WebSocketError             anything that went wrong with one WebSocket
+        ├── ConnectionClosed       it is over: send(), and a second receive() after the end
+        └── HandshakeError         the opening handshake cannot be accepted; has the HTTP status
+            └── WebSocketRejected  the test client was answered with HTTP instead
+
+``WebSocketError`` is an :class:`OSError`, as gevent-websocket's is, so that programs written for
+Flask-Sockets catch it under either name.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class WebSocketError(OSError):
+    """Something went wrong with one WebSocket; other connections are not touched."""
+
+
+class ConnectionClosed(WebSocketError):
+    """The connection has ended, so that nothing more can be sent or received.
+
+    :param connection: the connection that ended; a handler can tell its own from another's.
+    :param code: close code (RFC 6455 §7.4), 1006 where the peer vanished, None where it is not
+        known yet.
+    :param reason: close reason, possibly empty.
+    """
+
+    def __init__(self, connection: object, code: int | None, reason: str) -> None:
+        super().__init__(code, reason)
+        self.connection = connection
+        self.code = code
+        self.reason = reason
+
+    def __str__(self) -> str:
+        ended = f"the connection is closed with code {self.code}"
+        return f"{ended} ({self.reason})" if self.reason else ended
+
+
+class HandshakeError(WebSocketError):
+    """The opening handshake cannot be accepted.
+
+    :param status: HTTP status to answer with.
+    :param description: what was expected, what came, and the remedy.
+    :param headers: further header fields of that answer.
+    """
+
+    def __init__(
+        self, status: int, description: str, headers: tuple[tuple[str, str], ...] = ()
+    ) -> None:
+        super().__init__(status, description)
+        self.status = status
+        self.description = description
+        self.headers = headers
+
+    def __str__(self) -> str:
+        return self.description
+
+
+class WebSocketRejected(HandshakeError):
+    """A WebSocket asked for in a test was answered with ordinary HTTP.
+
+    :param response: that answer, a :class:`werkzeug.test.TestResponse`.
+    """
+
+    def __init__(self, response: Any) -> None:
+        super().__init__(response.status_code, f"refused with {response.status}")
+        self.response = response
