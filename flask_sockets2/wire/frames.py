@@ -1,0 +1,71 @@
+"""The fast lane's view of a frame: read a header, unmask a payload, build a whole frame.
+
+RFC 6455 §5.2. Only what a server needs: it reads masked frames and sends unmasked ones.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+try:
+    from websockets.speedups import apply_mask
+except ImportError:  # websockets built without its C extension
+    from websockets.utils import apply_mask
+
+__all__ = [
+    "BINARY",
+    "CLOSE",
+    "CONTINUATION",
+    "PING",
+    "PONG",
+    "TEXT",
+    "apply_mask",
+    "build",
+    "parse_header",
+]
+
+CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
+
+FIN = 0x80
+MASKED = 0x80
+
+_pack_16 = Struct("!BBH").pack
+_pack_64 = Struct("!BBQ").pack
+_unpack_16 = Struct("!H").unpack_from
+_unpack_64 = Struct("!Q").unpack_from
+
+
+def build(opcode: int, payload: bytes) -> bytes:
+    """Return a whole, unmasked, final frame.
+
+    :param opcode: one of this module's constants.
+    :param payload: the frame's payload, of any length for data, at most 125 bytes for control.
+    """
+    size = len(payload)
+    if size < 126:
+        return bytes((FIN | opcode, size)) + payload
+    if size < 65536:
+        return _pack_16(FIN | opcode, 126, size) + payload
+    return _pack_64(FIN | opcode, 127, size) + payload
+
+
+def parse_header(data: bytes | bytearray, position: int, end: int) -> tuple[int, int] | None:
+    """Read the extent of the masked frame that starts at a position.
+
+    :param data: the stream; :param position: where the frame starts; :param end: where the
+        stream ends. At least two bytes are there.
+    :returns: ``(start, size)``: where the payload starts and its length in bytes, as announced;
+        None while the header is incomplete. The masking key is the four bytes before ``start``.
+    """
+    size = data[position + 1] & 0x7F
+    if size < 126:
+        start = position + 6
+    elif size == 126:
+        start = position + 8
+        if start <= end:
+            (size,) = _unpack_16(data, position + 2)
+    else:
+        start = position + 14
+        if start <= end:
+            (size,) = _unpack_64(data, position + 2)
+    return (start, size) if start <= end else None

@@ -1,0 +1,440 @@
+"""Protocol: bytes in, messages out, for one server-side WebSocket that has been accepted.
+
+Two lanes read the same stream. The fast lane takes what almost every frame is: uncompressed data,
+whole or fragmented, and plain pings and pongs. Everything else (compression, closing, every
+violation) goes, frame by frame, to websockets' own :class:`~websockets.server.ServerProtocol`,
+which is made when it is first needed; it owns the closing handshake, permessage-deflate (RFC 7692)
+and the close codes of failures.
+
+States (RFC 6455 §7.1)::
+
+    OPEN ─ close()/fail() ─> CLOSING ─ receive_eof() ─> CLOSED
+      │  └ a close frame, a violation ─> CLOSING
+      └── receive_eof() ──────────────────────────────> CLOSED with 1006
+
+Where it differs from ``ServerProtocol`` alone, on purpose:
+
+* a close frame in the middle of a fragmented message is answered with its own code, not with 1002
+  (§5.4 lets control frames stand between fragments);
+* a ping or pong while a fragmented message has nearly reached ``max_message_size`` is answered;
+  there it counts against the message;
+* text that is not UTF-8 fails the connection at the fragment in which that shows, not at its end.
+"""
+
+from __future__ import annotations
+
+import logging
+from codecs import getincrementaldecoder
+from collections.abc import Sequence
+
+from websockets.extensions import Extension
+from websockets.frames import Frame, Opcode
+from websockets.protocol import State
+from websockets.server import ServerProtocol
+
+from .frames import BINARY, CLOSE, PING, PONG, TEXT, apply_mask, build, parse_header
+
+__all__ = ["CLOSED", "CLOSING", "MESSAGES_PER_TURN", "OPEN", "Protocol"]
+
+OPEN, CLOSING, CLOSED = "OPEN", "CLOSING", "CLOSED"
+
+MESSAGES_PER_TURN = 64
+"""After so many messages of one :meth:`Protocol.receive` the caller gets the floor back."""
+
+_OPCODES = frozenset((0x0, 0x1, 0x2, 0x8, 0x9, 0xA))
+_FAST_STARTS = frozenset((0x81, 0x82, 0x01, 0x02))  # a message begins: FIN or not, no RSV bit
+_FAST_CONTINUATIONS = frozenset((0x80, 0x00))
+_FAST_CONTROLS = frozenset((0x89, 0x8A))  # ping, pong
+_COPY = 2048  # bytes; below it slicing is cheaper than a memoryview
+
+_Utf8Decoder = getincrementaldecoder("utf-8")
+_NOT_UTF8 = "text is not valid UTF-8"
+
+# ServerProtocol's life cycle lines would double ours: only what is wrong in it is let through.
+_logger = logging.Logger("flask_sockets2.wire", logging.ERROR)
+
+
+class Protocol:
+    """The WebSocket protocol of one accepted connection, without I/O.
+
+    :param max_message_size: bytes of one message, after decompression; beyond it 1009.
+    :param extensions: what the handshake agreed to (RFC 7692), in its order.
+
+    After each call but :meth:`send`, :attr:`output` holds the bytes to write and :attr:`finished`
+    tells whether the stream is to be half-closed after them; :attr:`attention` spares looking at
+    them after a call that did nothing but return messages. Not safe for concurrent use; the
+    transport's lock guards it.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_decoder",
+        "_extensions",
+        "_idle",
+        "_message",
+        "_needed",
+        "_opcode",
+        "_parts",
+        "_small",
+        "_strict",
+        "attention",
+        "close_received",
+        "close_sent",
+        "compresses",
+        "failed",
+        "finished",
+        "max_message_size",
+        "more",
+        "output",
+        "pong",
+        "state",
+    )
+
+    def __init__(self, *, max_message_size: int, extensions: Sequence[Extension] = ()) -> None:
+        self.max_message_size = max_message_size
+        self.state = OPEN
+        self.output: list[bytes] = []
+        self.finished = False
+        #: There may be more to do than to take the messages; the caller sets it back.
+        self.attention = False
+        #: Whether messages are compressed, so that they must be sent in the order of encoding.
+        self.compresses = bool(extensions)
+        #: Whether the stream ended with a failure (§7.1.7) and not with a closing handshake.
+        self.failed = False
+        #: Whole frames may be waiting: call ``receive(b"")`` in the next turn.
+        self.more = False
+        #: Payload of the newest pong, None where none came since the caller took it.
+        self.pong: bytes | None = None
+        #: Code and reason of the close frame that came, that was sent; None before.
+        self.close_received: tuple[int, str] | None = None
+        self.close_sent: tuple[int, str] | None = None
+        self._extensions = extensions
+        self._strict: ServerProtocol | None = None
+        self._small = min(max_message_size, 125)
+        self._buffer: bytes | bytearray = b""
+        self._needed = 0  # bytes that the buffer must hold before looking at it is of use
+        self._idle = True  # nothing is buffered and no message is under way
+        self._message: bytearray | None = None  # fragments so far, fast lane
+        self._opcode = TEXT  # of that message, or of the strict lane's
+        self._decoder = _Utf8Decoder()
+        self._parts: list[bytes] | None = None  # fragments so far, strict lane
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def receive(self, data: bytes) -> list[str | bytes]:
+        """Take bytes from the peer and return the messages that they complete.
+
+        :param data: what came, in any portion; empty to go on where :attr:`more` is set.
+        :returns: messages in order, at most :data:`MESSAGES_PER_TURN` of them.
+        """
+        size = len(data)
+        # One small, whole, unfragmented data frame and nothing else: nearly every call.
+        if self._idle and size > 6 and data[1] == size + 122 and size - 6 <= self._small:
+            head = data[0]
+            if head == 0x81:
+                try:
+                    return [apply_mask(data[6:], data[2:6]).decode()]
+                except UnicodeDecodeError:
+                    return self._not_utf8()
+            if head == 0x82:
+                return [apply_mask(data[6:], data[2:6])]
+        self.attention = True
+        if self.state is not OPEN:
+            return self._receive_closing(data)
+        stream: bytes | bytearray = data
+        if self._buffer:
+            self._buffer += data
+            stream = self._buffer
+            if len(stream) < self._needed:
+                return []
+        messages: list[str | bytes] = []
+        position = self._split(stream, messages)
+        if position >= len(stream) or self.finished:
+            self._buffer = b""
+        elif isinstance(stream, bytearray):
+            del stream[:position]
+        else:
+            self._buffer = bytearray(stream[position:])
+        self._idle = (
+            not self._buffer
+            and self._message is None
+            and self._parts is None
+            and self.state is OPEN
+        )
+        return messages
+
+    def receive_eof(self) -> None:
+        """Take the end of the peer's stream: whatever the state was, it is CLOSED now."""
+        self.state = CLOSED
+        self._idle = False
+        self.finished = True
+
+    @property
+    def missing(self) -> int:
+        """Bytes that the frame under way still lacks, 0 where that is not known."""
+        return max(0, self._needed - len(self._buffer))
+
+    def _split(self, data: bytes | bytearray, messages: list[str | bytes]) -> int:
+        """Take whole frames off a stream; return where the first that is not whole begins."""
+        position, end = 0, len(data)
+        self.more = False
+        self._needed = 0
+        while end - position >= 2:
+            head = data[position]
+            if data[position + 1] < 0x80 or head & 0x0F not in _OPCODES:
+                self._violation(data[position:])  # seen from two bytes: no more are awaited
+                return end
+            extent = parse_header(data, position, end)
+            if extent is None:
+                return position
+            start, size = extent
+            small_control = size < 126 and head & 0x08
+            if size > self.max_message_size - self._size() and not small_control:
+                self._violation(data[position:start])  # 1009 before a byte of it is stored
+                return end
+            stop = start + size
+            if stop > end:
+                self._needed = stop - position
+                return position
+            if head in _FAST_CONTROLS and size < 126:
+                self._control(head, _unmask(data, start, stop))
+            elif self._is_fast(head):
+                self._data(head, _unmask(data, start, stop), messages)
+            else:
+                self._feed(head, data[position:stop], messages)
+            position = stop
+            if self.finished:
+                return end
+            if len(messages) >= MESSAGES_PER_TURN:
+                self.more = end - position >= 2
+                return position
+        return position
+
+    def _size(self) -> int:
+        """Bytes of the message under way, in whichever lane."""
+        if self._message is not None:
+            return len(self._message)
+        if self._strict is not None:
+            return self._strict.current_size or 0
+        return 0
+
+    def _is_fast(self, head: int) -> bool:
+        if self._message is not None:
+            return head in _FAST_CONTINUATIONS
+        return head in _FAST_STARTS and self._parts is None
+
+    def _control(self, head: int, payload: bytes) -> None:
+        """Answer a ping, note a pong (§5.5.2, §5.5.3)."""
+        if head & 0x0F == PING:
+            self.output.append(build(PONG, payload))
+        else:
+            self.pong = payload
+
+    def _data(self, head: int, payload: bytes, messages: list[str | bytes]) -> None:
+        """Take one uncompressed data frame that is allowed here."""
+        opcode = head & 0x0F
+        final = head >= 0x80
+        if self._message is None and final:
+            if opcode == BINARY:
+                messages.append(payload)
+                return
+            try:
+                messages.append(payload.decode())
+            except UnicodeDecodeError:
+                self._not_utf8()
+            return
+        if self._message is None:
+            self._message = bytearray()
+            self._opcode = opcode
+            self._decoder.reset()
+        self._message += payload
+        if self._opcode == TEXT:
+            try:
+                self._decoder.decode(payload, final)
+            except UnicodeDecodeError:
+                self._not_utf8()
+                return
+        if final:
+            whole, self._message = self._message, None
+            messages.append(whole.decode() if self._opcode == TEXT else bytes(whole))
+
+    # -- the strict lane -------------------------------------------------------------------
+
+    def _server_protocol(self) -> ServerProtocol:
+        if self._strict is None:
+            self._strict = ServerProtocol(
+                state=State.OPEN, max_size=self.max_message_size, logger=_logger
+            )
+            self._strict.extensions = list(self._extensions)
+        return self._strict
+
+    def _violation(self, data: bytes | bytearray) -> None:
+        """Give the strict lane what it will refuse, so that it chooses code and reason."""
+        strict = self._server_protocol()
+        if self._message is not None:
+            strict.current_size = len(self._message)
+        strict.receive_data(data)
+        self._collect()
+        if not self.finished:  # the lanes disagree: never go on with a stream that was cut
+            self.fail(1002)
+
+    def _feed(self, head: int, frame: bytes | bytearray, messages: list[str | bytes]) -> None:
+        """Give the strict lane one whole frame and take the messages that it makes."""
+        strict = self._server_protocol()
+        opcode = head & 0x0F
+        if opcode == CLOSE:
+            strict.current_size = None
+        elif self._message is not None:
+            strict.current_size = len(self._message)
+        strict.receive_data(frame)
+        for event in strict.events_received():
+            if isinstance(event, Frame) and event.opcode <= Opcode.BINARY:
+                self._fragment(event, messages)
+        self._collect()
+
+    def _fragment(self, frame: Frame, messages: list[str | bytes]) -> None:
+        """Take one data frame of a message in the strict lane, decompressed."""
+        if self._parts is None:
+            self._parts = []
+            self._opcode = int(frame.opcode)
+            self._decoder.reset()
+        payload = bytes(frame.data)
+        if payload:  # else endless empty fragments would fill the list
+            self._parts.append(payload)
+        try:
+            if self._opcode == TEXT:
+                self._decoder.decode(payload, frame.fin)
+        except UnicodeDecodeError:
+            self._not_utf8()
+            return
+        if frame.fin:
+            whole = b"".join(self._parts)
+            self._parts = None
+            messages.append(whole.decode() if self._opcode == TEXT else whole)
+
+    def _collect(self) -> None:
+        """Take over what the strict lane wants written and how far its closing has come."""
+        strict = self._server_protocol()
+        for chunk in strict.data_to_send():
+            if chunk:
+                self.output.append(chunk)
+            else:
+                self.finished = True
+        if strict.state is not State.OPEN and self.state is OPEN:
+            self.state = CLOSING
+            self._idle = False
+        if strict.parser_exc is not None:
+            self.failed = True
+        if strict.close_rcvd is not None:
+            self.close_received = (strict.close_rcvd.code, strict.close_rcvd.reason)
+        if strict.close_sent is not None:
+            self.close_sent = (strict.close_sent.code, strict.close_sent.reason)
+
+    def _not_utf8(self) -> list[str | bytes]:
+        self.fail(1007, _NOT_UTF8)
+        return []
+
+    def _receive_closing(self, data: bytes) -> list[str | bytes]:
+        """While a close frame of ours is answered, only the peer's close frame matters (§1.4)."""
+        if self.state is CLOSED or self.finished:
+            return []
+        strict = self._server_protocol()
+        strict.receive_data(self._buffer + data)
+        self._buffer = b""
+        strict.events_received()
+        self._collect()
+        return []
+
+    # -- writing ---------------------------------------------------------------------------
+
+    def send(self, message: str | bytes, binary: bool | None = None) -> bytes:
+        """Return the frame that carries a message.
+
+        :param binary: None: text for ``str``, binary for anything else.
+        :raises TypeError: when the message is neither text nor bytes.
+        """
+        if isinstance(message, str):
+            payload = message.encode()
+            opcode = BINARY if binary else TEXT
+        elif isinstance(message, bytes | bytearray | memoryview):
+            payload = bytes(message)
+            if binary is False:
+                payload.decode()
+                opcode = TEXT
+            else:
+                opcode = BINARY
+        else:
+            raise TypeError(
+                f"expected a message of type str or bytes, got {type(message).__name__}; "
+                "turn it into text first, for example with flask.json.dumps()"
+            )
+        if not self.compresses or self.state is not OPEN:  # the last replies go uncompressed
+            return build(opcode, payload)
+        strict = self._server_protocol()
+        if opcode == TEXT:
+            strict.send_text(payload)
+        else:
+            strict.send_binary(payload)
+        return b"".join(strict.data_to_send())
+
+    def ping(self, payload: bytes) -> bytes:
+        """Return a ping frame; :param payload: at most 125 bytes."""
+        return build(PING, _control_payload(payload))
+
+    def pong_frame(self, payload: bytes) -> bytes:
+        """Return an unsolicited pong frame (§5.5.3)."""
+        return build(PONG, _control_payload(payload))
+
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        """Start the closing handshake; does nothing where it has been started.
+
+        :raises ValueError: when a close frame cannot carry the code or the reason.
+        """
+        _check_close(code, reason)
+        if self.state is OPEN:
+            self._start_closing()
+            self._server_protocol().send_close(code, reason)
+            self._collect()
+
+    def fail(self, code: int, reason: str = "") -> None:
+        """Send a close frame and end the stream without waiting for an answer (§7.1.7)."""
+        if self.state is OPEN:
+            self._start_closing()
+        self._message = self._parts = None
+        self.failed = self.attention = True
+        strict = self._server_protocol()
+        if not strict.eof_sent:
+            strict.fail(code, reason)
+        self._collect()
+
+    def _start_closing(self) -> None:
+        """The strict lane reads from here on, so it must know of a message under way."""
+        self._idle = False
+        if self._message is not None:
+            self._server_protocol().current_size = len(self._message)
+            self._message = None
+
+
+def _unmask(data: bytes | bytearray, start: int, stop: int) -> bytes:
+    mask = data[start - 4 : start]
+    if stop - start < _COPY:
+        return apply_mask(data[start:stop], mask)
+    with memoryview(data) as view, view[start:stop] as payload:
+        return apply_mask(payload, mask)
+
+
+def _control_payload(payload: bytes) -> bytes:
+    if len(payload) > 125:
+        raise ValueError(f"a control frame carries at most 125 bytes, got {len(payload)} (§5.5)")
+    return payload
+
+
+def _check_close(code: int, reason: str) -> None:
+    """RFC 6455 §7.4.2: which codes may stand in a close frame; §5.5: how long the reason may be."""
+    allowed = 1000 <= code <= 1014 and code not in (1004, 1005, 1006)
+    if not (allowed or 3000 <= code <= 4999):
+        raise ValueError(
+            f"{code} cannot be sent as a close code; use 1000, or 4000 to 4999 for your own"
+        )
+    if len(reason.encode()) > 123:
+        raise ValueError("a close reason is at most 123 bytes long; shorten it")
