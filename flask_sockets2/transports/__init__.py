@@ -1,0 +1,1 @@
+"""Bytes and sockets: one module for each way of waiting."""

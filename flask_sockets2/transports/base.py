@@ -1,0 +1,323 @@
+"""What every transport does, whichever way it waits: read when told to, write or keep, half-close.
+
+A transport owns a connected stream socket between the 101 response and the end. Whoever accepted
+the socket closes its descriptor; the transport only shuts it down.
+
+The end of a connection::
+
+    OPEN ─ finish() ─> FINISHING ─ all is written ─> half-closed ─ end of file ─> CLOSED
+      └──────────────── close(), an error, end of file ──────────────────────────> CLOSED
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections import deque
+from collections.abc import Callable, Sized
+from contextlib import AbstractContextManager
+from typing import Any, Protocol, runtime_checkable
+
+__all__ = ["RETRY", "Clock", "Receiver", "StreamTransport", "Timer"]
+
+READ_SIZE = 65536 + 1024
+"""Bytes asked for in one read: a frame of 64 KiB with its header comes in one."""
+
+READ_SIZE_LARGE = 256 * 1024
+"""The same in the middle of a larger frame."""
+
+# What a socket that cannot go on now raises; the TLS ones are no BlockingIOError.
+AGAIN = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+RETRY = object()
+"""What ``wait`` returns when the queue it was given is no longer empty."""
+
+
+class Clock(Protocol):
+    """The hub or the selector thread, whichever calls a transport's receiver."""
+
+    def call_later(self, delay: float, function: Callable[[], None]) -> Timer:
+        """Call a function there after so many seconds."""
+
+
+class Timer(Protocol):
+    """A call that has been put off."""
+
+    def cancel(self) -> None:
+        """Call it off; does nothing once it was made."""
+
+
+@runtime_checkable
+class _TlsSocket(Protocol):
+    """A TLS socket, of Python or of gevent, which share no class."""
+
+    def unwrap(self) -> object: ...
+
+
+class Receiver(Protocol):
+    """Who is told what happens on the socket; all by the hub or the selector thread."""
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes, never empty."""
+
+    def eof_received(self) -> None:
+        """The peer's stream has ended, or an error ended both."""
+
+    def write_drained(self) -> None:
+        """All that was kept back has been written."""
+
+    def write_stalled(self) -> None:
+        """The peer has taken nothing for ``send_timeout`` seconds."""
+
+
+class StreamTransport:
+    """Base of the transports; a subclass waits.
+
+    :param sock: connected stream socket, plain or TLS.
+    :param send_timeout: seconds that the peer may take nothing while something is kept back.
+
+    ``lock`` guards all of it where several threads use it; :meth:`write` never blocks and writes
+    whole what it is given, so frames never interleave.
+    """
+
+    __slots__ = (
+        "_data_received",
+        "_finishing",
+        "_out",
+        "_pending",
+        "_receiver",
+        "_recv",
+        "_send",
+        "_timer",
+        "_written",
+        "_written_before",
+        "buffered",
+        "closed",
+        "half_closed",
+        "read_size",
+        "send_timeout",
+        "sock",
+    )
+
+    lock: AbstractContextManager[Any]
+    clock: Clock
+    #: Who waits in :meth:`wait`, None when nobody does.
+    waiting: Any
+    _reading: bool
+
+    def __init__(self, sock: socket.socket, *, send_timeout: float) -> None:
+        self.sock = sock
+        self.send_timeout = send_timeout
+        self.read_size = READ_SIZE
+        #: Bytes kept back because the kernel did not take them.
+        self.buffered = 0
+        self.closed = False
+        self.half_closed = False
+        self._finishing = False
+        self._out: deque[bytes | memoryview] = deque()
+        self._timer: Timer | None = None
+        self._written = 0  # bytes written late, ever; and so many when progress was last checked
+        self._written_before = 0
+        self._receiver: Receiver
+        self._data_received: Callable[[bytes], None]
+        self._recv: Callable[[int], bytes] = sock.recv
+        self._send: Callable[[bytes | memoryview], int] = sock.send
+        # TLS may hold decrypted bytes that no poll of the socket shows.
+        self._pending: Callable[[], int] | None = getattr(sock, "pending", None)
+
+    def start(self, receiver: Receiver) -> None:
+        """Begin to read."""
+        self._receiver = receiver
+        self._data_received = receiver.data_received
+        try:
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError:
+            pass  # a Unix socket has no such option
+        self.resume()
+
+    # -- what a subclass adds --------------------------------------------------------------
+
+    def resume(self) -> None:
+        """Read what comes."""
+        raise NotImplementedError
+
+    def pause(self) -> None:
+        """Read nothing until :meth:`resume`; TCP tells the peer."""
+        raise NotImplementedError
+
+    def call_soon(self, function: Callable[[], None]) -> None:
+        """Call a function in the hub or the selector thread, not before the next turn."""
+        raise NotImplementedError
+
+    def call_later(self, delay: float, function: Callable[[], None]) -> Timer:
+        """The same after so many seconds."""
+        raise NotImplementedError
+
+    def wait(self, queue: Sized, timeout: float | None = None) -> Any:
+        """Wait until :meth:`wake` hands something over and return it.
+
+        :param queue: the messages nobody has taken yet.
+        :param timeout: seconds, None for as long as it takes.
+        :returns: what was handed over, or ``RETRY`` when the queue is not empty.
+        :raises TimeoutError: when the time is over.
+        :raises RuntimeError: when somebody waits already.
+        """
+        raise NotImplementedError
+
+    def wake(self, value: Any) -> None:
+        """Hand a value to who waits; by the hub or the selector thread only."""
+        raise NotImplementedError
+
+    def wait_progress(self, timeout: float | None) -> bool:
+        """Wait until something was written or the socket closed; False when time is over."""
+        raise NotImplementedError
+
+    def _watch_writing(self, wanted: bool) -> None:
+        """Have :meth:`_write_ready` called when the kernel takes bytes again."""
+        raise NotImplementedError
+
+    def _progressed(self) -> None:
+        """Something was written or the socket closed: wake who waits for it."""
+        raise NotImplementedError
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def _read_ready(self) -> None:
+        try:
+            data = self._recv(self.read_size)
+        except AGAIN:
+            return
+        except OSError:  # reset by the peer, or TLS broke: the same as its end of file
+            data = b""
+        if not data:
+            self._end()
+            return
+        if not self.half_closed:
+            self._data_received(data)
+        if self._pending is not None and not self.closed and self._pending():
+            self.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        """Read what TLS has decrypted already, unless reading stopped meanwhile."""
+        if not self.closed and self._reading:
+            self._read_ready()
+
+    def _end(self) -> None:
+        """End of file: nothing more can come, so nothing more is waited for."""
+        receiver = self._receiver
+        self.close()
+        receiver.eof_received()
+
+    # -- writing ---------------------------------------------------------------------------
+
+    def write(self, data: bytes) -> None:
+        """Write at once what the kernel takes and keep the rest; any greenlet or thread."""
+        if self._out:
+            self._out.append(data)
+            self.buffered += len(data)
+            return
+        try:
+            sent = self._send(data)
+        except AGAIN:
+            sent = 0
+        except OSError:
+            self._lost()
+            return
+        if sent != len(data):
+            self._keep(memoryview(data)[sent:])
+
+    def _keep(self, rest: memoryview) -> None:
+        self._out.append(rest)
+        self.buffered += len(rest)
+        self._watch_writing(True)
+        self._written_before = self._written
+        self._timer = self.call_later(self.send_timeout, self._check_progress)
+
+    def _check_progress(self) -> None:
+        """A peer that takes nothing is given up; what waits for it must not wait for ever."""
+        self._timer = None
+        if self.closed or not self._out:
+            return
+        if self._written == self._written_before:
+            self._receiver.write_stalled()
+            return
+        self._written_before = self._written
+        self._timer = self.call_later(self.send_timeout, self._check_progress)
+
+    def _write_ready(self) -> None:
+        out = self._out
+        while out:
+            chunk = out[0]
+            try:
+                sent = self._send(chunk)
+            except AGAIN:
+                return
+            except OSError:
+                self._lost()
+                return
+            self.buffered -= sent
+            self._written += sent
+            if sent != len(chunk):
+                out[0] = memoryview(chunk)[sent:]
+                self._progressed()
+                return
+            out.popleft()
+        self._watch_writing(False)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._progressed()
+        if self._finishing:
+            self._half_close()
+        else:
+            self._receiver.write_drained()
+
+    def _lost(self) -> None:
+        """A write failed: the peer has gone. Told in the next turn, never inside a send."""
+        self._out.clear()
+        self.buffered = 0
+        self.call_soon(self._end_once)
+
+    def _end_once(self) -> None:
+        if not self.closed:
+            self._end()
+
+    # -- the end ---------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Half-close once all is written; what the peer sends from now on is thrown away."""
+        if self.closed or self._finishing:
+            return
+        self._finishing = True
+        if not self._out:
+            self._half_close()
+
+    def _half_close(self) -> None:
+        self.half_closed = True
+        try:
+            if isinstance(self.sock, _TlsSocket):
+                try:
+                    self.sock.unwrap()  # sends close_notify; the peer's is not waited for
+                except (OSError, ValueError):
+                    pass  # it always says that it wants to read
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self.call_soon(self._end_once)  # the peer was faster
+        self.resume()
+
+    def close(self) -> None:
+        """Shut the connection down at once; what was kept back is lost. Can be repeated."""
+        if self.closed:
+            return
+        self.closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._out.clear()
+        self.buffered = 0
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # not connected any more
+        self._progressed()

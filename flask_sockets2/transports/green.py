@@ -1,0 +1,189 @@
+"""gevent: the hub reads, one read watcher for each connection.
+
+The hub calls :meth:`GreenTransport._read_ready` when bytes are there, whatever the handler does;
+the message goes to the greenlet that waits for it by a direct switch. One greenlet runs at a time
+and none is switched away from inside this module, so nothing here is locked.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sized
+from contextlib import nullcontext
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from gevent import get_hub
+from gevent.event import Event
+from greenlet import getcurrent
+
+from .base import StreamTransport
+
+__all__ = ["GreenTransport"]
+
+_READ, _WRITE = 1, 2  # libev's event masks
+_EXPIRED = object()
+
+
+class GreenTransport(StreamTransport):
+    """A transport on gevent's hub; made and used in one native thread.
+
+    :param sock: gevent's own socket, plain or TLS.
+    """
+
+    __slots__ = (
+        "_event",
+        "_loop",
+        "_read_watcher",
+        "_reading",
+        "_switch",
+        "_write_watcher",
+        "clock",
+        "waiting",
+    )
+
+    lock = nullcontext()
+
+    def __init__(self, sock: socket.socket, *, send_timeout: float = 30.0) -> None:
+        super().__init__(sock, send_timeout=send_timeout)
+        hub = get_hub()
+        self._loop: Any = hub.loop  # Any: gevent's stubs know neither io() nor timer() in full
+        self._switch = hub.switch
+        self.clock = _clock(hub)
+        self.waiting: Any = None
+        self._event: Event | None = None
+        self._read_watcher: Any = self._loop.io(sock.fileno(), _READ)
+        self._write_watcher: Any = None
+        self._reading = False
+        if self._pending is not None:  # TLS
+            sock.setblocking(False)
+        else:
+            # gevent's recv() waits where the C socket says EAGAIN, and its send() asks for the
+            # socket's options each time; the hub must do neither.
+            raw = getattr(sock, "_sock", sock)
+            self._recv = raw.recv
+            self._send = raw.send
+
+    # -- the hub ---------------------------------------------------------------------------
+
+    def resume(self) -> None:
+        if not self._reading and not self.closed:
+            self._reading = True
+            self._read_watcher.start(self._read_ready)
+            if self._pending is not None and self._pending():
+                self.call_soon(self._read_on)
+
+    def pause(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._read_watcher.stop()
+
+    def call_soon(self, function: Callable[[], None]) -> None:
+        self._loop.run_callback(function)
+
+    def call_later(self, delay: float, function: Callable[[], None]) -> _GreenTimer:
+        return _GreenTimer(self._loop, delay, function)
+
+    def _watch_writing(self, wanted: bool) -> None:
+        if wanted:
+            if self._write_watcher is None:
+                self._write_watcher = self._loop.io(self.sock.fileno(), _WRITE)
+            self._write_watcher.start(self._write_ready)
+        elif self._write_watcher is not None:
+            self._write_watcher.stop()
+            self._write_watcher.close()
+            self._write_watcher = None
+
+    def _progressed(self) -> None:
+        event, self._event = self._event, None
+        if event is not None:
+            event.set()
+
+    def close(self) -> None:
+        if not self.closed:
+            self._read_watcher.stop()
+            self._read_watcher.close()
+            self._reading = False
+            self._watch_writing(False)
+            super().close()
+
+    # -- waiting ---------------------------------------------------------------------------
+
+    def wait(self, queue: Sized, timeout: float | None = None) -> Any:
+        if self.waiting is not None:
+            raise RuntimeError(
+                "another greenlet waits in receive() of this connection; let one greenlet receive"
+            )
+        timer = None
+        if timeout is not None:
+            timer = self.call_later(max(0.0, timeout), self._expire)
+        self.waiting = getcurrent()
+        try:
+            value = self._switch()
+        except BaseException:  # killed, or a gevent.Timeout: nobody waits here any more
+            self.waiting = None
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+        if value is _EXPIRED:
+            raise TimeoutError(f"no message came in {timeout} s")
+        return value
+
+    def wake(self, value: Any) -> None:
+        greenlet, self.waiting = self.waiting, None
+        greenlet.switch(value)
+
+    def _expire(self) -> None:
+        if self.waiting is not None:
+            self.wake(_EXPIRED)
+
+    def wait_progress(self, timeout: float | None) -> bool:
+        if self._event is None:
+            self._event = Event()
+        return bool(self._event.wait(timeout))
+
+
+class _GreenClock:
+    """One hub's timers, without a connection that they would keep alive."""
+
+    __slots__ = ("__weakref__", "_loop")
+
+    def __init__(self, loop: Any) -> None:
+        self._loop = loop
+
+    def call_later(self, delay: float, function: Callable[[], None]) -> _GreenTimer:
+        return _GreenTimer(self._loop, delay, function)
+
+
+_clocks: WeakKeyDictionary[Any, _GreenClock] = WeakKeyDictionary()
+
+
+def _clock(hub: Any) -> _GreenClock:
+    clock = _clocks.get(hub)
+    if clock is None:
+        clock = _clocks[hub] = _GreenClock(hub.loop)
+    return clock
+
+
+class _GreenTimer:
+    """One call by the hub, after a delay in seconds."""
+
+    __slots__ = ("_function", "_timer")
+
+    def __init__(self, loop: Any, delay: float, function: Callable[[], None]) -> None:
+        self._function: Callable[[], None] | None = function
+        self._timer = loop.timer(delay)
+        self._timer.start(self._run)
+
+    def _run(self) -> None:
+        function = self._function
+        self.cancel()
+        if function is not None:
+            function()
+
+    def cancel(self) -> None:
+        if self._function is not None:
+            self._function = None
+            self._timer.stop()
+            self._timer.close()
