@@ -1,0 +1,648 @@
+"""Connection: one WebSocket, a Protocol on a Transport, with gevent-websocket's interface and more.
+
+States::
+
+    CONNECTING ─ accept() ─> OPEN ─ close(), a close frame, a failure ─> CLOSING ─> CLOSED
+         └─ refused with an HTTP response: the connection is never opened     ↑
+                              OPEN ─ the peer vanishes ───────────────────────┘
+
+The hub or the selector thread feeds it whatever its handler does; a message goes straight to the
+greenlet or thread that waits in :meth:`Connection.receive`, or into a queue of bounded size.
+
+Differences from gevent-websocket's ``WebSocket``: binary messages are ``bytes``, not ``bytearray``;
+``send(None)`` on a closed connection does nothing, so that the loop ``while not ws.closed:
+ws.send(ws.receive())`` ends quietly; there is no ``stream`` and no ``current_app``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from .exceptions import ConnectionClosed, HandshakeError
+from .keepalive import Keepalive
+from .transports.base import READ_SIZE, READ_SIZE_LARGE, RETRY, Clock, StreamTransport, Timer
+from .wire import protocol as wire
+from .wire.frames import BINARY, CLOSE, PING, PONG, TEXT
+from .wire.handshake import Upgrade, parse_upgrade
+from .wire.protocol import Protocol
+
+__all__ = ["CLOSED", "CLOSING", "CONNECTING", "OPEN", "Connection", "Limits"]
+
+logger = logging.getLogger("flask_sockets2.connection")
+
+CONNECTING, OPEN, CLOSING, CLOSED = "CONNECTING", "OPEN", "CLOSING", "CLOSED"
+
+Take = Callable[[float], tuple[StreamTransport, bytes]]
+"""Take the socket over: send_timeout -> transport, bytes that came behind the request's head."""
+
+_REPLY_GRACE = 1.0  # seconds; how long a peer's close frame waits for the handler's last reply
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of one connection; sizes in bytes, times in seconds.
+
+    :param max_message_size: of one message, after decompression; beyond it 1009.
+    :param receive_buffer: of messages nobody has taken yet; beyond it nothing more is read.
+    :param send_buffer: kept back for a slow peer; beyond it :meth:`Connection.send` waits.
+    :param send_timeout: how long a send may wait, and a peer take nothing, before it is dropped.
+    :param close_timeout: for the closing handshake.
+    :param ping_interval: between pings, None for none.
+    :param ping_timeout: for a sign of life after a ping, None for as long as it takes.
+    :param compression: agree to permessage-deflate where the client offers it (RFC 7692).
+    """
+
+    max_message_size: int = 2**20
+    receive_buffer: int = 2**20
+    send_buffer: int = 2**20
+    send_timeout: float = 30.0
+    close_timeout: float = 5.0
+    ping_interval: float | None = 25.0
+    ping_timeout: float | None = 20.0
+    compression: bool = False
+
+
+_opened: set[Connection] = set()  # those that are open or closing, in this process
+
+_keepalives: WeakKeyDictionary[Clock, Keepalive] = WeakKeyDictionary()
+
+
+def _keepalive(clock: Clock) -> Keepalive:
+    """The one keepalive of a hub or selector thread."""
+    keepalive = _keepalives.get(clock)
+    if keepalive is None:
+        keepalive = _keepalives[clock] = Keepalive(clock.call_later)
+    return keepalive
+
+
+class Connection:
+    """One WebSocket, from the request for it to its end.
+
+    :param environ: WSGI environ of the request.
+    :param take: called once, when the connection is accepted, to take over the socket.
+
+    A handler is given it once it is accepted::
+
+        @sockets.route("/echo")
+        def echo(ws):
+            for message in ws:
+                ws.send(message)
+
+    Any greenlet or thread may send; one at a time may receive.
+    """
+
+    OPCODE_TEXT = TEXT
+    OPCODE_BINARY = BINARY
+    OPCODE_CLOSE = CLOSE
+    OPCODE_PING = PING
+    OPCODE_PONG = PONG
+
+    error: type[ConnectionClosed] = ConnectionClosed
+    """What is raised after the end; a server mixes its own error in."""
+
+    __slots__ = (
+        "__weakref__",
+        "_close_timer",
+        "_encode",
+        "_end_told",
+        "_handling",
+        "_heard",
+        "_held",
+        "_late_pong",
+        "_parse",
+        "_paused",
+        "_ping",
+        "_protocol",
+        "_queue",
+        "_queued",
+        "_refusal",
+        "_state",
+        "_take",
+        "_taken",
+        "_transport",
+        "_upgrade",
+        "_wait",
+        "close_code",
+        "close_reason",
+        "closed",
+        "environ",
+        "handler",
+        "latency",
+        "limits",
+        "on_end",
+        "ping_interval",
+        "ping_timeout",
+        "subprotocol",
+    )
+
+    def __init__(self, environ: Mapping[str, Any], take: Take) -> None:
+        self.environ = environ
+        #: The server's handler of the request, None where it has none.
+        self.handler: Any = None
+        #: Whether it has ended, as far as its handler is concerned: one that receives sees the
+        #: messages that came before the end first.
+        self.closed = False
+        #: Code and reason that it ended with (RFC 6455 §7.1.5): what the peer sent, else what we
+        #: sent, 1006 without either; None before.
+        self.close_code: int | None = None
+        self.close_reason = ""
+        #: The subprotocol agreed to; before accept, the one that the route prefers.
+        self.subprotocol: str | None = None
+        #: Seconds from the last ping to its pong, None before.
+        self.latency: float | None = None
+        self.limits = Limits()
+        self.ping_interval: float | None = None
+        self.ping_timeout: float | None = None
+        #: Called once, when it has ended after it was open.
+        self.on_end: Callable[[Connection], None] | None = None
+        self._take: Take | None = take
+        self._state = CONNECTING
+        self._transport: StreamTransport
+        self._protocol: Protocol
+        self._queue: deque[Any] = deque()  # unread messages, then None for the end
+        self._queued = 0  # bytes ever put into the queue: the reader's; and taken: the handler's
+        self._taken = 0
+        self._paused = False
+        self._end_told = False
+        self._handling = False  # the handler has received and not yet come back for more
+        self._held = False  # the peer's close frame waits for that
+        self._heard = 0
+        self._ping: tuple[bytes, float] | None = None
+        self._late_pong: bytes | None = None
+        self._close_timer: Timer | None = None
+        self._upgrade: Upgrade | None = None
+        self._refusal: HandshakeError | None = None
+        try:
+            self._upgrade = parse_upgrade(environ)
+        except HandshakeError as exc:
+            self._refusal = exc
+
+    @staticmethod
+    def opened() -> list[Connection]:
+        """All connections of this process that were accepted and have not ended."""
+        return list(_opened)
+
+    # -- the request -----------------------------------------------------------------------
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the 101 response has been sent."""
+        return self._state is not CONNECTING
+
+    @property
+    def subprotocols(self) -> tuple[str, ...]:
+        """What the client offers, in its order of preference."""
+        return self._upgrade.subprotocols if self._upgrade else ()
+
+    @property
+    def origin(self) -> str | None:
+        """The ``Origin`` header field of the request."""
+        return self.environ.get("HTTP_ORIGIN")
+
+    @property
+    def path(self) -> str | None:
+        """The path of the request."""
+        return self.environ.get("PATH_INFO")
+
+    @property
+    def protocol(self) -> str | None:
+        """The ``Sec-WebSocket-Protocol`` header field as it came; see :attr:`subprotocol`."""
+        return self.environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL")
+
+    @property
+    def version(self) -> str | None:
+        """The ``Sec-WebSocket-Version`` header field of the request."""
+        return self.environ.get("HTTP_SEC_WEBSOCKET_VERSION")
+
+    @property
+    def logger(self) -> logging.Logger:
+        """Where this package logs about connections."""
+        return logger
+
+    def check(self) -> None:
+        """See whether the request can be accepted.
+
+        :raises HandshakeError: when it cannot, with the HTTP status to answer with.
+        """
+        if self._refusal is not None:
+            raise self._refusal
+
+    def accept(
+        self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = ()
+    ) -> None:
+        """Send the 101 response; does nothing where it was sent.
+
+        :param subprotocol: one of :attr:`subprotocols`; by default the route's choice.
+        :param headers: further header fields of the response.
+        :raises HandshakeError: when the request is no valid handshake.
+        :raises ValueError: when the subprotocol was not offered or a field cannot be sent.
+        """
+        if self._state is not CONNECTING:
+            return
+        self.check()
+        assert self._upgrade is not None
+        assert self._take is not None
+        limits = self.limits
+        subprotocol = subprotocol or self.subprotocol
+        response, extensions = self._upgrade.response(
+            subprotocol=subprotocol, compression=limits.compression, headers=headers
+        )
+        transport, early = self._take(limits.send_timeout)
+        self._take = None
+        protocol = Protocol(max_message_size=limits.max_message_size, extensions=extensions)
+        self.subprotocol = subprotocol
+        self._transport = transport
+        self._protocol = protocol
+        self._parse = protocol.receive
+        self._encode = protocol.send
+        self._wait = transport.wait
+        self.ping_interval, self.ping_timeout = limits.ping_interval, limits.ping_timeout
+        with transport.lock:
+            self._state = OPEN
+            _opened.add(self)
+            transport.write(response)
+            if early:
+                transport.call_soon(lambda: self.data_received(early))
+            transport.start(self)
+        if self.ping_interval:
+            transport.call_soon(lambda: _keepalive(transport.clock).watch(self))
+        logger.info("open %s from %s", self.path, self.environ.get("REMOTE_ADDR"))
+
+    # -- receiving -------------------------------------------------------------------------
+
+    def receive(self, timeout: float | None = None) -> Any:
+        """Wait for the next message.
+
+        :param timeout: seconds to wait, None for as long as it takes.
+        :returns: ``str`` for text, ``bytes`` for binary, None once the connection has ended.
+        :raises TimeoutError: when none came in time; the connection goes on.
+        :raises ConnectionClosed: when the end has been told already.
+        :raises RuntimeError: when another greenlet or thread receives.
+        """
+        queue = self._queue
+        while True:
+            if queue:
+                message = queue.popleft()
+                if message is None:
+                    return self._tell_end()
+                self._handling = True
+                self._taken += len(message)
+                if self._paused:
+                    self._resume_when_caught_up()
+                return message
+            self._handling = False
+            if self._state is not OPEN:
+                if self._state is CONNECTING:
+                    self.accept()
+                    continue
+                return self._tell_end()
+            if self._held:
+                self._release()
+                continue
+            message = self._wait(queue, timeout)
+            if message is RETRY:
+                continue
+            if message is None:
+                return self._tell_end()
+            self._handling = True
+            return message
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over the messages until the connection has ended."""
+        return iter(self.receive, None)
+
+    def _tell_end(self) -> None:
+        """Say None once, so that a loop that only looks at the message ends, too."""
+        self.closed = True
+        if self._end_told:
+            raise self._closed_error()
+        self._end_told = True
+
+    def _closed_error(self) -> ConnectionClosed:
+        return self.error(self, self.close_code, self.close_reason)
+
+    def _resume_when_caught_up(self) -> None:
+        if self._queued - self._taken <= self.limits.receive_buffer // 2:
+            self._paused = False
+            self._transport.call_soon(self._go_on)
+
+    # -- sending ---------------------------------------------------------------------------
+
+    def send(self, message: Any, binary: bool | None = None) -> None:
+        """Send one message: to the kernel at once, or into the buffer for a slow peer.
+
+        :param message: ``str``, or ``bytes``, ``bytearray`` or ``memoryview``.
+        :param binary: send it as binary; None: text for ``str``, binary for anything else.
+        :raises ConnectionClosed: when the connection has ended, or the peer took nothing for
+            ``send_timeout`` seconds while the buffer was full.
+        :raises TypeError: when the message is neither text nor bytes.
+        """
+        if self._state is not OPEN and not self._can_send(message):
+            return
+        transport = self._transport
+        if transport.buffered:
+            self._wait_for_room(message)
+        if self._protocol.compresses:
+            with transport.lock:  # the order of compressing is the order of sending
+                transport.write(self._encode(message, binary))
+        else:
+            transport.write(self._encode(message, binary))
+
+    def _can_send(self, message: Any) -> bool:
+        if self._state is CONNECTING:
+            self.accept()
+            return True
+        if message is None:  # the last turn of: while not ws.closed: ws.send(ws.receive())
+            return False
+        raise self._closed_error()
+
+    def _wait_for_room(self, message: Any) -> None:
+        """Wait until the peer has taken enough; it is dropped when it does not."""
+        transport = self._transport
+        size = len(message) if isinstance(message, str | bytes | bytearray) else 0
+        limit = max(0, self.limits.send_buffer - size)
+        deadline = monotonic() + self.limits.send_timeout
+        with transport.lock:
+            while transport.buffered > limit:
+                if not transport.wait_progress(max(0.0, deadline - monotonic())):
+                    self.write_stalled()
+        if self._state is not OPEN:
+            raise self._closed_error()
+
+    def send_frame(self, message: Any, opcode: int) -> None:
+        """Send one frame of a given opcode (gevent-websocket's): text, binary, ping or pong.
+
+        :raises ValueError: for another opcode.
+        """
+        if opcode in (TEXT, BINARY):
+            self.send(message, binary=opcode == BINARY)
+            return
+        if opcode not in (PING, PONG):
+            raise ValueError(
+                f"cannot send a frame of opcode {opcode}; use send(), ping() or close()"
+            )
+        payload = message.encode() if isinstance(message, str) else bytes(message or b"")
+        if self._state is not OPEN and not self._can_send(payload):
+            return
+        protocol = self._protocol
+        self._transport.write(
+            protocol.ping(payload) if opcode == PING else protocol.pong_frame(payload)
+        )
+
+    def ping(self, payload: str | bytes = b"") -> None:
+        """Send a ping of at most 125 bytes; the peer's pong is not waited for."""
+        self.send_frame(payload, PING)
+
+    # -- closing ---------------------------------------------------------------------------
+
+    def close(self, code: int = 1000, reason: str | bytes = "", *, message: Any = None) -> None:
+        """Start the closing handshake and return; does nothing where it has been started.
+
+        :param code: 1000, or 4000 to 4999 for codes of the application's own.
+        :param reason: at most 123 bytes of text.
+        :param message: gevent-websocket's name of ``reason``.
+        :raises ValueError: when a close frame cannot carry the code or the reason.
+        """
+        reason = message or reason
+        if isinstance(reason, bytes | bytearray):
+            reason = bytes(reason).decode()
+        if self._state is CONNECTING:
+            self.accept()
+        with self._transport.lock:
+            if self._held:
+                self._answer_close()
+            elif self._state is OPEN:
+                self._protocol.close(code, reason)
+                self._attend()
+        self.closed = True
+
+    def fail(self, code: int, reason: str = "") -> None:
+        """Send a close frame and end, without waiting for the peer's (RFC 6455 §7.1.7)."""
+        with self._transport.lock:
+            if self._state is OPEN or self._state is CLOSING:
+                self._protocol.fail(code, reason)
+                self._attend()
+
+    def abort(self) -> None:
+        """Drop the connection at once, without a closing handshake."""
+        with self._transport.lock:
+            if self._state is not CLOSED:
+                self._transport.close()
+                self._ended()
+
+    def finish(self, code: int = 1000, reason: str = "") -> None:
+        """Close the connection and wait until it is over: its handler has returned.
+
+        :param code: close code, where no closing handshake has been started.
+        """
+        if self._state is CONNECTING:
+            return
+        self.close(code, reason)
+        self.wait_closed(self.limits.close_timeout + 1.0)  # the close timer comes first
+        self.abort()
+        self._queue.clear()
+        self.environ = {"PATH_INFO": self.path}  # the environ holds us: break the circle
+
+    def wait_closed(self, timeout: float) -> None:
+        """Wait until the connection is over, at most so many seconds."""
+        transport = self._transport
+        deadline = monotonic() + timeout
+        with transport.lock:
+            while not transport.closed and monotonic() < deadline:
+                transport.wait_progress(max(0.0, deadline - monotonic()))
+
+    def _start_closing(self) -> None:
+        """The closing handshake is under way; the handler can send nothing more."""
+        self._state = CLOSING
+        self._held = False
+        self._set_close_code()
+        transport = self._transport
+        if self._close_timer is None:
+            self._close_timer = transport.call_later(self.limits.close_timeout, self.abort)
+        if self._paused or self._protocol.more:
+            self._paused = False
+            transport.call_soon(self._go_on)
+        self._announce_end()
+
+    def _set_close_code(self) -> None:
+        protocol = self._protocol
+        self.close_code, self.close_reason = (
+            protocol.close_received or protocol.close_sent or (1006, "")
+        )
+
+    def _announce_end(self) -> None:
+        """Tell the handler, in the next turn: whoever closes may be any greenlet."""
+        if self._end_told:
+            return
+        if not self._queue or not self._handling:
+            self.closed = True
+        else:  # it sees what came before first, unless it never comes back for it
+            self._transport.call_later(self.limits.send_timeout, self._set_closed)
+        self._queue.append(None)
+        self._transport.call_soon(self._wake_for_end)
+
+    def _set_closed(self) -> None:
+        self.closed = True
+
+    def _wake_for_end(self) -> None:
+        if self._transport.waiting is not None and self._queue:
+            self._transport.wake(RETRY)
+
+    def _ended(self) -> None:
+        """The transport is closed."""
+        if self._state is CLOSED:
+            return
+        was_open = self._state is OPEN
+        _opened.discard(self)
+        self._protocol.receive_eof()
+        self._state = CLOSED
+        self._held = False
+        self._set_close_code()
+        if self._close_timer is not None:
+            self._close_timer.cancel()
+            self._close_timer = None
+        transport = self._transport
+        if self.ping_interval:
+            transport.call_soon(lambda: _keepalive(transport.clock).forget(self))
+        if was_open:
+            self._announce_end()
+        logger.info("closed %s with %s %s", self.path, self.close_code, self.close_reason)
+        if self.on_end is not None:
+            self.on_end(self)
+
+    # -- the hub or the selector thread ----------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        self._heard += 1
+        messages = self._parse(data)
+        if messages:
+            transport, queue = self._transport, self._queue
+            for message in messages:
+                if transport.waiting is not None and not queue:
+                    transport.wake(message)
+                else:
+                    queue.append(message)
+                    self._queued += len(message)
+        if self._protocol.attention:
+            self._attend()
+        if self._queued - self._taken > self.limits.receive_buffer and self._state is OPEN:
+            self._pause()
+
+    def _pause(self) -> None:
+        """The handler does not keep up: TCP tells the peer to wait."""
+        self._paused = True
+        self._transport.pause()
+        if self._queued - self._taken <= self.limits.receive_buffer:
+            self._resume_when_caught_up()  # it has caught up just now, in another thread
+
+    def _attend(self) -> None:
+        """Do what the protocol asks for beyond messages: pongs, closing, another turn."""
+        protocol, transport = self._protocol, self._transport
+        protocol.attention = False
+        if protocol.pong is not None:
+            self._take_pong(protocol.pong)
+            protocol.pong = None
+        if protocol.state is not wire.OPEN:
+            self._attend_closing()
+        elif protocol.output:
+            if transport.buffered:
+                self._late_pong = protocol.output[-1]  # the newest ping counts (§5.5.3)
+            else:
+                transport.write(b"".join(protocol.output))
+            protocol.output.clear()
+        if protocol.more:
+            transport.pause()
+            if not self._paused:
+                transport.call_soon(self._go_on)
+        missing = protocol.missing
+        transport.read_size = READ_SIZE if missing < READ_SIZE else READ_SIZE_LARGE
+
+    def _attend_closing(self) -> None:
+        """Write the close frame, unless the handler still owes the replies to what came before.
+
+        RFC 6455 §5.5.1 lets an endpoint delay its close frame. What gevent-websocket's users
+        know is kept so: a close frame is seen after the messages before it were handled.
+        """
+        protocol = self._protocol
+        if self._state is OPEN and protocol.close_received and not protocol.failed:
+            if not self._held and (self._queue or self._handling):
+                self._held = True
+                grace = self.limits.close_timeout if self._queue else _REPLY_GRACE
+                self._transport.call_later(min(grace, self.limits.close_timeout), self._release)
+            if self._held:
+                return
+        self._answer_close()
+
+    def _release(self) -> None:
+        """Answer the close frame that waited for the handler."""
+        with self._transport.lock:
+            if self._held:
+                self._handling = False
+                self._answer_close()
+
+    def _answer_close(self) -> None:
+        protocol, transport = self._protocol, self._transport
+        if protocol.output:
+            transport.write(b"".join(protocol.output))
+            protocol.output.clear()
+        if self._state is OPEN:
+            self._start_closing()
+        if protocol.finished:
+            transport.finish()
+
+    def _take_pong(self, payload: bytes) -> None:
+        if self._ping is not None and self._ping[0] == payload:
+            self.latency = monotonic() - self._ping[1]
+            self._ping = None
+
+    def _go_on(self) -> None:
+        """Take up reading where it was left."""
+        if self._paused or self._state is CLOSED:
+            return
+        if self._protocol.more:
+            self.data_received(b"")
+        if not self._protocol.more and not self._paused:
+            self._transport.resume()
+
+    def eof_received(self) -> None:
+        self._ended()
+
+    def write_drained(self) -> None:
+        if self._late_pong is not None:
+            pong, self._late_pong = self._late_pong, None
+            self._transport.write(pong)
+
+    def write_stalled(self) -> None:
+        if self._state is not CLOSED:
+            logger.info(
+                "dropped %s: the peer took nothing for %s s (send_timeout)",
+                self.path,
+                self.limits.send_timeout,
+            )
+            self.abort()
+
+    # -- keepalive -------------------------------------------------------------------------
+
+    def heard(self) -> int:
+        """A number that changes whenever something comes from the peer."""
+        return self._heard
+
+    def keepalive_ping(self) -> None:
+        """Send a ping that the latency is measured by."""
+        with self._transport.lock:
+            if self._state is OPEN and not self._held:
+                payload = os.urandom(4)
+                self._ping = (payload, monotonic())
+                self._transport.write(self._protocol.ping(payload))
+
+    def keepalive_failed(self) -> None:
+        """Nothing came after a ping: the peer is dead, though TCP has not said so."""
+        self.fail(1011, "keepalive ping timeout")
+        self.abort()
