@@ -1,0 +1,1 @@
+"""Where a connection comes from: our own servers, or the socket of somebody else's."""

@@ -1,0 +1,206 @@
+"""gevent's pywsgi with WebSockets: the application routes first, the 101 response comes after.
+
+:class:`WebSocketHandler` goes where gevent-websocket's handler went::
+
+    pywsgi.WSGIServer(("127.0.0.1", 5000), app, handler_class=WebSocketHandler).serve_forever()
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable
+from io import BytesIO
+from typing import Any
+
+import gevent
+from gevent.pywsgi import WSGIHandler, WSGIServer
+from geventwebsocket.exceptions import WebSocketError as GeventWebSocketError
+
+from ..connection import Connection
+from ..exceptions import ConnectionClosed
+from ..transports.base import StreamTransport
+from ..transports.green import GreenTransport
+from ..wire.handshake import is_upgrade
+
+__all__ = ["GreenConnection", "WebSocketHandler", "WebSocketServer"]
+
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 §5.6.2
+_CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+
+_REQUEST_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+class _SlowRequest(ValueError):
+    """The head of a request took longer than the handshake timeout."""
+
+
+class GreenConnectionClosed(ConnectionClosed, GeventWebSocketError):  # type: ignore[misc]  # untyped base
+    """ConnectionClosed that handlers written for gevent-websocket catch, too."""
+
+
+class GreenConnection(Connection):
+    """A connection under our own handler."""
+
+    __slots__ = ()
+    error = GreenConnectionClosed
+
+
+class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs make it Any
+    """A pywsgi handler that gives the application ``environ["wsgi.websocket"]``.
+
+    What pywsgi lets pass is refused with 400: header lines that are none, a space before the
+    colon, folded lines, a Host field absent or repeated (RFC 9112 §3.2, §5.1, §5.2).
+    """
+
+    #: Seconds for the head of a request to arrive.
+    handshake_timeout = 10.0
+    #: Seconds to wait for the next request on the same connection.
+    keep_alive_timeout = 75.0
+
+    rfile: Any
+    response_headers: list[tuple[bytes, bytes]]
+    _connection: GreenConnection | None = None
+    _deadline = 0.0
+    _requests = 0
+
+    # -- the head of a request -------------------------------------------------------------
+
+    def read_requestline(self) -> str:
+        if self._requests:  # between two requests a client may rest; TimeoutError closes silently
+            with gevent.Timeout(self.keep_alive_timeout, TimeoutError("no further request came")):
+                self.rfile.peek(1)
+        self._requests += 1
+        self._deadline = time.monotonic() + self.handshake_timeout
+        with gevent.Timeout(self.handshake_timeout, TimeoutError("no request came")):
+            line: str = super().read_requestline()
+            return line
+
+    def read_request(self, raw_requestline: str) -> bool:
+        left = max(0.001, self._deadline - time.monotonic())
+        slow = _SlowRequest(f"the head of the request took over {self.handshake_timeout} s")
+        with gevent.Timeout(left, slow):
+            valid: bool = super().read_request(raw_requestline)
+        self._check_headers()
+        return valid
+
+    def _check_headers(self) -> None:
+        if self.headers.defects:
+            raise ValueError("a header line has no colon, or the first one begins with a space")
+        for name, value in self.headers.items():
+            if not _TOKEN.fullmatch(name):
+                raise ValueError("the name of a header field is no token")
+            if _CONTROLS.search(value):
+                raise ValueError("a header field is folded or holds a control character")
+        if self.request_version == "HTTP/1.1" and len(self.headers.get_all("host", [])) != 1:
+            raise ValueError("expected exactly one Host header field")
+
+    def _handle_client_error(self, ex: Exception) -> tuple[str, bytes]:
+        answer: tuple[str, bytes] = super()._handle_client_error(ex)
+        return ("408", _REQUEST_TIMEOUT) if isinstance(ex, _SlowRequest) else answer
+
+    def get_environ(self) -> dict[str, Any]:
+        environ: dict[str, Any] = super().get_environ()
+        environ["wsgi.early_hints"] = self.send_early_hints
+        return environ
+
+    def send_early_hints(self, headers: Iterable[tuple[str, str]]) -> None:
+        """Send a 103 Early Hints response (RFC 8297), as gunicorn's ``wsgi.early_hints``.
+
+        Does nothing once the response has begun, and for a client of HTTP/1.0.
+
+        :raises ValueError: when a name is no token or a value holds a control character.
+        """
+        lines = []
+        for name, value in headers:
+            if not _TOKEN.fullmatch(name) or _CONTROLS.search(value):
+                raise ValueError(f"the header field {name!r} cannot be sent as an early hint")
+            lines.append(f"{name}: {value}\r\n")
+        if self.headers_sent or self.request_version < "HTTP/1.1":
+            return
+        head = "HTTP/1.1 103 Early Hints\r\n" + "".join(lines) + "\r\n"
+        self.socket.sendall(head.encode("latin-1"))
+
+    # -- the response ----------------------------------------------------------------------
+
+    def run_application(self) -> None:
+        if not is_upgrade(self.environ):
+            super().run_application()
+            return
+        if self.server.closed:
+            self._refuse_stopping()
+            return
+        connection = GreenConnection(self.environ, self._take)
+        connection.handler = self
+        self._connection = connection
+        self.environ["wsgi.websocket"] = connection
+        self.environ["wsgi.websocket_version"] = connection.version
+        try:
+            super().run_application()
+        except Exception:
+            if connection.accepted:
+                connection.finish(1011)
+            raise
+        except BaseException:  # the server kills its handlers: there is no time to say goodbye
+            if connection.accepted:
+                connection.abort()
+            raise
+        finally:
+            if connection.accepted:
+                connection.finish()
+                self._log_as_upgraded()
+            connection.handler = None
+
+    def _refuse_stopping(self) -> None:
+        """The server takes no new connections; another one will."""
+        self.result = [b"this server is stopping; connect again\n"]
+        headers = [("Retry-After", "1"), ("Connection", "close"), ("Content-Type", "text/plain")]
+        super().start_response("503 Service Unavailable", headers)
+        self.process_result()
+
+    def _take(self, send_timeout: float) -> tuple[StreamTransport, bytes]:
+        """Take the socket over; what is needed no more is let go, since it may be for long."""
+        self.socket.setblocking(False)
+        early = b""
+        while chunk := self.rfile.peek(1):
+            early += self.rfile.read(len(chunk))
+        self.rfile.close()
+        self.environ["wsgi.input"] = self.rfile = BytesIO()
+        self.close_connection = True
+        return GreenTransport(self.socket, send_timeout=send_timeout), early
+
+    def _upgraded(self) -> bool:
+        return self._connection is not None and self._connection.accepted
+
+    def _log_as_upgraded(self) -> None:
+        self.status, self._orig_status, self.code = b"101 Switching Protocols", None, 101
+        self.response_headers = []
+
+    def start_response(
+        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
+    ) -> Callable[[bytes], None]:
+        if self._upgraded():
+            return self.write
+        if self._connection is not None:  # refused: what follows may be frames, not requests
+            headers = [*headers, ("Connection", "close")]
+        write: Callable[[bytes], None] = super().start_response(status, headers, exc_info)
+        return write
+
+    def write(self, data: bytes) -> None:
+        if not self._upgraded():
+            super().write(data)
+
+    def process_result(self) -> None:
+        if not self._upgraded():
+            super().process_result()
+
+
+class WebSocketServer(WSGIServer):  # type: ignore[misc]  # gevent's stubs make it Any
+    """A pywsgi server with :class:`WebSocketHandler`, ready to use.
+
+    ::
+
+        WebSocketServer(("127.0.0.1", 5000), app).serve_forever()
+    """
+
+    handler_class = WebSocketHandler

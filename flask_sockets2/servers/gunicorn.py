@@ -1,0 +1,96 @@
+"""gunicorn's worker: ``gunicorn -k flask_sockets2.worker app:app``.
+
+It counts requests for ``max_requests``, which gunicorn's own pywsgi worker does not, and drains: it
+stops accepting, closes its WebSockets with 1001 in batches over the graceful timeout, and ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from math import ceil
+from types import FrameType
+from typing import Any
+
+import gevent
+from gunicorn.workers.ggevent import GeventPyWSGIWorker, PyWSGIHandler, PyWSGIServer
+
+from ..connection import Connection
+from .gevent import WebSocketHandler
+
+__all__ = ["Worker"]
+
+_BATCH_INTERVAL = 0.1  # seconds
+_SMALLEST_BATCH = 50  # connections
+_DRAIN_SHARE = 0.7  # of the graceful timeout; the rest is for the last closing handshakes
+
+
+class _Handler(WebSocketHandler, PyWSGIHandler):  # type: ignore[misc]  # gunicorn is untyped
+    """Our handler with gunicorn's access log."""
+
+
+class _Server(PyWSGIServer):  # type: ignore[misc]  # gunicorn is untyped
+    """A server that drains once it has stopped accepting.
+
+    :param drain_time: seconds over which the connections are closed.
+    """
+
+    def __init__(self, *args: Any, drain_time: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._drain_time = drain_time
+
+    def close(self) -> None:
+        was_open = not self.closed
+        super().close()
+        if was_open:
+            gevent.spawn(_drain, self._drain_time)
+
+
+def _drain(seconds: float) -> None:
+    """Close all connections with 1001, so many at a time that their peers do not all come back
+    at once."""
+    waiting = Connection.opened()
+    batch = max(_SMALLEST_BATCH, ceil(len(waiting) * _BATCH_INTERVAL / max(seconds, 0.1)))
+    while waiting:
+        for connection in waiting[:batch]:
+            connection.close(1001, "server shutdown")
+        del waiting[:batch]
+        if waiting:
+            gevent.sleep(_BATCH_INTERVAL)
+
+
+class Worker(GeventPyWSGIWorker):  # type: ignore[misc]  # gunicorn is untyped
+    """A gunicorn worker on gevent whose requests may become WebSockets."""
+
+    wsgi_handler: Any = _Handler
+    wsgi: Any
+    alive: bool
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        drain_time = self.cfg.graceful_timeout * _DRAIN_SHARE
+        self.server_class = partial(_Server, drain_time=drain_time)
+
+    def load_wsgi(self) -> None:
+        super().load_wsgi()
+        config = getattr(self.wsgi, "config", None)
+        handler: dict[str, Any] = {"keep_alive_timeout": self.cfg.keepalive}
+        if isinstance(config, dict) and "SOCKETS_HANDSHAKE_TIMEOUT" in config:
+            handler["handshake_timeout"] = config["SOCKETS_HANDSHAKE_TIMEOUT"]
+        self.wsgi_handler = type("Handler", (_Handler,), handler)  # this worker's own settings
+        self.wsgi = self._counted(self.wsgi)
+
+    def _counted(self, application: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+            self.nr += 1
+            if self.nr >= self.max_requests and self.alive:
+                self.log.info("Autorestarting worker after current request.")
+                self.alive = False
+            return application(environ, start_response)
+
+        return counted
+
+    def handle_quit(self, sig: int, frame: FrameType | None) -> None:
+        for connection in Connection.opened():
+            connection.close(1001, "server shutdown")
+        super().handle_quit(sig, frame)
