@@ -1,0 +1,50 @@
+"""Server push for Flask: WebSocket routes that run on every server.
+
+Importing this package imports neither gevent nor gunicorn: what needs them is imported when it is
+asked for (PEP 562).
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+from .connection import Connection, Limits
+from .exceptions import ConnectionClosed, HandshakeError, WebSocketError, WebSocketRejected
+from .sockets import Sockets
+
+if TYPE_CHECKING:
+    from .servers.gevent import WebSocketHandler, WebSocketServer
+    from .servers.gunicorn import Worker
+
+    worker = Worker
+
+__all__ = [
+    "Connection",
+    "ConnectionClosed",
+    "HandshakeError",
+    "Limits",
+    "Sockets",
+    "WebSocketError",
+    "WebSocketHandler",
+    "WebSocketRejected",
+    "WebSocketServer",
+    "Worker",
+    "__version__",
+    "worker",
+]
+
+_LAZY = {
+    "WebSocketHandler": ("servers.gevent", "WebSocketHandler"),
+    "WebSocketServer": ("servers.gevent", "WebSocketServer"),
+    "Worker": ("servers.gunicorn", "Worker"),
+    "worker": ("servers.gunicorn", "Worker"),  # gunicorn -k flask_sockets2.worker
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    return getattr(import_module(f".{module}", __name__), attribute)

@@ -1,0 +1,78 @@
+"""Settings with their defaults, and what the package keeps about one application.
+
+===============================  ===========  =====================================================
+setting                          default      meaning
+===============================  ===========  =====================================================
+``SOCKETS_ALLOWED_ORIGINS``      None         origins that may connect: a list, ``"*"``, or None
+                                              for the page's own host
+``SOCKETS_MAX_MESSAGE_SIZE``     1 MiB        bytes of one message
+``SOCKETS_RECEIVE_BUFFER``       1 MiB        bytes of messages that the handler has not taken
+``SOCKETS_SEND_BUFFER``          1 MiB        bytes kept back for a slow peer
+``SOCKETS_SEND_TIMEOUT``         30           seconds until a peer that takes nothing is dropped
+``SOCKETS_CLOSE_TIMEOUT``        5            seconds for the closing handshake
+``SOCKETS_PING_INTERVAL``        25           seconds between pings, None for none
+``SOCKETS_PING_TIMEOUT``         20           seconds for a sign of life after a ping
+``SOCKETS_COMPRESSION``          False        agree to permessage-deflate
+``SOCKETS_MAX_CONNECTIONS``      None         open connections of the application in one process
+``SOCKETS_HANDSHAKE_TIMEOUT``    10           seconds for the head of a request, under our worker
+===============================  ===========  =====================================================
+
+Each but the last two can also be given to a route, in lower case and without the prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from flask import Flask, current_app
+
+from .connection import Connection, Limits
+
+__all__ = ["LIMITS", "State", "limits_of", "state_of"]
+
+EXTENSION = "flask_sockets2"
+
+LIMITS = frozenset(limit.name for limit in fields(Limits))
+"""Names of the limits that a route may set for itself."""
+
+_MAY_BE_NONE = frozenset(("ping_interval", "ping_timeout"))
+
+
+@dataclass(slots=True)
+class State:
+    """What the package keeps about one application, in this process.
+
+    :param connections: those that are open.
+    """
+
+    connections: set[Connection] = field(default_factory=set)
+
+
+def state_of(app: Flask | None = None) -> State:
+    """Return the state of an application, by default the current one."""
+    state: State = (app or current_app).extensions[EXTENSION]
+    return state
+
+
+def limits_of(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Limits:
+    """Return the limits of a route: its own, else the application's, else the defaults.
+
+    :raises ValueError: when one is not a positive number, naming it.
+    """
+    values = {}
+    for name in LIMITS:
+        setting = f"SOCKETS_{name.upper()}"
+        if name in overrides:
+            values[name] = overrides[name]
+        elif setting in config:
+            values[name] = config[setting]
+        else:
+            continue
+        value = values[name]
+        if name == "compression" or (value is None and name in _MAY_BE_NONE):
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise ValueError(f"{setting} must be a number above 0, got {value!r}")
+    return Limits(**values)
