@@ -1,0 +1,54 @@
+# make demo   serve the examples on http://127.0.0.1:5000 (HOST=, PORT=)
+# make test   run the tests (ARGS="-k echo" to choose)
+#
+# Both need Python 3.11 or newer and nothing else; what they install goes into .venv.
+
+PYTHON ?= python3
+VENV ?= .venv
+HOST ?= 127.0.0.1
+PORT ?= 5000
+ARGS ?= -n auto
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types bench clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 4
+	@echo 'also: make lint, make types, make bench, make clean'
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+		"$(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp for each set of packages, renewed when what is asked for has changed.
+$(VENV)/.installed: pyproject.toml requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-%: pyproject.toml requirements.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+demo: $(VENV)/.installed
+	@echo 'Open http://$(HOST):$(PORT) in a browser; Ctrl-C ends it.'
+	$(BIN)/gunicorn -k flask_sockets2.worker -b '$(HOST):$(PORT)' examples.demo:app
+
+test: $(VENV)/.installed-test
+	@tests/system-packages.sh
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-test
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+clean:
+	rm -rf $(VENV) .tox .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -prune -exec rm -rf {} +

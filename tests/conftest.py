@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests import servers
+from tests.plugin_no_skips import (  # noqa: F401 (pytest finds hooks by name)
+    pytest_make_collect_report,
+    pytest_runtest_makereport,
+)
+from tests.servers import Server, Servers
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def unused_port() -> int:
+    return servers.unused_port()
+
+
+@pytest.fixture
+def server_factory(tmp_path: Path) -> Iterator[Servers]:
+    """All ways of starting a server; each is stopped when the test ends."""
+    with servers.servers_in(tmp_path) as factory:
+        yield factory
+
+
+@pytest.fixture
+def gunicorn(server_factory: Servers) -> Callable[..., Server]:
+    """``gunicorn(source, worker=..., args=[...])``: see :meth:`Servers.gunicorn`."""
+    return server_factory.gunicorn
+
+
+@pytest.fixture
+def flask_run(server_factory: Servers) -> Callable[..., Server]:
+    """``flask_run(source, args=["--reload"])``: see :meth:`Servers.flask_run`."""
+    return server_factory.flask_run
+
+
+@pytest.fixture
+def pywsgi_server(server_factory: Servers) -> Callable[..., Server]:
+    """``pywsgi_server(source, port=...)`` runs ``python app.py``: see :meth:`Servers.script`."""
+    return server_factory.script
+
+
+@pytest.fixture
+def nginx(server_factory: Servers) -> Callable[[Server], Server]:
+    """``nginx(upstream)``: a real nginx in front of a server."""
+    if servers.nginx_program() is None:
+        pytest.skip("no nginx: apt-get install nginx-light")
+    return server_factory.nginx
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium.
+
+    Not for the whole session: while it is open its event loop counts as running in this
+    thread, so that a test elsewhere could not call ``asyncio.run``.
+    """
+    program = servers.chromium_program()
+    if program is None:
+        pytest.skip("no Chromium: apt-get install chromium-headless-shell, or set CHROMIUM")
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="no playwright: pip install playwright"
+    )
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=program,
+            args=["--disable-background-networking", "--disable-quic"],
+        )
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A new page without cookies; an error in its scripts fails the test."""
+    context = browser.new_context()
+    context.set_default_timeout(10_000)
+    page = context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    yield page
+    context.close()
+    assert errors == []
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> servers.Certificate:
+    """A certificate for 127.0.0.1 and localhost, and the authority that a client must trust."""
+    return servers.make_certificate(tmp_path_factory.mktemp("certificate"))

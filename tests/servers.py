@@ -1,0 +1,372 @@
+"""Real servers in processes of their own, for tests that talk to them over TCP.
+
+Every wait here has a deadline, and what a server wrote is part of the error when it passes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import re
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import dedent
+
+import trustme
+
+START_TIMEOUT = 20.0
+STOP_TIMEOUT = 10.0
+
+CHROMIUM_NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+
+
+class ServerFailed(AssertionError):
+    """A server did not do in time what the test waited for."""
+
+
+def wait_until(condition: Callable[[], object], what: str, timeout: float = 5.0) -> None:
+    """Poll ``condition`` until it is true.
+
+    :param what: what is waited for, for the message.
+    :raises TimeoutError: when it is not true after ``timeout`` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {timeout} s in vain for {what}")
+        time.sleep(0.01)
+
+
+def unused_port() -> int:
+    """A port of 127.0.0.1 that nobody uses at the moment."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def accepts(port: int) -> bool:
+    """Whether something listens on a port of 127.0.0.1."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+class Server:
+    """A server process on 127.0.0.1, and what it wrote.
+
+    :param command: program and arguments.
+    :param log: file that takes its standard output and error.
+    :param environ: variables set on top of this process's.
+    :param secure: it speaks TLS.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str | Path],
+        *,
+        cwd: Path,
+        log: Path,
+        environ: dict[str, str] | None = None,
+        secure: bool = False,
+    ) -> None:
+        self.log = log
+        self.secure = secure
+        self.port = 0
+        self._log_file = log.open("wb")
+        self.process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environ or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=self._log_file,
+            stderr=subprocess.STDOUT,
+            # A group of its own, so that stop() reaches its workers too.
+            start_new_session=True,
+        )
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def url(self, path: str = "/") -> str:
+        return f"http{'s' if self.secure else ''}://127.0.0.1:{self.port}{path}"
+
+    def ws_url(self, path: str = "/") -> str:
+        return f"ws{'s' if self.secure else ''}://127.0.0.1:{self.port}{path}"
+
+    def wait_for(
+        self, condition: Callable[[], object], what: str, timeout: float = START_TIMEOUT
+    ) -> None:
+        """Poll ``condition`` while the server runs."""
+
+        def done() -> bool:
+            if condition():
+                return True
+            if self.process.poll() is not None:
+                raise ServerFailed(f"the server ended before {what}:\n{self.output}")
+            return False
+
+        try:
+            wait_until(done, what, timeout)
+        except TimeoutError as exc:
+            raise ServerFailed(f"{exc}; the server wrote:\n{self.output}") from None
+
+    def wait_for_output(self, pattern: str, timeout: float = START_TIMEOUT) -> re.Match[str]:
+        """Wait until what it wrote matches a regular expression."""
+        found: list[re.Match[str]] = []
+
+        def search() -> bool:
+            found.extend(re.finditer(pattern, self.output, re.MULTILINE))
+            return bool(found)
+
+        self.wait_for(search, f"output matching {pattern!r}", timeout)
+        return found[0]
+
+    def terminate(self, signum: int = signal.SIGTERM, timeout: float = STOP_TIMEOUT) -> int:
+        """Signal the main process alone, as a service manager does, and wait for its end.
+
+        :returns: its exit status.
+        """
+        self.process.send_signal(signum)
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise ServerFailed(
+                f"still runs {timeout} s after signal {signum}:\n{self.output}"
+            ) from None
+
+    def stop(self) -> None:
+        """End it with all of its children, whatever state they are in."""
+        try:
+            self._signal_group(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(STOP_TIMEOUT)
+        finally:
+            self._signal_group(signal.SIGKILL)
+            self.process.wait(STOP_TIMEOUT)
+            self._log_file.close()
+
+    def _signal_group(self, signum: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signum)
+
+
+class Servers:
+    """Starts servers for one test and stops them at its end.
+
+    An application is given as the text of a module; it is written to ``app.py`` in ``folder``.
+
+    :param folder: an empty directory; programs are started in it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._started: list[Server] = []
+
+    def stop(self) -> None:
+        while self._started:
+            self._started.pop().stop()
+
+    def start(
+        self,
+        command: Sequence[str | Path],
+        *,
+        cwd: Path | None = None,
+        environ: dict[str, str] | None = None,
+        secure: bool = False,
+    ) -> Server:
+        """Start any command; the caller waits for it and sets its port."""
+        log = self.folder / f"server-{len(self._started)}.log"
+        server = Server(command, cwd=cwd or self.folder, log=log, environ=environ, secure=secure)
+        self._started.append(server)
+        return server
+
+    def gunicorn(
+        self,
+        source: str | None = None,
+        *,
+        worker: str | None = "flask_sockets2.worker",
+        args: Sequence[str | Path] = (),
+        target: str = "app:app",
+        port: int = 0,
+        cwd: Path | None = None,
+        environ: dict[str, str] | None = None,
+        secure: bool = False,
+    ) -> Server:
+        """Start gunicorn with one of its workers.
+
+        :param source: the application; None where ``target`` names one that exists.
+        :param worker: what follows ``-k``; None where ``args`` say it.
+        :param args: more arguments; they win over the ones given here.
+        :param target: the application in the form ``module:name``.
+        :param port: 0 means any that is free.
+        """
+        self._write(source)
+        command: list[str | Path] = [sys.executable, "-m", "gunicorn"]
+        command += ["-b", f"127.0.0.1:{port}", "-c", self._gunicorn_config()]
+        command += ["--graceful-timeout", "5", *_no_control_socket()]
+        command += [*(["-k", worker] if worker else []), *args, target]
+        server = self.start(command, cwd=cwd, environ=environ, secure=secure)
+        listening = server.wait_for_output(r"Listening at: https?://127\.0\.0\.1:(\d+)")
+        server.port = int(listening[1])
+        server.wait_for_output(r"a worker has loaded the application")
+        return server
+
+    def flask_run(
+        self,
+        source: str | None = None,
+        *,
+        args: Sequence[str] = (),
+        target: str = "app",
+        cwd: Path | None = None,
+        environ: dict[str, str] | None = None,
+    ) -> Server:
+        """Start Flask's development server.
+
+        :param args: for example ``["--reload", "--debugger"]``; neither is on by default.
+        """
+        self._write(source)
+        command = [sys.executable, "-m", "flask", "--app", target, "run", "-p", "0"]
+        server = self.start([*command, *args], cwd=cwd, environ=environ)
+        running = server.wait_for_output(r"Running on http://127\.0\.0\.1:(\d+)")
+        server.port = int(running[1])
+        server.wait_for(lambda: accepts(server.port), "it accepted connections")
+        return server
+
+    def script(
+        self,
+        source: str,
+        *,
+        port: int,
+        args: Sequence[str] = (),
+        environ: dict[str, str] | None = None,
+    ) -> Server:
+        """Run a program that starts its own server on ``port``."""
+        self._write(source)
+        server = self.start([sys.executable, "app.py", *args], environ=environ)
+        server.port = port
+        server.wait_for(lambda: accepts(port), "it accepted connections")
+        return server
+
+    def nginx(self, upstream: Server) -> Server:
+        """Start nginx in front of a server, configured as the documentation says.
+
+        :raises FileNotFoundError: when there is no nginx.
+        """
+        port = unused_port()
+        prefix = self.folder / f"nginx-{port}"
+        (prefix / "logs").mkdir(parents=True)
+        config = prefix / "nginx.conf"
+        config.write_text(_nginx_config(port, upstream))
+        program = nginx_program()
+        if program is None:
+            raise FileNotFoundError("nginx")
+        server = self.start([program, "-p", prefix, "-c", config, "-e", prefix / "error.log"])
+        server.port = port
+        server.wait_for(lambda: accepts(port), "it accepted connections")
+        return server
+
+    def _gunicorn_config(self) -> Path:
+        """A configuration whose only effect is a line in the log once a worker can serve."""
+        path = self.folder / "gunicorn_config.py"
+        path.write_text(
+            "def post_worker_init(worker):\n"
+            "    worker.log.info('a worker has loaded the application')\n"
+        )
+        return path
+
+    def _write(self, source: str | None) -> None:
+        if source is not None:
+            (self.folder / "app.py").write_text(dedent(source))
+
+
+@contextlib.contextmanager
+def servers_in(folder: Path) -> Iterator[Servers]:
+    """Servers that are stopped when the block is left."""
+    servers = Servers(folder)
+    try:
+        yield servers
+    finally:
+        servers.stop()
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    certfile: Path
+    keyfile: Path
+    cafile: Path
+
+    def client_context(self) -> ssl.SSLContext:
+        """A context that trusts this certificate and no other."""
+        return ssl.create_default_context(cafile=str(self.cafile))
+
+
+def make_certificate(folder: Path) -> Certificate:
+    authority = trustme.CA()
+    leaf = authority.issue_cert("127.0.0.1", "localhost")
+    made = Certificate(folder / "cert.pem", folder / "key.pem", folder / "ca.pem")
+    made.certfile.write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
+    made.keyfile.write_bytes(leaf.private_key_pem.bytes())
+    made.cafile.write_bytes(authority.cert_pem.bytes())
+    return made
+
+
+def nginx_program() -> str | None:
+    # Debian keeps it where only root's PATH looks.
+    return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+
+
+def chromium_program() -> str | None:
+    """The browser of the environment variable ``CHROMIUM``, else the first that is installed."""
+    names = (os.environ.get("CHROMIUM", ""), *CHROMIUM_NAMES)
+    return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
+@functools.cache
+def _no_control_socket() -> tuple[str, ...]:
+    """gunicorn's control socket is one file for each user, and newer than our lower bound."""
+    from gunicorn import config  # here because importing it costs every other test a moment
+
+    return ("--no-control-socket",) if "control_socket_disable" in config.make_settings() else ()
+
+
+def _nginx_config(port: int, upstream: Server) -> str:
+    scheme = "https" if upstream.secure else "http"
+    return f"""
+        daemon off;
+        worker_processes 1;
+        pid nginx.pid;
+        events {{ worker_connections 256; }}
+        http {{
+            access_log off;
+            client_body_temp_path body;
+            proxy_temp_path proxy;
+            fastcgi_temp_path fastcgi;
+            uwsgi_temp_path uwsgi;
+            scgi_temp_path scgi;
+            map $http_upgrade $connection_upgrade {{ default upgrade; '' close; }}
+            server {{
+                listen 127.0.0.1:{port};
+                location / {{
+                    proxy_pass {scheme}://127.0.0.1:{upstream.port};
+                    proxy_http_version 1.1;
+                    proxy_set_header Host $http_host;
+                    proxy_set_header Upgrade $http_upgrade;
+                    proxy_set_header Connection $connection_upgrade;
+                    proxy_set_header X-Forwarded-For $remote_addr;
+                    proxy_set_header X-Forwarded-Proto $scheme;
+                    proxy_read_timeout 3600s;
+                }}
+            }}
+        }}
+    """
