@@ -1,0 +1,59 @@
+"""A login by Ajax, and a WebSocket for those who have logged in.
+
+    gunicorn -k flask_sockets2.worker examples.login:app
+
+The browser sends the session's cookie with the WebSocket's handshake, so that the handler has
+the same `session` as a view. Who has none is refused before there is a WebSocket.
+"""
+
+import os
+import secrets
+
+from flask import Flask, abort, jsonify, render_template, request, session
+from werkzeug.security import check_password_hash, generate_password_hash
+
+from flask_sockets2 import Sockets
+
+app = Flask(__name__)
+# Several workers need one key in common, from the environment; one worker may invent it.
+app.secret_key = os.environ.get("SECRET_KEY") or secrets.token_hex()
+# HttpOnly is Flask's default. Over HTTPS, set SESSION_COOKIE_SECURE=True as well.
+app.config["SESSION_COOKIE_SAMESITE"] = "Lax"
+sockets = Sockets(app)
+
+passwords = {"ada": generate_password_hash("lovelace")}
+nobody = generate_password_hash(secrets.token_hex())
+
+
+@app.route("/")
+def page():
+    return render_template("login.html")
+
+
+@app.post("/login")
+def login():
+    form = request.get_json()
+    user, password = str(form.get("user")), str(form.get("password"))
+    # Checked for an unknown user too: the time it takes shall not tell who exists.
+    if not check_password_hash(passwords.get(user, nobody), password):
+        return jsonify(error="wrong name or password"), 401
+    session["user"] = user
+    response = jsonify(user=user)
+    response.set_cookie("greeting", "Welcome back" if "greeting" in request.cookies else "Welcome")
+    return response
+
+
+@app.post("/logout")
+def logout():
+    session.clear()
+    return "", 204
+
+
+@sockets.route("/private", accept=False)
+def private(ws):
+    if "user" not in session:
+        abort(401)
+    ws.accept()
+    ws.send(f"{request.cookies.get('greeting', 'Hello')}, {session['user']}!")
+    for message in ws:
+        ws.send(f"{session['user']} said: {message}")

@@ -1,0 +1,23 @@
+"""One file that is its own server: python examples/standalone.py"""
+
+from flask import Flask
+
+from flask_sockets2 import Sockets, WebSocketServer
+
+app = Flask(__name__)
+sockets = Sockets(app)
+
+
+@sockets.route("/echo")
+def echo(ws):
+    for message in ws:
+        ws.send(message)
+
+
+@app.route("/")
+def hello():
+    return "Hello! The echo is at /echo.\n"
+
+
+if __name__ == "__main__":
+    WebSocketServer(("127.0.0.1", 5000), app).serve_forever()

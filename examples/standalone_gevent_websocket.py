@@ -1,0 +1,32 @@
+"""The same under gevent-websocket's handler: python examples/standalone_gevent_websocket.py
+
+The route gets gevent-websocket's own object. It cannot be iterated over, so this one asks it for
+one message after the other; None says that the browser has left.
+"""
+
+from flask import Flask
+from gevent import pywsgi
+from geventwebsocket.handler import WebSocketHandler
+
+from flask_sockets2 import Sockets
+
+app = Flask(__name__)
+sockets = Sockets(app)
+
+
+@sockets.route("/echo")
+def echo(ws):
+    while not ws.closed:
+        message = ws.receive()
+        if message is not None:
+            ws.send(message)
+
+
+@app.route("/")
+def hello():
+    return "Hello! The echo is at /echo.\n"
+
+
+if __name__ == "__main__":
+    server = pywsgi.WSGIServer(("127.0.0.1", 5000), app, handler_class=WebSocketHandler)
+    server.serve_forever()

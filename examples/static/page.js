@@ -1,0 +1,34 @@
+// What the pages have in common: the line that shows the connection, the log and the input.
+
+const stateLine = document.getElementById("state");
+const log = document.getElementById("log");
+const form = document.getElementById("form");
+const input = document.getElementById("message");
+
+export function showState(state, words) {
+  stateLine.dataset.state = state;
+  stateLine.textContent = words;
+  form.querySelector("button").disabled = state !== "open";
+}
+
+// Text goes in as textContent, never as HTML: it comes from somebody else.
+export function addLine(text, { aside = "", className = "" } = {}) {
+  const line = document.createElement("li");
+  const words = document.createElement("span");
+  words.textContent = text;
+  words.className = className;
+  const note = document.createElement("small");
+  note.textContent = aside;
+  line.append(words, note);
+  log.append(line);
+  log.scrollTop = log.scrollHeight;
+}
+
+export function onSubmit(send) {
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    send(input.value);
+    input.value = "";
+    input.focus();
+  });
+}
