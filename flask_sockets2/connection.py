@@ -42,6 +42,7 @@ CONNECTING, OPEN, CLOSING, CLOSED = "CONNECTING", "OPEN", "CLOSING", "CLOSED"
 Take = Callable[[float], tuple[StreamTransport, bytes]]
 """Take the socket over: send_timeout -> transport, bytes that came behind the request's head."""
 
+_OVERHEAD = 64  # bytes that an unread message counts for beyond its length: empty ones, too
 _REPLY_GRACE = 1.0  # seconds; how long a peer's close frame waits for the handler's last reply
 
 
@@ -137,6 +138,7 @@ class Connection:
         "latency",
         "limits",
         "on_end",
+        "on_open",
         "ping_interval",
         "ping_timeout",
         "subprotocol",
@@ -160,13 +162,14 @@ class Connection:
         self.limits = Limits()
         self.ping_interval: float | None = None
         self.ping_timeout: float | None = None
-        #: Called once, when it has ended after it was open.
+        #: Called once, when it is accepted, and when it has ended after that.
+        self.on_open: Callable[[Connection], None] | None = None
         self.on_end: Callable[[Connection], None] | None = None
         self._take: Take | None = take
         self._state = CONNECTING
         self._transport: StreamTransport
         self._protocol: Protocol
-        self._queue: deque[Any] = deque()  # unread messages, then None for the end
+        self._queue: deque[Any] | None = None  # unread messages, then None for the end
         self._queued = 0  # bytes ever put into the queue: the reader's; and taken: the handler's
         self._taken = 0
         self._paused = False
@@ -267,12 +270,14 @@ class Connection:
         with transport.lock:
             self._state = OPEN
             _opened.add(self)
+            if self.on_open is not None:
+                self.on_open(self)
             transport.write(response)
             if early:
                 transport.call_soon(lambda: self.data_received(early))
             transport.start(self)
         if self.ping_interval:
-            transport.call_soon(lambda: _keepalive(transport.clock).watch(self))
+            transport.call_inside(lambda: _keepalive(transport.clock).watch(self))
         logger.info("open %s from %s", self.path, self.environ.get("REMOTE_ADDR"))
 
     # -- receiving -------------------------------------------------------------------------
@@ -286,14 +291,14 @@ class Connection:
         :raises ConnectionClosed: when the end has been told already.
         :raises RuntimeError: when another greenlet or thread receives.
         """
-        queue = self._queue
         while True:
+            queue = self._queue
             if queue:
                 message = queue.popleft()
                 if message is None:
                     return self._tell_end()
                 self._handling = True
-                self._taken += len(message)
+                self._taken += len(message) + _OVERHEAD
                 if self._paused:
                     self._resume_when_caught_up()
                 return message
@@ -306,7 +311,7 @@ class Connection:
             if self._held:
                 self._release()
                 continue
-            message = self._wait(queue, timeout)
+            message = self._wait(timeout)
             if message is RETRY:
                 continue
             if message is None:
@@ -447,7 +452,7 @@ class Connection:
         self.close(code, reason)
         self.wait_closed(self.limits.close_timeout + 1.0)  # the close timer comes first
         self.abort()
-        self._queue.clear()
+        self._queue = None
         self.environ = {"PATH_INFO": self.path}  # the environ holds us: break the circle
 
     def wait_closed(self, timeout: float) -> None:
@@ -463,13 +468,15 @@ class Connection:
         self._state = CLOSING
         self._held = False
         self._set_close_code()
+        self._announce_end()
         transport = self._transport
+        if self._protocol.over and not transport.buffered:
+            return
         if self._close_timer is None:
             self._close_timer = transport.call_later(self.limits.close_timeout, self.abort)
         if self._paused or self._protocol.more:
             self._paused = False
             transport.call_soon(self._go_on)
-        self._announce_end()
 
     def _set_close_code(self) -> None:
         protocol = self._protocol
@@ -485,7 +492,7 @@ class Connection:
             self.closed = True
         else:  # it sees what came before first, unless it never comes back for it
             self._transport.call_later(self.limits.send_timeout, self._set_closed)
-        self._queue.append(None)
+        self._enqueue(None)
         self._transport.call_soon(self._wake_for_end)
 
     def _set_closed(self) -> None:
@@ -510,7 +517,7 @@ class Connection:
             self._close_timer = None
         transport = self._transport
         if self.ping_interval:
-            transport.call_soon(lambda: _keepalive(transport.clock).forget(self))
+            transport.call_inside(lambda: _keepalive(transport.clock).forget(self))
         if was_open:
             self._announce_end()
         logger.info("closed %s with %s %s", self.path, self.close_code, self.close_reason)
@@ -519,21 +526,32 @@ class Connection:
 
     # -- the hub or the selector thread ----------------------------------------------------
 
+    @property
+    def unread(self) -> bool:
+        return bool(self._queue)
+
     def data_received(self, data: bytes) -> None:
         self._heard += 1
         messages = self._parse(data)
+        if self._protocol.attention and self._protocol.output:
+            self._send_pongs()
         if messages:
-            transport, queue = self._transport, self._queue
+            transport = self._transport
             for message in messages:
-                if transport.waiting is not None and not queue:
+                if transport.waiting is not None and not self._queue:
                     transport.wake(message)
                 else:
-                    queue.append(message)
-                    self._queued += len(message)
+                    self._enqueue(message)
+                    self._queued += len(message) + _OVERHEAD
         if self._protocol.attention:
             self._attend()
         if self._queued - self._taken > self.limits.receive_buffer and self._state is OPEN:
             self._pause()
+
+    def _enqueue(self, message: Any) -> None:
+        if self._queue is None:
+            self._queue = deque()
+        self._queue.append(message)
 
     def _pause(self) -> None:
         """The handler does not keep up: TCP tells the peer to wait."""
@@ -551,18 +569,22 @@ class Connection:
             protocol.pong = None
         if protocol.state is not wire.OPEN:
             self._attend_closing()
-        elif protocol.output:
-            if transport.buffered:
-                self._late_pong = protocol.output[-1]  # the newest ping counts (§5.5.3)
-            else:
-                transport.write(b"".join(protocol.output))
-            protocol.output.clear()
         if protocol.more:
             transport.pause()
             if not self._paused:
                 transport.call_soon(self._go_on)
         missing = protocol.missing
         transport.read_size = READ_SIZE if missing < READ_SIZE else READ_SIZE_LARGE
+
+    def _send_pongs(self) -> None:
+        """Answer pings, before the messages behind them are; a close frame is for later."""
+        output = self._protocol.output
+        closing = [output.pop()] if self._protocol.state is not wire.OPEN else []
+        if output and self._transport.buffered:
+            self._late_pong = output[-1]  # of pings that come too fast, the newest (§5.5.3)
+        elif output:
+            self._transport.write(b"".join(output))
+        output[:] = closing
 
     def _attend_closing(self) -> None:
         """Write the close frame, unless the handler still owes the replies to what came before.
@@ -595,7 +617,7 @@ class Connection:
         if self._state is OPEN:
             self._start_closing()
         if protocol.finished:
-            transport.finish()
+            transport.finish(linger=not protocol.over)
 
     def _take_pong(self, payload: bytes) -> None:
         if self._ping is not None and self._ping[0] == payload:

@@ -37,6 +37,8 @@ EXTENSION = "flask_sockets2"
 LIMITS = frozenset(limit.name for limit in fields(Limits))
 """Names of the limits that a route may set for itself."""
 
+_SETTINGS = tuple((name, f"SOCKETS_{name.upper()}") for name in sorted(LIMITS))
+_DEFAULTS = Limits()
 _MAY_BE_NONE = frozenset(("ping_interval", "ping_timeout"))
 
 
@@ -62,8 +64,7 @@ def limits_of(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Limits
     :raises ValueError: when one is not a positive number, naming it.
     """
     values = {}
-    for name in LIMITS:
-        setting = f"SOCKETS_{name.upper()}"
+    for name, setting in _SETTINGS:
         if name in overrides:
             values[name] = overrides[name]
         elif setting in config:
@@ -75,4 +76,4 @@ def limits_of(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Limits
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             raise ValueError(f"{setting} must be a number above 0, got {value!r}")
-    return Limits(**values)
+    return Limits(**values) if values else _DEFAULTS

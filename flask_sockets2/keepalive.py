@@ -50,6 +50,7 @@ class Keepalive:
         self._queues: dict[float, OrderedDict[Kept, tuple[float, int | None]]] = {}
         self._timer: Timer | None = None
         self._timer_due = 0.0
+        self._ticking = False
 
     def watch(self, connection: Kept) -> None:
         """Keep a connection alive until it is closed."""
@@ -64,7 +65,7 @@ class Keepalive:
     def _put(self, delay: float, connection: Kept, heard: int | None) -> None:
         due = monotonic() + delay
         self._queues.setdefault(delay, OrderedDict())[connection] = (due, heard)
-        if self._timer is None or due < self._timer_due - _GRANULARITY:
+        if not self._ticking and (self._timer is None or due < self._timer_due - _GRANULARITY):
             self._schedule(due)
 
     def _schedule(self, due: float) -> None:
@@ -75,16 +76,21 @@ class Keepalive:
 
     def _tick(self) -> None:
         self._timer = None
-        until = monotonic() + min(_GRANULARITY, min(self._queues, default=0.0) / 10)
-        for delay in list(self._queues):
-            queue = self._queues[delay]
+        self._ticking = True  # the next tick is known only when all that is due was looked at
+        try:
+            self._look_at_due(monotonic())
+        finally:
+            self._ticking = False
+            self._queues = {delay: queue for delay, queue in self._queues.items() if queue}
+            if self._queues:
+                self._schedule(min(next(iter(q.values()))[0] for q in self._queues.values()))
+
+    def _look_at_due(self, now: float) -> None:
+        until = now + min(_GRANULARITY, min(self._queues, default=0.0) / 10)
+        for queue in list(self._queues.values()):
             while queue and next(iter(queue.values()))[0] <= until:
                 connection, (_, heard) = queue.popitem(last=False)
                 self._due(connection, heard)
-            if not queue:
-                del self._queues[delay]
-        if self._queues and self._timer is None:
-            self._schedule(min(next(iter(q.values()))[0] for q in self._queues.values()))
 
     def _due(self, connection: Kept, heard: int | None) -> None:
         """Ping a connection, or see whether it has answered."""

@@ -215,15 +215,18 @@ class _View:
         self._limits = limits
 
     def __call__(self, **values: Any) -> Any:
-        ws = request.environ.get("wsgi.websocket")
+        app, environ = current_app._get_current_object(), request.environ  # type: ignore[attr-defined]  # a proxy, as Flask documents it
+        ws = environ.get("wsgi.websocket")
         if ws is None:
             abort(501, _NO_SOCKET)
-        self._check_origin()
+        origin = environ.get("HTTP_ORIGIN")
+        if origin is not None:  # else it is no browser
+            self._check_origin(app, origin)
         if isinstance(ws, Connection):
-            self._prepare(ws)
+            self._prepare(app, ws)
         result = None
         try:
-            result = current_app.ensure_sync(self._handler)(ws, **values)
+            result = app.ensure_sync(self._handler)(ws, **values)
         except OSError as exc:
             if not _is_end_of(ws, exc):
                 raise
@@ -231,15 +234,14 @@ class _View:
             if result is not None:  # a response: it does not want the connection
                 return result
             ws.accept()
-        return Response(status=101)
+        return _Upgraded(status=101)
 
-    def _check_origin(self) -> None:
+    def _check_origin(self, app: Flask, origin: str) -> None:
         allowed = self._origins
         if allowed is None:
-            allowed = current_app.config.get("SOCKETS_ALLOWED_ORIGINS")
+            allowed = app.config.get("SOCKETS_ALLOWED_ORIGINS")
         if isinstance(allowed, str):
             allowed = (allowed,)
-        origin = request.headers.get("Origin")
         if not origin_allowed(origin, request.host, allowed):
             logger.warning(
                 "refused a WebSocket of origin %.200r on host %.200r; if that page may connect, "
@@ -249,23 +251,33 @@ class _View:
             )
             abort(403, "pages of this origin may not connect (SOCKETS_ALLOWED_ORIGINS)")
 
-    def _prepare(self, ws: Connection) -> None:
+    def _prepare(self, app: Flask, ws: Connection) -> None:
         """See that the request is in order, and accept it where the handler need not."""
         try:
             ws.check()
         except HandshakeError as exc:
             raise _Refusal(exc) from exc
-        ws.limits = limits_of(current_app.config, self._limits)
-        connections = state_of().connections
-        most = current_app.config.get("SOCKETS_MAX_CONNECTIONS")
+        ws.limits = limits_of(app.config, self._limits)
+        connections = state_of(app).connections
+        most = app.config.get("SOCKETS_MAX_CONNECTIONS")
         if most is not None and len(connections) >= most:
             logger.warning("refused a WebSocket: SOCKETS_MAX_CONNECTIONS is reached (%s)", most)
             raise _Refusal(HandshakeError(503, "too many connections", (("Retry-After", "5"),)))
-        connections.add(ws)
-        ws.on_end = connections.discard
-        ws.subprotocol = select_subprotocol(ws.subprotocols, self._subprotocols)
+        ws.on_open, ws.on_end = connections.add, connections.discard
+        if self._subprotocols:
+            ws.subprotocol = select_subprotocol(ws.subprotocols, self._subprotocols)
         if self._accept:
             ws.accept()
+
+
+class _Upgraded(Response):
+    """What stands for the response of a request that became a WebSocket; it sends nothing."""
+
+    def __call__(
+        self, environ: dict[str, Any], start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
+        start_response(self.status, [])
+        return ()
 
 
 class _Refusal(HTTPException):

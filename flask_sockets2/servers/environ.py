@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 from ..connection import Connection
-from ..transports.base import StreamTransport
+from ..transports.base import StreamTransport, read_ahead
 
 __all__ = ["Takeover", "take_over"]
 
@@ -133,8 +133,4 @@ def _early_bytes(stream: Any) -> bytes:
         unreader.buf.seek(0)
         unreader.buf.truncate()
         return early
-    peek = getattr(stream, "peek", None)  # a BufferedReader, of Werkzeug or gevent
-    chunks = []
-    while peek is not None and (chunk := peek(1)):
-        chunks.append(stream.read(len(chunk)))
-    return b"".join(chunks)
+    return read_ahead(stream) if hasattr(stream, "peek") else b""

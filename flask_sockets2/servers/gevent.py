@@ -8,8 +8,7 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
 from typing import Any
 
@@ -19,20 +18,88 @@ from geventwebsocket.exceptions import WebSocketError as GeventWebSocketError
 
 from ..connection import Connection
 from ..exceptions import ConnectionClosed
-from ..transports.base import StreamTransport
+from ..transports.base import StreamTransport, read_ahead
 from ..transports.green import GreenTransport
 from ..wire.handshake import is_upgrade
 
 __all__ = ["GreenConnection", "WebSocketHandler", "WebSocketServer"]
 
+_MAX_HEAD = 65536  # bytes of all header lines together
+
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 §5.6.2
+_FIELD = re.compile(
+    rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*?)[ \t]*\r?\n"
+)
 _CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 _REQUEST_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
-class _SlowRequest(ValueError):
-    """The head of a request took longer than the handshake timeout."""
+class _SlowRequest(ValueError, TimeoutError):
+    """The head of a request took longer than the handshake timeout.
+
+    In the request line pywsgi closes the connection silently for the one base, in the header
+    fields it answers for the other.
+    """
+
+
+class _Headers:
+    """The header fields of a request, read strictly; what pywsgi needs of ``email.Message``.
+
+    Refused are lines that are no field, a space before the colon, folded lines and control
+    characters (RFC 9112 §5.1, §5.2), more than one Content-Length, and encodings of the body that
+    pywsgi would overlook (§6.1, §6.3).
+    """
+
+    status = ""  # of Python 2's parser: it has no complaint
+
+    def __init__(self, rfile: Any) -> None:
+        self.fields: list[tuple[str, str]] = []
+        left = _MAX_HEAD
+        while (line := rfile.readline(left)) not in (b"\r\n", b"\n"):
+            left -= len(line)
+            field = _FIELD.fullmatch(line)
+            if field is None:
+                raise ValueError(_head_error(line, left))
+            self.fields.append((field[1].decode("ascii"), field[2].decode("latin-1")))
+        if len(self.get_all("content-length")) > 1:
+            raise ValueError("expected at most one Content-Length header field")
+        if self.get("transfer-encoding", "chunked").lower() != "chunked":
+            raise ValueError("the only Transfer-Encoding that is understood is chunked")
+
+    def get_all(self, name: str) -> list[str]:
+        """Return the values of a field; :param name: in lower case."""
+        return [value for field, value in self.fields if field.lower() == name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return the first value of a field."""
+        name = name.lower()
+        return next((value for field, value in self.fields if field.lower() == name), default)
+
+    getheader = get
+
+    @property
+    def typeheader(self) -> str | None:
+        """The Content-Type."""
+        content_type: str | None = self.get("content-type")
+        return content_type
+
+    def items(self) -> list[tuple[str, str]]:
+        """Return names and values, for the access log."""
+        return self.fields
+
+    def __delitem__(self, name: str) -> None:
+        self.fields = [field for field in self.fields if field[0].lower() != name]
+
+
+def _head_error(line: bytes, left: int) -> str:
+    if not left:
+        return f"the head of the request is longer than {_MAX_HEAD} bytes"
+    if not line:
+        return "the head of the request ends in the middle"
+    if line[:1] in b" \t":
+        return "a header line begins with a space: folded lines are not allowed (RFC 9112 §5.2)"
+    return "a header line is not 'name: value' (RFC 9112 §5)"
 
 
 class GreenConnectionClosed(ConnectionClosed, GeventWebSocketError):  # type: ignore[misc]  # untyped base
@@ -49,8 +116,7 @@ class GreenConnection(Connection):
 class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs make it Any
     """A pywsgi handler that gives the application ``environ["wsgi.websocket"]``.
 
-    What pywsgi lets pass is refused with 400: header lines that are none, a space before the
-    colon, folded lines, a Host field absent or repeated (RFC 9112 §3.2, §5.1, §5.2).
+    Heads of requests that pywsgi would let pass are refused with 400, a slow one with 408.
     """
 
     #: Seconds for the head of a request to arrive.
@@ -60,8 +126,10 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
 
     rfile: Any
     response_headers: list[tuple[bytes, bytes]]
+    environ: Any
+    headers: Any
+    _timeout: Any = gevent.Timeout()  # until the first request
     _connection: GreenConnection | None = None
-    _deadline = 0.0
     _requests = 0
 
     # -- the head of a request -------------------------------------------------------------
@@ -71,29 +139,34 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
             with gevent.Timeout(self.keep_alive_timeout, TimeoutError("no further request came")):
                 self.rfile.peek(1)
         self._requests += 1
-        self._deadline = time.monotonic() + self.handshake_timeout
-        with gevent.Timeout(self.handshake_timeout, TimeoutError("no request came")):
-            line: str = super().read_requestline()
-            return line
+        error = _SlowRequest(f"the head of the request took over {self.handshake_timeout} s")
+        self._timeout = gevent.Timeout.start_new(self.handshake_timeout, error)
+        line: str = super().read_requestline()
+        return line
 
     def read_request(self, raw_requestline: str) -> bool:
-        left = max(0.001, self._deadline - time.monotonic())
-        slow = _SlowRequest(f"the head of the request took over {self.handshake_timeout} s")
-        with gevent.Timeout(left, slow):
-            valid: bool = super().read_request(raw_requestline)
-        self._check_headers()
+        valid: bool = super().read_request(raw_requestline)
+        self._timeout.close()
+        if self.request_version == "HTTP/1.1" and len(self.headers.get_all("host")) != 1:
+            raise ValueError("expected exactly one Host header field")
         return valid
 
-    def _check_headers(self) -> None:
-        if self.headers.defects:
-            raise ValueError("a header line has no colon, or the first one begins with a space")
-        for name, value in self.headers.items():
-            if not _TOKEN.fullmatch(name):
-                raise ValueError("the name of a header field is no token")
-            if _CONTROLS.search(value):
-                raise ValueError("a header field is folded or holds a control character")
-        if self.request_version == "HTTP/1.1" and len(self.headers.get_all("host", [])) != 1:
-            raise ValueError("expected exactly one Host header field")
+    def handle_one_request(self) -> Any:
+        try:
+            return super().handle_one_request()
+        finally:
+            self._timeout.close()  # where the request line or a header field was broken
+            self.environ = None  # it holds our bound methods: break the circle
+
+    def MessageClass(self, rfile: Any, *args: Any) -> _Headers:
+        return _Headers(rfile)
+
+    def _headers(self) -> Iterator[tuple[str, str]]:
+        for name, value in self.headers.fields:
+            if "_" not in name:  # a name that a hyphen's could be mistaken for
+                key = name.upper().replace("-", "_")
+                if key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+                    yield f"HTTP_{key}", value
 
     def _handle_client_error(self, ex: Exception) -> tuple[str, bytes]:
         answer: tuple[str, bytes] = super()._handle_client_error(ex)
@@ -161,9 +234,7 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
     def _take(self, send_timeout: float) -> tuple[StreamTransport, bytes]:
         """Take the socket over; what is needed no more is let go, since it may be for long."""
         self.socket.setblocking(False)
-        early = b""
-        while chunk := self.rfile.peek(1):
-            early += self.rfile.read(len(chunk))
+        early = read_ahead(self.rfile)
         self.rfile.close()
         self.environ["wsgi.input"] = self.rfile = BytesIO()
         self.close_connection = True

@@ -11,14 +11,15 @@ The end of a connection::
 
 from __future__ import annotations
 
+import io
 import socket
 import ssl
 from collections import deque
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
-__all__ = ["RETRY", "Clock", "Receiver", "StreamTransport", "Timer"]
+__all__ = ["RETRY", "Clock", "Receiver", "StreamTransport", "Timer", "read_ahead"]
 
 READ_SIZE = 65536 + 1024
 """Bytes asked for in one read: a frame of 64 KiB with its header comes in one."""
@@ -31,7 +32,18 @@ AGAIN = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWri
 
 
 RETRY = object()
-"""What ``wait`` returns when the queue it was given is no longer empty."""
+"""What ``wait`` returns when there are unread messages to take instead."""
+
+
+def read_ahead(reader: io.BufferedReader) -> bytes:
+    """Return what a buffered reader of a socket that does not block holds or can get now."""
+    chunks = []
+    try:
+        while chunk := reader.peek(1):
+            chunks.append(reader.read(len(chunk)))
+    except AGAIN:
+        pass  # a TLS socket says so by an exception
+    return b"".join(chunks)
 
 
 class Clock(Protocol):
@@ -48,15 +60,12 @@ class Timer(Protocol):
         """Call it off; does nothing once it was made."""
 
 
-@runtime_checkable
-class _TlsSocket(Protocol):
-    """A TLS socket, of Python or of gevent, which share no class."""
-
-    def unwrap(self) -> object: ...
-
-
 class Receiver(Protocol):
     """Who is told what happens on the socket; all by the hub or the selector thread."""
+
+    @property
+    def unread(self) -> bool:
+        """Whether there are messages that nobody has taken."""
 
     def data_received(self, data: bytes) -> None:
         """Take bytes, never empty."""
@@ -84,6 +93,7 @@ class StreamTransport:
     __slots__ = (
         "_data_received",
         "_finishing",
+        "_linger",
         "_out",
         "_pending",
         "_receiver",
@@ -115,7 +125,8 @@ class StreamTransport:
         self.closed = False
         self.half_closed = False
         self._finishing = False
-        self._out: deque[bytes | memoryview] = deque()
+        self._linger = True
+        self._out: deque[bytes | memoryview] | None = None  # made when it is needed
         self._timer: Timer | None = None
         self._written = 0  # bytes written late, ever; and so many when progress was last checked
         self._written_before = 0
@@ -154,12 +165,16 @@ class StreamTransport:
         """The same after so many seconds."""
         raise NotImplementedError
 
-    def wait(self, queue: Sized, timeout: float | None = None) -> Any:
+    def call_inside(self, function: Callable[[], None]) -> None:
+        """Call a function where only the hub or the selector thread may, at once where that is
+        the same."""
+        raise NotImplementedError
+
+    def wait(self, timeout: float | None = None) -> Any:
         """Wait until :meth:`wake` hands something over and return it.
 
-        :param queue: the messages nobody has taken yet.
         :param timeout: seconds, None for as long as it takes.
-        :returns: what was handed over, or ``RETRY`` when the queue is not empty.
+        :returns: what was handed over, or ``RETRY`` when the receiver has unread messages.
         :raises TimeoutError: when the time is over.
         :raises RuntimeError: when somebody waits already.
         """
@@ -217,6 +232,8 @@ class StreamTransport:
             self._out.append(data)
             self.buffered += len(data)
             return
+        if self.closed:
+            return
         try:
             sent = self._send(data)
         except AGAIN:
@@ -228,8 +245,8 @@ class StreamTransport:
             self._keep(memoryview(data)[sent:])
 
     def _keep(self, rest: memoryview) -> None:
-        self._out.append(rest)
-        self.buffered += len(rest)
+        self._out = deque((rest,))
+        self.buffered = len(rest)
         self._watch_writing(True)
         self._written_before = self._written
         self._timer = self.call_later(self.send_timeout, self._check_progress)
@@ -269,13 +286,13 @@ class StreamTransport:
             self._timer = None
         self._progressed()
         if self._finishing:
-            self._half_close()
+            self._finish()
         else:
             self._receiver.write_drained()
 
     def _lost(self) -> None:
         """A write failed: the peer has gone. Told in the next turn, never inside a send."""
-        self._out.clear()
+        self._out = None
         self.buffered = 0
         self.call_soon(self._end_once)
 
@@ -285,26 +302,42 @@ class StreamTransport:
 
     # -- the end ---------------------------------------------------------------------------
 
-    def finish(self) -> None:
-        """Half-close once all is written; what the peer sends from now on is thrown away."""
+    def finish(self, linger: bool = True) -> None:
+        """Half-close once all is written; what the peer sends from now on is thrown away.
+
+        :param linger: False where the peer has said its last word: close at once.
+        """
         if self.closed or self._finishing:
             return
         self._finishing = True
+        self._linger = linger
         if not self._out:
+            self._finish()
+
+    def _finish(self) -> None:
+        if self._linger:
             self._half_close()
+        else:
+            self._notify_close()
+            self._end()
 
     def _half_close(self) -> None:
         self.half_closed = True
         try:
-            if isinstance(self.sock, _TlsSocket):
-                try:
-                    self.sock.unwrap()  # sends close_notify; the peer's is not waited for
-                except (OSError, ValueError):
-                    pass  # it always says that it wants to read
+            self._notify_close()
             self.sock.shutdown(socket.SHUT_WR)
         except OSError:
             self.call_soon(self._end_once)  # the peer was faster
         self.resume()
+
+    def _notify_close(self) -> None:
+        """Tell a TLS peer that no more comes; its own notice is not waited for."""
+        unwrap = getattr(self.sock, "unwrap", None)
+        if unwrap is not None:
+            try:
+                unwrap()
+            except (OSError, ValueError):
+                pass  # it wants to read that notice
 
     def close(self) -> None:
         """Shut the connection down at once; what was kept back is lost. Can be repeated."""
@@ -314,7 +347,7 @@ class StreamTransport:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._out.clear()
+        self._out = None
         self.buffered = 0
         try:
             self.sock.shutdown(socket.SHUT_RDWR)

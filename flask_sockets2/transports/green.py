@@ -8,7 +8,7 @@ and none is switched away from inside this module, so nothing here is locked.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -84,6 +84,9 @@ class GreenTransport(StreamTransport):
     def call_later(self, delay: float, function: Callable[[], None]) -> _GreenTimer:
         return _GreenTimer(self._loop, delay, function)
 
+    def call_inside(self, function: Callable[[], None]) -> None:
+        function()
+
     def _watch_writing(self, wanted: bool) -> None:
         if wanted:
             if self._write_watcher is None:
@@ -109,7 +112,7 @@ class GreenTransport(StreamTransport):
 
     # -- waiting ---------------------------------------------------------------------------
 
-    def wait(self, queue: Sized, timeout: float | None = None) -> Any:
+    def wait(self, timeout: float | None = None) -> Any:
         if self.waiting is not None:
             raise RuntimeError(
                 "another greenlet waits in receive() of this connection; let one greenlet receive"

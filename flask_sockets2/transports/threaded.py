@@ -13,7 +13,7 @@ import selectors
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from heapq import heappop, heappush
 from time import monotonic
 from typing import Any
@@ -220,6 +220,9 @@ class ThreadedTransport(StreamTransport):
     def call_later(self, delay: float, function: Callable[[], None]) -> _Timer:
         return self._reactor.call_later(delay, lambda: self._locked(function))
 
+    def call_inside(self, function: Callable[[], None]) -> None:
+        self._reactor.call_soon(function)
+
     def _locked(self, function: Callable[[], None]) -> None:
         with self.lock:
             function()
@@ -236,9 +239,9 @@ class ThreadedTransport(StreamTransport):
         with self.lock:
             super().write(data)
 
-    def finish(self) -> None:
+    def finish(self, linger: bool = True) -> None:
         with self.lock:
-            super().finish()
+            super().finish(linger)
 
     def close(self) -> None:
         with self.lock:
@@ -249,9 +252,9 @@ class ThreadedTransport(StreamTransport):
 
     # -- waiting ---------------------------------------------------------------------------
 
-    def wait(self, queue: Sized, timeout: float | None = None) -> Any:
+    def wait(self, timeout: float | None = None) -> Any:
         with self.lock:
-            if queue:
+            if self._receiver.unread:
                 return RETRY
             if self.waiting is not None:
                 raise RuntimeError(

@@ -55,17 +55,16 @@ def parse_header(data: bytes | bytearray, position: int, end: int) -> tuple[int,
     :param data: the stream; :param position: where the frame starts; :param end: where the
         stream ends. At least two bytes are there.
     :returns: ``(start, size)``: where the payload starts and its length in bytes, as announced;
-        None while the header is incomplete. The masking key is the four bytes before ``start``.
+        None while the length is incomplete. The masking key is the four bytes before ``start``;
+        it may not have come yet, as a length that is refused does not wait for it.
     """
     size = data[position + 1] & 0x7F
     if size < 126:
-        start = position + 6
-    elif size == 126:
-        start = position + 8
-        if start <= end:
-            (size,) = _unpack_16(data, position + 2)
-    else:
-        start = position + 14
-        if start <= end:
-            (size,) = _unpack_64(data, position + 2)
-    return (start, size) if start <= end else None
+        return position + 6, size
+    if size == 126:
+        if position + 4 > end:
+            return None
+        return position + 8, _unpack_16(data, position + 2)[0]
+    if position + 10 > end:
+        return None
+    return position + 14, _unpack_64(data, position + 2)[0]

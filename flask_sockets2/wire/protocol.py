@@ -1,10 +1,10 @@
 """Protocol: bytes in, messages out, for one server-side WebSocket that has been accepted.
 
 Two lanes read the same stream. The fast lane takes what almost every frame is: uncompressed data,
-whole or fragmented, and plain pings and pongs. Everything else (compression, closing, every
-violation) goes, frame by frame, to websockets' own :class:`~websockets.server.ServerProtocol`,
-which is made when it is first needed; it owns the closing handshake, permessage-deflate (RFC 7692)
-and the close codes of failures.
+whole or fragmented, plain pings and pongs, and the peer's close frame. Everything else
+(compression, our own closing, every violation) goes, frame by frame, to websockets'
+:class:`~websockets.server.ServerProtocol`, which is made when it is first needed; it owns
+permessage-deflate (RFC 7692) and the close codes of failures.
 
 States (RFC 6455 §7.1)::
 
@@ -16,9 +16,14 @@ Where it differs from ``ServerProtocol`` alone, on purpose:
 
 * a close frame in the middle of a fragmented message is answered with its own code, not with 1002
   (§5.4 lets control frames stand between fragments);
-* a ping or pong while a fragmented message has nearly reached ``max_message_size`` is answered;
-  there it counts against the message;
-* text that is not UTF-8 fails the connection at the fragment in which that shows, not at its end.
+* a ping or pong is answered, however little ``max_message_size`` or a fragmented message that has
+  nearly reached it leaves; there it counts as if it were data;
+* a compressed message is never longer than ``max_message_size``; there zlib may hold back a last
+  match of it until an empty fragment, which is given no limit;
+* RSV1 in a later fragment of a compressed message is refused whatever version of websockets is
+  installed (RFC 7692 §6.1); before 17 it lets it pass;
+* text that is not UTF-8 fails the connection at the fragment in which that shows; there it is
+  left to the caller.
 """
 
 from __future__ import annotations
@@ -32,7 +37,17 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from .frames import BINARY, CLOSE, PING, PONG, TEXT, apply_mask, build, parse_header
+from .frames import (
+    BINARY,
+    CLOSE,
+    CONTINUATION,
+    PING,
+    PONG,
+    TEXT,
+    apply_mask,
+    build,
+    parse_header,
+)
 
 __all__ = ["CLOSED", "CLOSING", "MESSAGES_PER_TURN", "OPEN", "Protocol"]
 
@@ -44,7 +59,9 @@ MESSAGES_PER_TURN = 64
 _OPCODES = frozenset((0x0, 0x1, 0x2, 0x8, 0x9, 0xA))
 _FAST_STARTS = frozenset((0x81, 0x82, 0x01, 0x02))  # a message begins: FIN or not, no RSV bit
 _FAST_CONTINUATIONS = frozenset((0x80, 0x00))
+_FAST_CLOSE = 0x88
 _FAST_CONTROLS = frozenset((0x89, 0x8A))  # ping, pong
+_RSV1 = 0x40
 _COPY = 2048  # bytes; below it slicing is cheaper than a memoryview
 
 _Utf8Decoder = getincrementaldecoder("utf-8")
@@ -52,6 +69,9 @@ _NOT_UTF8 = "text is not valid UTF-8"
 
 # ServerProtocol's life cycle lines would double ours: only what is wrong in it is let through.
 _logger = logging.Logger("flask_sockets2.wire", logging.ERROR)
+
+# Where ServerProtocol counts the bytes of the message under way; renamed in websockets 16.
+_SIZE = "current_size" if hasattr(ServerProtocol(logger=_logger), "current_size") else "cur_size"
 
 
 class Protocol:
@@ -71,10 +91,10 @@ class Protocol:
         "_decoder",
         "_extensions",
         "_idle",
+        "_inflated",
         "_message",
         "_needed",
         "_opcode",
-        "_parts",
         "_small",
         "_strict",
         "attention",
@@ -117,7 +137,7 @@ class Protocol:
         self._message: bytearray | None = None  # fragments so far, fast lane
         self._opcode = TEXT  # of that message, or of the strict lane's
         self._decoder = _Utf8Decoder()
-        self._parts: list[bytes] | None = None  # fragments so far, strict lane
+        self._inflated: bytearray | None = None  # fragments so far, strict lane
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -158,7 +178,7 @@ class Protocol:
         self._idle = (
             not self._buffer
             and self._message is None
-            and self._parts is None
+            and self._inflated is None
             and self.state is OPEN
         )
         return messages
@@ -166,7 +186,7 @@ class Protocol:
     def receive_eof(self) -> None:
         """Take the end of the peer's stream: whatever the state was, it is CLOSED now."""
         self.state = CLOSED
-        self._idle = False
+        self._idle = self.more = False
         self.finished = True
 
     @property
@@ -188,8 +208,7 @@ class Protocol:
             if extent is None:
                 return position
             start, size = extent
-            small_control = size < 126 and head & 0x08
-            if size > self.max_message_size - self._size() and not small_control:
+            if size > self.max_message_size - self._size() and self._too_big(head, size):
                 self._violation(data[position:start])  # 1009 before a byte of it is stored
                 return end
             stop = start + size
@@ -198,6 +217,8 @@ class Protocol:
                 return position
             if head in _FAST_CONTROLS and size < 126:
                 self._control(head, _unmask(data, start, stop))
+            elif head == _FAST_CLOSE and self._strict is None and self._close(data, start, stop):
+                return end
             elif self._is_fast(head):
                 self._data(head, _unmask(data, start, stop), messages)
             else:
@@ -210,18 +231,29 @@ class Protocol:
                 return position
         return position
 
+    @property
+    def over(self) -> bool:
+        """Whether both close frames have passed, so that neither side has anything to add."""
+        return not self.failed and None not in (self.close_received, self.close_sent)
+
     def _size(self) -> int:
         """Bytes of the message under way, in whichever lane."""
         if self._message is not None:
             return len(self._message)
         if self._strict is not None:
-            return self._strict.current_size or 0
+            return getattr(self._strict, _SIZE) or 0
         return 0
+
+    def _too_big(self, head: int, size: int) -> bool:
+        """Tell whether a frame is refused that a message of this size leaves no room for."""
+        if head in _FAST_CONTROLS:
+            return size > 125
+        return head & 0x0F != CLOSE or size > self.max_message_size
 
     def _is_fast(self, head: int) -> bool:
         if self._message is not None:
             return head in _FAST_CONTINUATIONS
-        return head in _FAST_STARTS and self._parts is None
+        return head in _FAST_STARTS and self._inflated is None
 
     def _control(self, head: int, payload: bytes) -> None:
         """Answer a ping, note a pong (§5.5.2, §5.5.3)."""
@@ -229,6 +261,30 @@ class Protocol:
             self.output.append(build(PONG, payload))
         else:
             self.pong = payload
+
+    def _close(self, data: bytes | bytearray, start: int, stop: int) -> bool:
+        """Answer a valid close frame with the same (§5.5.1): the end of nearly every connection.
+
+        :returns: False where it is not valid: the strict lane chooses the code then.
+        """
+        size = stop - start
+        if size == 1 or size > 125:
+            return False
+        payload = _unmask(data, start, stop)
+        code, reason = 1005, ""
+        if payload:
+            code = int.from_bytes(payload[:2], "big")
+            try:
+                reason = payload[2:].decode()
+            except UnicodeDecodeError:
+                return False
+            if not _may_be_sent(code):
+                return False
+        self.close_received = self.close_sent = (code, reason)
+        self.output.append(build(CLOSE, payload))
+        self.state = CLOSING
+        self.finished = True
+        return True
 
     def _data(self, head: int, payload: bytes, messages: list[str | bytes]) -> None:
         """Take one uncompressed data frame that is allowed here."""
@@ -271,21 +327,28 @@ class Protocol:
     def _violation(self, data: bytes | bytearray) -> None:
         """Give the strict lane what it will refuse, so that it chooses code and reason."""
         strict = self._server_protocol()
-        if self._message is not None:
-            strict.current_size = len(self._message)
+        self._share_size(strict, data[0] & 0x0F)
         strict.receive_data(data)
         self._collect()
         if not self.finished:  # the lanes disagree: never go on with a stream that was cut
             self.fail(1002)
 
+    def _share_size(self, strict: ServerProtocol, opcode: int) -> None:
+        """Tell the strict lane of a message under way in the fast one; a close frame ends it."""
+        if opcode == CLOSE:
+            setattr(strict, _SIZE, None)
+        elif self._message is not None:
+            setattr(strict, _SIZE, len(self._message))
+
     def _feed(self, head: int, frame: bytes | bytearray, messages: list[str | bytes]) -> None:
         """Give the strict lane one whole frame and take the messages that it makes."""
         strict = self._server_protocol()
         opcode = head & 0x0F
-        if opcode == CLOSE:
-            strict.current_size = None
-        elif self._message is not None:
-            strict.current_size = len(self._message)
+        if opcode == CONTINUATION and head & _RSV1 and self._inflated is not None:
+            # RFC 7692 §6.1; websockets before 17 lets it pass
+            self.fail(1002, "RSV1 bit set in continuation frame")
+            return
+        self._share_size(strict, opcode)
         strict.receive_data(frame)
         for event in strict.events_received():
             if isinstance(event, Frame) and event.opcode <= Opcode.BINARY:
@@ -294,23 +357,24 @@ class Protocol:
 
     def _fragment(self, frame: Frame, messages: list[str | bytes]) -> None:
         """Take one data frame of a message in the strict lane, decompressed."""
-        if self._parts is None:
-            self._parts = []
+        if self._inflated is None:
+            self._inflated = bytearray()
             self._opcode = int(frame.opcode)
             self._decoder.reset()
-        payload = bytes(frame.data)
-        if payload:  # else endless empty fragments would fill the list
-            self._parts.append(payload)
+        self._inflated += frame.data
+        if len(self._inflated) > self.max_message_size:
+            # zlib may hold a last match back until a final frame, of which it is given no limit
+            self.fail(1009, f"message exceeds limit of {self.max_message_size} bytes")
+            return
         try:
             if self._opcode == TEXT:
-                self._decoder.decode(payload, frame.fin)
+                self._decoder.decode(frame.data, frame.fin)
         except UnicodeDecodeError:
             self._not_utf8()
             return
         if frame.fin:
-            whole = b"".join(self._parts)
-            self._parts = None
-            messages.append(whole.decode() if self._opcode == TEXT else whole)
+            whole, self._inflated = self._inflated, None
+            messages.append(whole.decode() if self._opcode == TEXT else bytes(whole))
 
     def _collect(self) -> None:
         """Take over what the strict lane wants written and how far its closing has come."""
@@ -323,7 +387,8 @@ class Protocol:
         if strict.state is not State.OPEN and self.state is OPEN:
             self.state = CLOSING
             self._idle = False
-        if strict.parser_exc is not None:
+        # A close frame of the peer's between its fragments is no failure of a closing handshake.
+        if strict.parser_exc is not None and strict.close_rcvd is None:
             self.failed = True
         if strict.close_rcvd is not None:
             self.close_received = (strict.close_rcvd.code, strict.close_rcvd.reason)
@@ -336,6 +401,8 @@ class Protocol:
 
     def _receive_closing(self, data: bytes) -> list[str | bytes]:
         """While a close frame of ours is answered, only the peer's close frame matters (§1.4)."""
+        self.more = False
+        self._needed = 0
         if self.state is CLOSED or self.finished:
             return []
         strict = self._server_protocol()
@@ -397,21 +464,31 @@ class Protocol:
             self._collect()
 
     def fail(self, code: int, reason: str = "") -> None:
-        """Send a close frame and end the stream without waiting for an answer (§7.1.7)."""
+        """Send a close frame and end the stream without waiting for an answer (§7.1.7).
+
+        Does nothing once the stream has ended.
+
+        :raises ValueError: when a close frame cannot carry the code or the reason.
+        """
+        _check_close(code, reason)
+        if self.state is CLOSED:
+            return
+        if self.finished:
+            return
         if self.state is OPEN:
             self._start_closing()
-        self._message = self._parts = None
+        self._message = self._inflated = None
+        self.more = False
         self.failed = self.attention = True
         strict = self._server_protocol()
-        if not strict.eof_sent:
-            strict.fail(code, reason)
+        strict.fail(code, reason)
         self._collect()
 
     def _start_closing(self) -> None:
         """The strict lane reads from here on, so it must know of a message under way."""
         self._idle = False
         if self._message is not None:
-            self._server_protocol().current_size = len(self._message)
+            setattr(self._server_protocol(), _SIZE, len(self._message))
             self._message = None
 
 
@@ -429,10 +506,14 @@ def _control_payload(payload: bytes) -> bytes:
     return payload
 
 
+def _may_be_sent(code: int) -> bool:
+    """RFC 6455 §7.4.1 and §7.4.2, with what IANA has registered since."""
+    return 3000 <= code <= 4999 or (1000 <= code <= 1014 and code not in (1004, 1005, 1006))
+
+
 def _check_close(code: int, reason: str) -> None:
-    """RFC 6455 §7.4.2: which codes may stand in a close frame; §5.5: how long the reason may be."""
-    allowed = 1000 <= code <= 1014 and code not in (1004, 1005, 1006)
-    if not (allowed or 3000 <= code <= 4999):
+    """Refuse what a close frame cannot carry (§5.5, §7.4)."""
+    if not _may_be_sent(code):
         raise ValueError(
             f"{code} cannot be sent as a close code; use 1000, or 4000 to 4999 for your own"
         )
