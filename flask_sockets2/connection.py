@@ -96,7 +96,8 @@ class Connection:
             for message in ws:
                 ws.send(message)
 
-    Any greenlet or thread may send; one at a time may receive.
+    Anyone may send at any time, under gevent any greenlet of the thread, elsewhere any thread;
+    one at a time may receive.
     """
 
     OPCODE_TEXT = TEXT
@@ -117,7 +118,6 @@ class Connection:
         "_heard",
         "_held",
         "_late_pong",
-        "_parse",
         "_paused",
         "_ping",
         "_protocol",
@@ -263,7 +263,6 @@ class Connection:
         self.subprotocol = subprotocol
         self._transport = transport
         self._protocol = protocol
-        self._parse = protocol.receive
         self._encode = protocol.send
         self._wait = transport.wait
         self.ping_interval, self.ping_timeout = limits.ping_interval, limits.ping_timeout
@@ -371,7 +370,7 @@ class Connection:
     def _wait_for_room(self, message: Any) -> None:
         """Wait until the peer has taken enough; it is dropped when it does not."""
         transport = self._transport
-        size = len(message) if isinstance(message, str | bytes | bytearray) else 0
+        size = len(message) if isinstance(message, str | bytes | bytearray | memoryview) else 0
         limit = max(0, self.limits.send_buffer - size)
         deadline = monotonic() + self.limits.send_timeout
         with transport.lock:
@@ -528,30 +527,29 @@ class Connection:
 
     @property
     def unread(self) -> bool:
-        return bool(self._queue)
+        return bool(self._queue) or self._held
 
     def data_received(self, data: bytes) -> None:
         self._heard += 1
-        messages = self._parse(data)
-        if self._protocol.attention and self._protocol.output:
+        protocol, transport = self._protocol, self._transport
+        messages = protocol.receive(data)
+        if protocol.attention and protocol.output:
             self._send_pongs()
-        if messages:
-            transport = self._transport
-            for message in messages:
-                if transport.waiting is not None and not self._queue:
-                    transport.wake(message)
-                else:
-                    self._enqueue(message)
-                    self._queued += len(message) + _OVERHEAD
-        if self._protocol.attention:
+        for message in messages:
+            if transport.waiting is not None and not self._queue:
+                transport.wake(message)
+            else:
+                self._queued += len(message) + _OVERHEAD
+                self._enqueue(message)
+        if protocol.attention:
             self._attend()
-        if self._queued - self._taken > self.limits.receive_buffer and self._state is OPEN:
-            self._pause()
 
     def _enqueue(self, message: Any) -> None:
         if self._queue is None:
             self._queue = deque()
         self._queue.append(message)
+        if self._queued - self._taken > self.limits.receive_buffer and self._state is OPEN:
+            self._pause()
 
     def _pause(self) -> None:
         """The handler does not keep up: TCP tells the peer to wait."""
@@ -654,6 +652,8 @@ class Connection:
 
     def heard(self) -> int:
         """A number that changes whenever something comes from the peer."""
+        if self._paused:
+            self._heard += 1  # nobody listens: its pongs stand behind what was not read
         return self._heard
 
     def keepalive_ping(self) -> None:

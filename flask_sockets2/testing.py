@@ -114,6 +114,7 @@ class _Call:
         overrides = options.setdefault("environ_overrides", {})
         overrides.update({"werkzeug.socket": self._far_end, RAISE: True})
         options.setdefault("multithread", True)
+        options.setdefault("buffered", True)  # else nobody closes the response
         self._arguments = (client, path, options)
         self._thread = threading.Thread(target=self._run, name=f"handler of {path}", daemon=True)
         self._thread.start()
@@ -220,8 +221,11 @@ class WebSocketSession:
 
     def close(self, code: int = 1000, reason: str = "", timeout: float = DEADLINE) -> None:
         """Close the connection, wait for the handler to end and raise what it raised."""
-        self._connection.close(code, reason)
-        self._call.join(monotonic() + timeout)
+        try:
+            self._connection.close(code, reason)
+            self._call.join(monotonic() + timeout)
+        finally:
+            self._call.socket.close()
 
     def _closed_error(self) -> ConnectionClosed:
         return ConnectionClosed(self, self.close_code, self.close_reason or "")
@@ -239,3 +243,4 @@ class WebSocketSession:
             self.close()
             return
         self._connection.close()  # the test has failed already: say nothing over it
+        self._call.socket.close()

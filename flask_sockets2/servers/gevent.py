@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
 from io import BytesIO
@@ -23,6 +24,8 @@ from ..transports.green import GreenTransport
 from ..wire.handshake import is_upgrade
 
 __all__ = ["GreenConnection", "WebSocketHandler", "WebSocketServer"]
+
+logger = logging.getLogger("flask_sockets2.servers")
 
 _MAX_HEAD = 65536  # bytes of all header lines together
 
@@ -275,3 +278,18 @@ class WebSocketServer(WSGIServer):  # type: ignore[misc]  # gevent's stubs make 
     """
 
     handler_class = WebSocketHandler
+
+    def wrap_socket_and_handle(self, client_socket: Any, address: Any) -> None:
+        """Bring the TLS handshake to its end within the handshake timeout."""
+        seconds = getattr(self.handler_class, "handshake_timeout", None)
+        try:
+            with gevent.Timeout(seconds, TimeoutError(f"the handshake took over {seconds} s")):
+                tls_socket = self.wrap_socket(client_socket, **self.ssl_args)
+        except OSError as exc:  # what TLS raises is one, too
+            logger.info("no TLS connection from %s: %s", address, exc)
+            client_socket.close()
+            return
+        try:
+            self.handle(tls_socket, address)
+        finally:
+            tls_socket.close()

@@ -13,10 +13,10 @@ from types import FrameType
 from typing import Any
 
 import gevent
-from gunicorn.workers.ggevent import GeventPyWSGIWorker, PyWSGIHandler, PyWSGIServer
+from gunicorn.workers.ggevent import GeventPyWSGIWorker, PyWSGIHandler
 
 from ..connection import Connection
-from .gevent import WebSocketHandler
+from .gevent import WebSocketHandler, WebSocketServer
 
 __all__ = ["Worker"]
 
@@ -29,7 +29,7 @@ class _Handler(WebSocketHandler, PyWSGIHandler):  # type: ignore[misc]  # gunico
     """Our handler with gunicorn's access log."""
 
 
-class _Server(PyWSGIServer):  # type: ignore[misc]  # gunicorn is untyped
+class _Server(WebSocketServer):
     """A server that drains once it has stopped accepting.
 
     :param drain_time: seconds over which the connections are closed.

@@ -41,8 +41,8 @@ def read_ahead(reader: io.BufferedReader) -> bytes:
     try:
         while chunk := reader.peek(1):
             chunks.append(reader.read(len(chunk)))
-    except AGAIN:
-        pass  # a TLS socket says so by an exception
+    except OSError:
+        pass  # so says a TLS socket that there is no more; a reset shows again at the first read
     return b"".join(chunks)
 
 

@@ -471,8 +471,6 @@ class Protocol:
         :raises ValueError: when a close frame cannot carry the code or the reason.
         """
         _check_close(code, reason)
-        if self.state is CLOSED:
-            return
         if self.finished:
             return
         if self.state is OPEN:
