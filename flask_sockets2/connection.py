@@ -112,6 +112,7 @@ class Connection:
     __slots__ = (
         "__weakref__",
         "_close_timer",
+        "_compresses",
         "_encode",
         "_end_told",
         "_handling",
@@ -263,7 +264,8 @@ class Connection:
         self.subprotocol = subprotocol
         self._transport = transport
         self._protocol = protocol
-        self._encode = protocol.send
+        self._encode = protocol.send if extensions else protocol.frame
+        self._compresses = bool(extensions)
         self._wait = transport.wait
         self.ping_interval, self.ping_timeout = limits.ping_interval, limits.ping_timeout
         with transport.lock:
@@ -315,7 +317,6 @@ class Connection:
                 continue
             if message is None:
                 return self._tell_end()
-            self._handling = True
             return message
 
     def __iter__(self) -> Iterator[Any]:
@@ -353,10 +354,10 @@ class Connection:
         transport = self._transport
         if transport.buffered:
             self._wait_for_room(message)
-        if self._protocol.compresses:
-            with transport.lock:  # the order of compressing is the order of sending
-                transport.write(self._encode(message, binary))
-        else:
+        if not self._compresses:
+            transport.write(self._encode(message, binary))
+            return
+        with transport.lock:  # the order of compressing is the order of sending
             transport.write(self._encode(message, binary))
 
     def _can_send(self, message: Any) -> bool:
@@ -537,6 +538,7 @@ class Connection:
             self._send_pongs()
         for message in messages:
             if transport.waiting is not None and not self._queue:
+                self._handling = True  # now: its thread may be slower than a close frame behind it
                 transport.wake(message)
             else:
                 self._queued += len(message) + _OVERHEAD

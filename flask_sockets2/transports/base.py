@@ -232,8 +232,6 @@ class StreamTransport:
             self._out.append(data)
             self.buffered += len(data)
             return
-        if self.closed:
-            return
         try:
             sent = self._send(data)
         except AGAIN:
@@ -349,6 +347,7 @@ class StreamTransport:
             self._timer = None
         self._out = None
         self.buffered = 0
+        self._send = len  # nothing is written any more, and no write has to look
         try:
             self.sock.shutdown(socket.SHUT_RDWR)
         except OSError:

@@ -117,18 +117,21 @@ class GreenTransport(StreamTransport):
             raise RuntimeError(
                 "another greenlet waits in receive() of this connection; let one greenlet receive"
             )
-        timer = None
         if timeout is not None:
-            timer = self.call_later(max(0.0, timeout), self._expire)
+            return self._wait_until(timeout)
         self.waiting = getcurrent()
         try:
-            value = self._switch()
+            return self._switch()
         except BaseException:  # killed, or a gevent.Timeout: nobody waits here any more
             self.waiting = None
             raise
+
+    def _wait_until(self, timeout: float) -> Any:
+        timer = self.call_later(max(0.0, timeout), self._expire)
+        try:
+            value = self.wait()
         finally:
-            if timer is not None:
-                timer.cancel()
+            timer.cancel()
         if value is _EXPIRED:
             raise TimeoutError(f"no message came in {timeout} s")
         return value

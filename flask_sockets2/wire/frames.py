@@ -29,6 +29,8 @@ CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 FIN = 0x80
 MASKED = 0x80
 
+_SMALL_HEADERS = [[bytes((FIN | opcode, size)) for size in range(126)] for opcode in range(16)]
+
 _pack_16 = Struct("!BBH").pack
 _pack_64 = Struct("!BBQ").pack
 _unpack_16 = Struct("!H").unpack_from
@@ -43,7 +45,7 @@ def build(opcode: int, payload: bytes) -> bytes:
     """
     size = len(payload)
     if size < 126:
-        return bytes((FIN | opcode, size)) + payload
+        return _SMALL_HEADERS[opcode][size] + payload
     if size < 65536:
         return _pack_16(FIN | opcode, 126, size) + payload
     return _pack_64(FIN | opcode, 127, size) + payload

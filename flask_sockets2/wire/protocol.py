@@ -415,34 +415,27 @@ class Protocol:
     # -- writing ---------------------------------------------------------------------------
 
     def send(self, message: str | bytes, binary: bool | None = None) -> bytes:
-        """Return the frame that carries a message.
+        """Return the frame that carries a message, compressed where that was agreed to.
 
         :param binary: None: text for ``str``, binary for anything else.
         :raises TypeError: when the message is neither text nor bytes.
         """
-        if isinstance(message, str):
-            payload = message.encode()
-            opcode = BINARY if binary else TEXT
-        elif isinstance(message, bytes | bytearray | memoryview):
-            payload = bytes(message)
-            if binary is False:
-                payload.decode()
-                opcode = TEXT
-            else:
-                opcode = BINARY
-        else:
-            raise TypeError(
-                f"expected a message of type str or bytes, got {type(message).__name__}; "
-                "turn it into text first, for example with flask.json.dumps()"
-            )
         if not self.compresses or self.state is not OPEN:  # the last replies go uncompressed
-            return build(opcode, payload)
+            return self.frame(message, binary)
+        opcode, payload = _opcode_and_payload(message, binary)
         strict = self._server_protocol()
         if opcode == TEXT:
             strict.send_text(payload)
         else:
             strict.send_binary(payload)
         return b"".join(strict.data_to_send())
+
+    @staticmethod
+    def frame(message: str | bytes, binary: bool | None = None) -> bytes:
+        """Return the frame that carries a message, as :meth:`send`, but never compressed."""
+        if type(message) is str and not binary:
+            return build(TEXT, message.encode())
+        return build(*_opcode_and_payload(message, binary))
 
     def ping(self, payload: bytes) -> bytes:
         """Return a ping frame; :param payload: at most 125 bytes."""
@@ -488,6 +481,21 @@ class Protocol:
         if self._message is not None:
             setattr(self._server_protocol(), _SIZE, len(self._message))
             self._message = None
+
+
+def _opcode_and_payload(message: str | bytes, binary: bool | None) -> tuple[int, bytes]:
+    if isinstance(message, str):
+        return BINARY if binary else TEXT, message.encode()
+    if not isinstance(message, bytes | bytearray | memoryview):
+        raise TypeError(
+            f"expected a message of type str or bytes, got {type(message).__name__}; "
+            "turn it into text first, for example with flask.json.dumps()"
+        )
+    payload = bytes(message)
+    if binary is False:
+        payload.decode()  # what is sent as text must be UTF-8
+        return TEXT, payload
+    return BINARY, payload
 
 
 def _unmask(data: bytes | bytearray, start: int, stop: int) -> bytes:
