@@ -1,0 +1,280 @@
+"""Who may import whom: arrows point down, and what is optional is imported where it is used."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "flask_sockets2"
+NAME = PACKAGE.name
+
+ANYTHING = frozenset({"anything"})
+
+MAY_IMPORT: dict[str, frozenset[str]] = {
+    "_version": frozenset(),
+    "exceptions": frozenset(),
+    "typing": frozenset(),
+    "wire": frozenset({"exceptions"}),
+    "transports": frozenset({"exceptions"}),
+    "keepalive": frozenset({"transports"}),
+    "connection": frozenset({"wire", "transports", "keepalive", "exceptions"}),
+    "servers": frozenset({"connection", "transports", "wire", "exceptions"}),
+    "extension": frozenset({"connection"}),
+    "sockets": frozenset({"extension", "servers", "connection", "wire.handshake", "exceptions"}),
+    "findings": frozenset(),
+    "doctor": frozenset({"findings"}),
+    "testing": ANYTHING,
+    "pytest_plugin": ANYTHING,
+    "cli": ANYTHING,
+    "__init__": frozenset({"_version", "connection", "exceptions", "sockets"}),
+}
+"""By module or subpackage; within a subpackage its modules may import each other."""
+
+FOR_TYPES_ONLY = {
+    ("sockets", "testing"): "what test_client() returns",
+    ("__init__", "servers"): "type checkers do not see __getattr__",
+}
+"""May be imported under TYPE_CHECKING, beyond the table."""
+
+WITHIN_FUNCTIONS = {
+    ("sockets", "testing"): "only test_client() needs it",
+    ("servers.environ", "transports.green"): "gevent is imported where the server runs on it",
+    ("servers.environ", "transports.threaded"): "its selector thread is not for gevent's servers",
+}
+"""May be imported when a function runs, beyond the table, and nothing else may."""
+
+FOREIGN: dict[str, frozenset[str]] = {
+    "gevent": frozenset({"transports.green", "servers.gevent", "servers.gunicorn"}),
+    "greenlet": frozenset({"transports.green"}),
+    "geventwebsocket": frozenset({"servers.gevent"}),
+    "gunicorn": frozenset({"servers.gunicorn"}),
+    "flask": frozenset({"extension", "sockets", "testing", "pytest_plugin", "cli"}),
+    "werkzeug": frozenset({"extension", "sockets", "testing", "pytest_plugin", "cli"}),
+    "click": frozenset({"cli"}),
+    "pytest": frozenset({"pytest_plugin"}),
+    "websockets": frozenset({"wire", "testing", "doctor", "cli"}),
+}
+"""Who may import which package from elsewhere; no other is imported at all."""
+
+NOT_IN_WIRE = frozenset(
+    {"asyncio", "selectors", "select", "socket", "ssl", "threading", "time", "datetime"}
+)
+"""Bytes and values only: no socket, no clock, no thread or lock."""
+
+
+@dataclass(frozen=True)
+class Import:
+    importer: str
+    imported: str
+    """A module of this package by its name within it, else a package from elsewhere."""
+    own: bool
+    where: str
+    """``module``, ``function`` or ``types``."""
+    line: int
+
+
+def modules() -> dict[str, str]:
+    """The sources of the package by the modules' names: ``wire.frames``, ``servers``."""
+    sources = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
+        sources[name] = path.read_text()
+    return sources
+
+
+MODULES = modules()
+
+
+class Finder(ast.NodeVisitor):
+    """Collects the imports of one module."""
+
+    def __init__(self, importer: str) -> None:
+        self.importer = importer
+        self.where = "module"
+        self.found: list[Import] = []
+
+    def add(self, full_name: str, line: int) -> None:
+        package, _, name = full_name.partition(".")
+        if package != NAME:
+            self.found.append(Import(self.importer, package, False, self.where, line))
+            return
+        while name and name not in MODULES:  # a name in a module
+            name = name.rpartition(".")[0]
+        self.found.append(Import(self.importer, name or "__init__", True, self.where, line))
+
+    def base(self, level: int) -> str:
+        """What so many leading dots mean."""
+        full = [NAME] if self.importer == "__init__" else [NAME, *self.importer.split(".")]
+        is_package = self.importer == "__init__" or (PACKAGE / Path(*full[1:])).is_dir()
+        return ".".join(full[: len(full) - level + is_package])
+
+    def visit_Import(self, node: ast.Import) -> None:
+        for alias in node.names:
+            self.add(alias.name, node.lineno)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> None:
+        start = [self.base(node.level)] if node.level else []
+        module = ".".join([*start, *filter(None, [node.module])])
+        for alias in node.names:
+            self.add(f"{module}.{alias.name}", node.lineno)
+
+    def visit_If(self, node: ast.If) -> None:
+        before = self.where
+        if ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            self.where = "types"
+        for child in node.body:
+            self.visit(child)
+        self.where = before
+        for child in node.orelse:
+            self.visit(child)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> None:
+        before, self.where = self.where, "function"
+        self.generic_visit(node)
+        self.where = before
+
+    visit_AsyncFunctionDef = visit_Lambda = visit_FunctionDef
+
+
+def imports_of(importer: str, source: str) -> list[Import]:
+    finder = Finder(importer)
+    finder.visit(ast.parse(source))
+    return finder.found
+
+
+def covers(entry: str, module: str) -> bool:
+    """``wire`` covers ``wire`` and ``wire.frames``."""
+    return module == entry or module.startswith(f"{entry}.")
+
+
+def allows(exceptions: dict[tuple[str, str], str], found: Import) -> bool:
+    return any(
+        covers(importer, found.importer) and covers(imported, found.imported)
+        for importer, imported in exceptions
+    )
+
+
+def own_import_fits(found: Import) -> bool:
+    if found.where == "function":
+        return allows(WITHIN_FUNCTIONS, found)
+    if found.where == "types" and allows(FOR_TYPES_ONLY, found):
+        return True
+    layer = found.importer.partition(".")[0]
+    allowed = MAY_IMPORT.get(layer, frozenset())
+    return (
+        allowed is ANYTHING
+        or covers(layer, found.imported)
+        or any(covers(entry, found.imported) for entry in allowed)
+    )
+
+
+def foreign_import_fits(found: Import) -> bool:
+    if covers("wire", found.importer) and found.imported in NOT_IN_WIRE:
+        return False
+    if found.imported in sys.stdlib_module_names:
+        return True
+    if found.where == "function":
+        return False  # none is; give the reason in a list as above before the first
+    return any(
+        covers(importer, found.importer) for importer in FOREIGN.get(found.imported, frozenset())
+    )
+
+
+def offences(importer: str, source: str) -> list[str]:
+    return [
+        f"{found.importer}, line {found.line}: imports {found.imported} ({found.where})"
+        for found in imports_of(importer, source)
+        if not (own_import_fits(found) if found.own else foreign_import_fits(found))
+    ]
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_a_module_imports_only_what_the_table_lets_it(module: str) -> None:
+    assert module.partition(".")[0] in MAY_IMPORT, f"{module} is not in the table"
+    assert offences(module, MODULES[module]) == []
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    """Imports for types, and within the functions listed above, do not count."""
+    graph: dict[str, set[str]] = {}
+    for module, source in MODULES.items():
+        below = {i.imported for i in imports_of(module, source) if i.own and i.where == "module"}
+        graph[module] = below - {module}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as exc:
+        pytest.fail(" -> ".join(exc.args[1]))
+
+
+@pytest.mark.parametrize("package", ["wire", "transports", "servers"])
+def test_the_subpackages_themselves_import_nothing(package: str) -> None:
+    assert imports_of(package, MODULES[package]) == []
+
+
+@pytest.mark.parametrize("exception", [*WITHIN_FUNCTIONS, *FOR_TYPES_ONLY])
+def test_every_exception_from_the_table_is_needed(exception: tuple[str, str]) -> None:
+    found = {
+        (importer, i.imported)
+        for importer, source in MODULES.items()
+        for i in imports_of(importer, source)
+        if i.where != "module"
+    }
+    importer, imported = exception
+    assert any(covers(importer, a) and covers(imported, b) for a, b in found)
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("wire.frames", "from ..connection import Connection"),
+        ("wire.frames", "from .. import connection"),
+        ("wire.frames", "import flask_sockets2.connection"),
+        ("wire.frames", "from flask_sockets2 import connection"),
+        ("wire.frames", "from .. import Connection"),
+        ("wire.protocol", "import time"),
+        ("wire.protocol", "from threading import Lock"),
+        ("wire.protocol", "import redis"),
+        ("exceptions", "from .typing import WebSocket"),
+        ("keepalive", "from .connection import Connection"),
+        ("connection", "if x:\n    from flask import request"),
+        ("connection", "try:\n    import gevent\nexcept ImportError:\n    pass"),
+        ("connection", "def f():\n    import gevent"),
+        ("connection", "class A:\n    def f(self):\n        from . import servers"),
+        ("sockets", "from .wire.frames import build"),
+        ("sockets", "from .testing import SocketsClient"),
+        ("sockets", "def f():\n    from .wire.handshake import Upgrade"),
+        ("sockets", "if TYPE_CHECKING:\n    pass\nelse:\n    from .testing import SocketsClient"),
+        ("sockets", "if TYPE_CHECKING:\n    from .cli import sockets_cli"),
+        ("servers.environ", "from gevent import socket"),
+        ("servers.gevent", "from gunicorn.workers import base"),
+        ("transports.threaded", "async def f():\n    from .green import GreenTransport"),
+        ("extension", "from .sockets import Sockets"),
+        ("new_module", "from .exceptions import WebSocketError"),
+    ],
+)
+def test_an_import_that_the_table_lacks_is_found(module: str, source: str) -> None:
+    assert len(offences(module, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("wire.protocol", "from .frames import build\nfrom ..exceptions import HandshakeError"),
+        ("wire", "from .frames import build"),
+        ("connection", "from .wire import protocol as wire\nfrom .wire.frames import TEXT"),
+        ("sockets", "from .wire.handshake import is_upgrade\nfrom flask import Flask"),
+        ("sockets", "if TYPE_CHECKING:\n    from .testing import SocketsClient"),
+        ("sockets", "def f():\n    from .testing import SocketsClient"),
+        ("servers.gunicorn", "import gevent\nfrom .gevent import WebSocketHandler"),
+        ("testing", "from .wire.frames import build\nfrom flask.testing import FlaskClient"),
+        ("__init__", "from .sockets import Sockets\nfrom ._version import __version__"),
+    ],
+)
+def test_an_import_that_the_table_has_is_let_pass(module: str, source: str) -> None:
+    assert offences(module, source) == []
