@@ -1,0 +1,317 @@
+"""What ``flask sockets doctor`` may find, in words that somebody new can act on."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+__all__ = ["ANSWERS", "CERTIFICATE_ERRORS", "FINDINGS", "Finding", "closing", "proxy_remedy"]
+
+
+class Finding(Exception):
+    """The doctor knows what is wrong.
+
+    :param key: of :data:`FINDINGS`.
+    :param facts: what its texts are formatted with.
+    """
+
+    def __init__(self, key: str, **facts: Any) -> None:
+        super().__init__(key)
+        self.key = key
+        self.facts = facts
+
+    def explain(self, **facts: Any) -> tuple[str, str]:
+        """Return what is the matter and what to do.
+
+        :param facts: further ones, known to the caller.
+        """
+        what, remedy = FINDINGS[self.key]
+        facts.update(self.facts)
+        return what.format(**facts), remedy.format(**facts)
+
+
+def proxy_remedy(sender: str) -> str:
+    """Return what to change in a proxy.
+
+    :param sender: what it calls itself in the header fields ``Server`` and ``Via``.
+    """
+    return next(
+        (remedy for name, remedy in _PROXIES if re.search(name, sender, re.IGNORECASE)),
+        _ANY_PROXY,
+    )
+
+
+def closing(code: int) -> tuple[str, str]:
+    """Return what a close code means and what to do."""
+    return _CODES.get(code, _OTHER_CODE)
+
+
+_NGINX = """\
+in nginx, into the block "location" of this URL:
+    proxy_http_version 1.1;
+    proxy_set_header Host $http_host;
+    proxy_set_header Upgrade $http_upgrade;
+    proxy_set_header Connection "upgrade";
+    proxy_read_timeout 3600s;"""
+
+_PROXIES = (
+    # name in the Server or Via header field, what to change there
+    ("nginx|openresty", _NGINX),
+    (
+        "apache",
+        'in Apache 2.4.47 or newer: ProxyPass "/" "http://127.0.0.1:8000/" upgrade=websocket',
+    ),
+    ("cloudflare", "in Cloudflare's dashboard, under Network: switch WebSockets on"),
+    ("cloudfront", "in CloudFront: use the origin request policy AllViewer"),
+)
+_ANY_PROXY = f"in another proxy, look for its WebSocket setting;\n{_NGINX}"
+
+FINDINGS = {
+    # what is the matter; what to do. Both are formatted with the facts at hand.
+    "no name": (
+        "The name {host} cannot be resolved ({error}).",
+        "Check the spelling, and the DNS record of that name.",
+    ),
+    "refused": (
+        "Nothing listens on port {port} of {host}: the connection is refused.",
+        "Start the server, check its port, and that it is bound to an address that can be reached "
+        "from here (gunicorn -b 0.0.0.0:8000 instead of 127.0.0.1).",
+    ),
+    "unreachable": (
+        "{host} cannot be reached on port {port} ({error}).",
+        "A firewall or a security group may drop the packets; check also the address.",
+    ),
+    "tls on a plain port": (
+        "Port {port} of {host} speaks plain HTTP, not TLS.",
+        "Use {plain} for a test; a page served by https needs a proxy that ends TLS.",
+    ),
+    "certificate expired": (
+        "The certificate of {host} has expired.",
+        "Renew it, and reload the server that holds it. Browsers refuse it without a question.",
+    ),
+    "certificate self-signed": (
+        "The certificate of {host} is self-signed, or its authority is not known here ({error}).",
+        "Get one from an authority that browsers know, such as Let's Encrypt, or trust this one "
+        "on every client. To test what lies behind: --insecure",
+    ),
+    "certificate chain": (
+        "The certificate of {host} does not lead to an authority that is known here ({error}).",
+        "Serve the whole chain (the file is often called fullchain.pem), or trust the authority. "
+        "To test what lies behind: --insecure",
+    ),
+    "certificate for another host": (
+        "The certificate was not issued for {host} ({error}).",
+        "Use the name that it was issued for, or get one for this name.",
+    ),
+    "certificate": (
+        "The certificate of {host} is not accepted ({error}).",
+        "Check its dates and its chain. To test what lies behind: --insecure",
+    ),
+    "tls": (
+        "TLS with {host} failed ({error}).",
+        "Check that port {port} is the TLS port and that server and client share a TLS version.",
+    ),
+    "silent": (
+        "The connection is open, but no answer came in {timeout:g} s.",
+        "All workers may be busy: a gunicorn sync worker serves one connection at a time; use "
+        "gunicorn -k flask_sockets2.worker. Or a proxy waits for a server behind it.",
+    ),
+    "dropped": (
+        "The server closed the connection without an answer ({error}).",
+        "Its log says why. If port {port} is a TLS port, use {secure}",
+    ),
+    "needs tls": (
+        "Port {port} of {host} speaks TLS, but the URL does not.",
+        "Use {secure}",
+    ),
+    "not http": (
+        "What listens on port {port} does not speak HTTP; its answer begins with {start}",
+        "Check the port, and that no proxy protocol or HTTP/2 without TLS is in the way.",
+    ),
+    "version": (
+        "The server does not accept version 13 of the protocol, the one of every browser: {answer}",
+        "Something in between changes Sec-WebSocket-Version, or that server is very old.",
+    ),
+    "connection header": (
+        "A proxy in between removes the header field 'Connection: Upgrade': {answer}",
+        "Tell the proxy to pass it on: {proxy}",
+    ),
+    "upgrade header": (
+        "A proxy in between removes the header fields 'Upgrade' and 'Connection', so that the "
+        "application saw an ordinary request: {answer}",
+        "Tell the proxy to pass them on: {proxy}",
+    ),
+    "http/1.0": (
+        "A proxy in between talks HTTP/1.0 to the application; a WebSocket needs 1.1: {answer}",
+        "Set the version, in nginx with proxy_http_version 1.1; {proxy}",
+    ),
+    "page only": (
+        "The application serves a page at this URL, no WebSocket: {answer}",
+        "Check the path. 'flask sockets routes' lists the WebSocket rules.",
+    ),
+    "bad request": (
+        "The request was refused as malformed: {answer}",
+        "The application may have no WebSocket rule for this path ('flask sockets routes'), or a "
+        "proxy changes the header fields: {proxy}",
+    ),
+    "login": (
+        "The server asks for a login: {answer}",
+        "Give it one: --header 'Authorization: ...' or --header 'Cookie: session=...'. Browsers "
+        "send cookies with a WebSocket, but no Authorization header field of your own.",
+    ),
+    "own origin": (
+        "The application refuses pages of its own address, {origin}: {answer}",
+        "A proxy in between changes the Host header field. Let it pass Host on (in nginx: "
+        "proxy_set_header Host $http_host;), or let it send X-Forwarded-Host and wrap the "
+        "application: app.wsgi_app = ProxyFix(app.wsgi_app, x_proto=1, x_host=1). Or add the "
+        "origin to SOCKETS_ALLOWED_ORIGINS.",
+    ),
+    "other origin": (
+        "The application refuses pages of the origin {origin}: {answer}",
+        "If they may connect, add it: app.config['SOCKETS_ALLOWED_ORIGINS'] = ['{origin}']. If it "
+        "is the application's own address seen from outside, use Werkzeug's ProxyFix.",
+    ),
+    "forbidden": (
+        "The request is refused: {answer}",
+        "The application, a firewall or an access rule of the proxy says no. If a login is "
+        "needed, pass it with --header 'Cookie: ...'; see also the server's log.",
+    ),
+    "not found by nginx": (
+        "nginx itself knows no such path, the application was not asked: {answer}",
+        'Its configuration needs a block "location" with proxy_pass for this path; {proxy}',
+    ),
+    "not found": (
+        "There is no such path: {answer}",
+        "Check the path, also its slash at the end; 'flask sockets routes' lists the rules.",
+    ),
+    "no socket": (
+        "The application runs on a server that cannot serve WebSockets: {answer}",
+        "Start it with gunicorn -k flask_sockets2.worker app:app",
+    ),
+    "bad gateway": (
+        "The proxy is there, but nothing good comes from the application behind it: {answer}",
+        "See that the application runs and listens where the proxy looks (in nginx: proxy_pass), "
+        "and read the logs of both.",
+    ),
+    "full": (
+        "The application is full: {answer}",
+        "SOCKETS_MAX_CONNECTIONS is reached: raise it, or add workers.",
+    ),
+    "stopping": (
+        "The server is just stopping or restarting: {answer}",
+        "Try again in a moment.",
+    ),
+    "unavailable": (
+        "Somebody on the way is not available: {answer}",
+        "A proxy that sees no healthy application says so; see that it runs, and the logs.",
+    ),
+    "gateway timeout": (
+        "The proxy waited in vain for the application: {answer}",
+        "All workers may be busy (a gunicorn sync worker serves one connection at a time): use "
+        "gunicorn -k flask_sockets2.worker",
+    ),
+    "redirect": (
+        "The server redirects to {location}, which browsers do not follow: {answer}",
+        "Use that address for the WebSocket: {target}",
+    ),
+    "page": (
+        "A page came instead of a WebSocket: {answer}",
+        "Either this path serves no WebSocket ('flask sockets routes'), or a server in between "
+        "knows none or removes the Upgrade header field: {proxy}",
+    ),
+    "client error": ("The request is refused: {answer}", "See the server's log."),
+    "server error": ("The server failed: {answer}", "Its log holds the reason."),
+    "no upgrade": (
+        "The answer is 101, but without the header field {name}.",
+        "A proxy in between removed it: {proxy}",
+    ),
+    "wrong accept": (
+        "The answer is 101, but Sec-WebSocket-Accept does not fit the key that was sent.",
+        "A cache or a proxy answered from its memory, or the server computes it wrongly.",
+    ),
+    "not negotiated": (
+        "The answer is 101, but agrees to what was not offered ({error}).",
+        "The server, or a proxy in between, handles Sec-WebSocket-Extensions or -Protocol wrongly.",
+    ),
+    "no pong": (
+        "The handshake went well, but no frames pass: no pong came in {timeout:g} s.",
+        "A proxy in between keeps frames back. Switch buffering off for this path, and let the "
+        "proxy treat it as a WebSocket: {proxy}",
+    ),
+    "no frames": (
+        "The handshake went well, but what follows are no WebSocket frames ({error}).",
+        "A server or proxy adds bytes of its own; its log, and 'curl -i', may show which.",
+    ),
+    "cut off": (
+        "The handshake went well, then the connection was cut without a close frame (1006).",
+        "The worker may have died, or a proxy cuts upgraded connections: see their logs.",
+    ),
+    "closed at once": (
+        "The handshake went well, then the server closed the WebSocket at once with {code}: "
+        "{meaning}.",
+        "{advice}",
+    ),
+    "one at a time": (
+        "This connection works, but a second one beside it got no answer in {timeout:g} s: the "
+        "server works on one request at a time.",
+        "Use another worker: gunicorn -k flask_sockets2.worker app:app (if it is that one, its "
+        "--worker-connections are used up).",
+    ),
+}
+
+ANSWERS = (
+    # status, words of the body (regular expressions); the first that fits names the finding
+    ("426", "Sec-WebSocket-Version", "version"),
+    ("426", "Connection: Upgrade", "connection header"),
+    ("426", "", "upgrade header"),
+    ("400", "HTTP/1\\.0", "http/1.0"),
+    ("400", "HTTPS port|HTTPS server|SSL-enabled", "needs tls"),  # nginx, Go, Apache
+    ("400", "serves pages, not WebSockets", "page only"),
+    ("400", "", "bad request"),
+    ("401|407", "", "login"),
+    ("403", "SOCKETS_ALLOWED_ORIGINS", "origin"),
+    ("403", "", "forbidden"),
+    ("404", "404 Not Found nginx", "not found by nginx"),
+    ("404", "", "not found"),
+    ("501", "", "no socket"),
+    ("502", "", "bad gateway"),
+    ("503", "too many connections", "full"),
+    ("503", "is stopping", "stopping"),
+    ("503", "", "unavailable"),
+    ("504", "", "gateway timeout"),
+    ("30[12378]", "", "redirect"),
+    ("2..", "", "page"),
+    ("5..", "", "server error"),
+    ("...", "", "client error"),
+)
+
+CERTIFICATE_ERRORS = {  # OpenSSL's X509_V_ERR_*
+    10: "certificate expired",
+    18: "certificate self-signed",
+    19: "certificate self-signed",
+    20: "certificate chain",
+    21: "certificate chain",
+    62: "certificate for another host",
+    64: "certificate for another host",
+}
+
+_SEE_LOG = "The server's log says more."
+
+_CODES = {  # RFC 6455 §7.4.1 and the registry of IANA: meaning, advice
+    1000: (
+        "the handler has ended",
+        "If it should stay, let it loop: for message in ws: ... If it is meant to end, all is "
+        "well.",
+    ),
+    1001: ("the server is stopping or restarting", "Try again in a moment."),
+    1002: ("it saw a violation of the protocol", "A proxy in between may change frames."),
+    1003: ("it does not take this kind of data", _SEE_LOG),
+    1005: ("it gave no code", _SEE_LOG),
+    1007: ("it got text that is no UTF-8", "A proxy in between may change frames."),
+    1008: ("the application refuses this client", "Pass its login: --header 'Cookie: ...'"),
+    1009: ("a message was too large", "Look at SOCKETS_MAX_MESSAGE_SIZE."),
+    1011: ("the handler failed with an exception", "The server's log holds its traceback."),
+    1012: ("the server restarts", "Try again in a moment."),
+    1013: ("the server is overloaded", "Try again in a moment."),
+}
+_OTHER_CODE = ("a code of the application's own", "Its documentation or its code says more.")
