@@ -1,0 +1,1 @@
+"""One echo server per module, each started in a process of its own by :mod:`benchmarks.servers`."""
