@@ -31,6 +31,10 @@ _DEFLATE = ServerPerMessageDeflateFactory(
     server_max_window_bits=12, client_max_window_bits=12, compress_settings={"memLevel": 5}
 )
 
+_OURS = frozenset(
+    f"sec-websocket-{name}" for name in ("accept", "extensions", "protocol", "version")
+) | {"upgrade", "connection"}
+
 _PORTS = {"http": ":80", "https": ":443"}
 
 
@@ -90,7 +94,7 @@ def _negotiate(offers: str, agreed: list[Extension]) -> str:
             continue
         try:
             answer, extension = _DEFLATE.process_request_params(parameters, agreed)
-        except (NegotiationError, ValueError):  # the latter of zlib, for a window of 8 bits
+        except NegotiationError:
             continue
         agreed.append(extension)
         return build_extension([(name, answer)])
@@ -98,6 +102,8 @@ def _negotiate(offers: str, agreed: list[Extension]) -> str:
 
 
 def _header_line(name: str, value: str) -> str:
+    if name.lower() in _OURS:
+        raise ValueError(f"the header field {name!r} is the handshake's own")
     if not name or any(c in "\r\n\0: " for c in name) or any(c in "\r\n\0" for c in value):
         raise ValueError(f"the header field {name!r} cannot be sent: it holds a line break")
     return f"{name}: {value}"
@@ -211,5 +217,7 @@ def _origin_matches(origin: str, pattern: str) -> bool:
         return True
     scheme, star, domain = pattern.partition("://*.")
     if not star:
-        return origin == pattern.rstrip("/")
+        return origin == pattern.rstrip("/").removesuffix(
+            _PORTS.get(pattern.partition(":")[0], "/")
+        )
     return origin.startswith(f"{scheme}://") and origin.endswith(f".{domain}")

@@ -20,8 +20,6 @@ Where it differs from ``ServerProtocol`` alone, on purpose:
   nearly reached it leaves; there it counts as if it were data;
 * a compressed message is never longer than ``max_message_size``; there zlib may hold back a last
   match of it until an empty fragment, which is given no limit;
-* RSV1 in a later fragment of a compressed message is refused whatever version of websockets is
-  installed (RFC 7692 §6.1); before 17 it lets it pass;
 * text that is not UTF-8 fails the connection at the fragment in which that shows; there it is
   left to the caller.
 """
@@ -40,7 +38,6 @@ from websockets.server import ServerProtocol
 from .frames import (
     BINARY,
     CLOSE,
-    CONTINUATION,
     PING,
     PONG,
     TEXT,
@@ -61,7 +58,7 @@ _FAST_STARTS = frozenset((0x81, 0x82, 0x01, 0x02))  # a message begins: FIN or n
 _FAST_CONTINUATIONS = frozenset((0x80, 0x00))
 _FAST_CLOSE = 0x88
 _FAST_CONTROLS = frozenset((0x89, 0x8A))  # ping, pong
-_RSV1 = 0x40
+_LARGE = 65536  # bytes of a decompressed message that end a turn
 _COPY = 2048  # bytes; below it slicing is cheaper than a memoryview
 
 _Utf8Decoder = getincrementaldecoder("utf-8")
@@ -69,9 +66,6 @@ _NOT_UTF8 = "text is not valid UTF-8"
 
 # ServerProtocol's life cycle lines would double ours: only what is wrong in it is let through.
 _logger = logging.Logger("flask_sockets2.wire", logging.ERROR)
-
-# Where ServerProtocol counts the bytes of the message under way; renamed in websockets 16.
-_SIZE = "current_size" if hasattr(ServerProtocol(logger=_logger), "current_size") else "cur_size"
 
 
 class Protocol:
@@ -196,7 +190,7 @@ class Protocol:
 
     def _split(self, data: bytes | bytearray, messages: list[str | bytes]) -> int:
         """Take whole frames off a stream; return where the first that is not whole begins."""
-        position, end = 0, len(data)
+        position, end, fed = 0, len(data), 0
         self.more = False
         self._needed = 0
         while end - position >= 2:
@@ -223,10 +217,14 @@ class Protocol:
                 self._data(head, _unmask(data, start, stop), messages)
             else:
                 self._feed(head, data[position:stop], messages)
+                # A frame costs ten times as much here, and a kilobyte may become a megabyte.
+                fed += 1
+                if messages and len(messages[-1]) > _LARGE:
+                    fed = MESSAGES_PER_TURN
             position = stop
             if self.finished:
                 return end
-            if len(messages) >= MESSAGES_PER_TURN:
+            if len(messages) >= MESSAGES_PER_TURN or fed >= MESSAGES_PER_TURN:
                 self.more = end - position >= 2
                 return position
         return position
@@ -241,7 +239,7 @@ class Protocol:
         if self._message is not None:
             return len(self._message)
         if self._strict is not None:
-            return getattr(self._strict, _SIZE) or 0
+            return self._strict.current_size or 0
         return 0
 
     def _too_big(self, head: int, size: int) -> bool:
@@ -336,19 +334,14 @@ class Protocol:
     def _share_size(self, strict: ServerProtocol, opcode: int) -> None:
         """Tell the strict lane of a message under way in the fast one; a close frame ends it."""
         if opcode == CLOSE:
-            setattr(strict, _SIZE, None)
+            strict.current_size = None
         elif self._message is not None:
-            setattr(strict, _SIZE, len(self._message))
+            strict.current_size = len(self._message)
 
     def _feed(self, head: int, frame: bytes | bytearray, messages: list[str | bytes]) -> None:
         """Give the strict lane one whole frame and take the messages that it makes."""
         strict = self._server_protocol()
-        opcode = head & 0x0F
-        if opcode == CONTINUATION and head & _RSV1 and self._inflated is not None:
-            # RFC 7692 §6.1; websockets before 17 lets it pass
-            self.fail(1002, "RSV1 bit set in continuation frame")
-            return
-        self._share_size(strict, opcode)
+        self._share_size(strict, head & 0x0F)
         strict.receive_data(frame)
         for event in strict.events_received():
             if isinstance(event, Frame) and event.opcode <= Opcode.BINARY:
@@ -479,7 +472,7 @@ class Protocol:
         """The strict lane reads from here on, so it must know of a message under way."""
         self._idle = False
         if self._message is not None:
-            setattr(self._server_protocol(), _SIZE, len(self._message))
+            self._server_protocol().current_size = len(self._message)
             self._message = None
 
 

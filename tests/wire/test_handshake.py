@@ -282,6 +282,14 @@ def test_a_header_that_would_end_its_line_is_refused(name: str, value: str) -> N
         Upgrade(KEY, (), "").response(headers=[(name, value)])
 
 
+@pytest.mark.parametrize(
+    "name", ["Upgrade", "connection", "Sec-WebSocket-Accept", "Sec-WebSocket-Protocol"]
+)
+def test_a_header_of_the_handshakes_own_cannot_be_added(name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        Upgrade(KEY, (), "").response(headers=[(name, "chat")])
+
+
 def test_a_refused_header_does_not_show_its_value() -> None:
     with pytest.raises(ValueError) as caught:
         Upgrade(KEY, (), "").response(headers=[("Set-Cookie", "secret\r\n")])
@@ -450,6 +458,9 @@ def test_the_same_host_and_port_is_the_same_origin(
         ("HTTPS://EXAMPLE.com", ["https://Example.COM"], True),
         ("https://b.example", ["https://a.example", "https://b.example"], True),
         ("https://example.com:8443", ["https://example.com:8443"], True),
+        ("https://example.com", ["https://example.com:443"], True),
+        ("http://example.com", ["http://example.com:80"], True),
+        ("https://example.com", ["https://example.com:80"], False),
         ("https://a.example.com", ["https://*.example.com"], True),
         ("https://a.b.example.com", ["https://*.example.com"], True),
         ("https://A.Example.com", ["https://*.example.COM"], True),
