@@ -30,7 +30,7 @@ from flask import Flask, current_app
 
 from .connection import Connection, Limits
 
-__all__ = ["LIMITS", "State", "limits_of", "state_of"]
+__all__ = ["LIMITS", "State", "check_limit", "limits_of", "max_connections_of", "state_of"]
 
 EXTENSION = "flask_sockets2"
 
@@ -61,19 +61,39 @@ def state_of(app: Flask | None = None) -> State:
 def limits_of(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Limits:
     """Return the limits of a route: its own, else the application's, else the defaults.
 
-    :raises ValueError: when one is not a positive number, naming it.
+    :param overrides: the route's own, which :func:`check_limit` has let pass.
+    :raises ValueError: when a setting is not what is expected, naming it.
     """
     values = {}
     for name, setting in _SETTINGS:
         if name in overrides:
             values[name] = overrides[name]
         elif setting in config:
-            values[name] = config[setting]
-        else:
-            continue
-        value = values[name]
-        if name == "compression" or (value is None and name in _MAY_BE_NONE):
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise ValueError(f"{setting} must be a number above 0, got {value!r}")
+            values[name] = check_limit(name, config[setting], setting)
     return Limits(**values) if values else _DEFAULTS
+
+
+def check_limit(name: str, value: Any, called: str) -> Any:
+    """Return the value of a limit.
+
+    :param called: what its user calls it.
+    :raises ValueError: when it is no positive number, or no bool for ``compression``.
+    """
+    if name == "compression":
+        if not isinstance(value, bool):
+            raise ValueError(f"{called} must be True or False, got {value!r}")
+    elif not (value is None and name in _MAY_BE_NONE):
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise ValueError(f"{called} must be a number above 0, got {value!r}")
+    return value
+
+
+def max_connections_of(config: Mapping[str, Any]) -> int | None:
+    """Return how many connections an application may have open, None for any number.
+
+    :raises ValueError: when the setting is no number.
+    """
+    most: int | None = config.get("SOCKETS_MAX_CONNECTIONS")
+    if most is not None and type(most) is not int:
+        raise ValueError(f"SOCKETS_MAX_CONNECTIONS must be a whole number or None, got {most!r}")
+    return most

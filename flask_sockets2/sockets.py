@@ -21,12 +21,21 @@ from weakref import WeakSet
 
 from flask import Blueprint, Flask, Response, abort, current_app, request
 from werkzeug.exceptions import HTTPException
+from werkzeug.http import HTTP_STATUS_CODES
 from werkzeug.routing import Map
 from werkzeug.routing.exceptions import WebsocketMismatch
 
 from .connection import Connection
 from .exceptions import ConnectionClosed, HandshakeError, WebSocketError
-from .extension import EXTENSION, LIMITS, State, limits_of, state_of
+from .extension import (
+    EXTENSION,
+    LIMITS,
+    State,
+    check_limit,
+    limits_of,
+    max_connections_of,
+    state_of,
+)
 from .servers.environ import Takeover, take_over
 from .wire.handshake import is_upgrade, origin_allowed, parse_upgrade, select_subprotocol
 
@@ -78,7 +87,9 @@ class Sockets:
         """Serve an application: what was recorded so far is registered in it, and what comes."""
         if EXTENSION not in app.extensions:
             app.extensions[EXTENSION] = State()
-            app.wsgi_app = SocketMiddleware(app.wsgi_app, app, self)  # type: ignore[method-assign]  # as Flask documents it
+            # The bound method: calling an object that has __call__ goes through C, whose stack
+            # each waiting greenlet keeps a copy of.
+            app.wsgi_app = SocketMiddleware(app.wsgi_app, app, self).__call__  # type: ignore[method-assign]  # as Flask documents it
             app.register_error_handler(WebsocketMismatch, _mismatch)
         if app not in self._apps:
             self._apps.add(app)
@@ -108,8 +119,10 @@ class Sockets:
         :returns: a decorator that returns the handler as it is.
         """
 
+        endpoint = options.pop("endpoint", None)
+
         def decorator(handler: Handler) -> Handler:
-            self.add_url_rule(rule, options.pop("endpoint", None), handler, **options)
+            self.add_url_rule(rule, endpoint, handler, **options)
             return handler
 
         return decorator
@@ -130,7 +143,7 @@ class Sockets:
         view = _View(f, **own)
 
         def register(app: Flask) -> None:
-            name = endpoint or _free_endpoint(app, f.__name__)
+            name = endpoint or _free_endpoint(app, getattr(f, "__name__", type(f).__name__))
             app.add_url_rule(rule, name, view, websocket=True, **options)
 
         self._register(register)
@@ -175,11 +188,16 @@ def _free_endpoint(app: Flask, name: str) -> str:
 class _WebSocketRules:
     """An application to a blueprint, but its rules become WebSocket rules."""
 
+    _app: Flask
+
     def __init__(self, app: Flask) -> None:
-        self._app = app
+        object.__setattr__(self, "_app", app)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._app, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._app, name, value)
 
     def add_url_rule(
         self, rule: str, endpoint: str | None = None, view_func: Any = None, **options: Any
@@ -210,9 +228,9 @@ class _View:
         update_wrapper(self, handler)
         self._handler = handler
         self._accept = accept
-        self._subprotocols = (subprotocols,) if isinstance(subprotocols, str) else subprotocols
-        self._origins = origins
-        self._limits = limits
+        self._subprotocols = _as_tuple(subprotocols) or ()
+        self._origins = _as_tuple(origins)
+        self._limits = {name: check_limit(name, value, name) for name, value in limits.items()}
 
     def __call__(self, **values: Any) -> Any:
         app, environ = current_app._get_current_object(), request.environ  # type: ignore[attr-defined]  # a proxy, as Flask documents it
@@ -222,11 +240,13 @@ class _View:
         origin = environ.get("HTTP_ORIGIN")
         if origin is not None:  # else it is no browser
             self._check_origin(app, origin)
+        handler = app.ensure_sync(self._handler)  # what it cannot run is refused before accept
         if isinstance(ws, Connection):
             self._prepare(app, ws)
         result = None
         try:
-            result = app.ensure_sync(self._handler)(ws, **values)
+            # A call with ** goes through C, whose stack each waiting greenlet keeps a copy of.
+            result = handler(ws, **values) if values else handler(ws)
         except OSError as exc:
             if not _is_end_of(ws, exc):
                 raise
@@ -239,9 +259,7 @@ class _View:
     def _check_origin(self, app: Flask, origin: str) -> None:
         allowed = self._origins
         if allowed is None:
-            allowed = app.config.get("SOCKETS_ALLOWED_ORIGINS")
-        if isinstance(allowed, str):
-            allowed = (allowed,)
+            allowed = _as_tuple(app.config.get("SOCKETS_ALLOWED_ORIGINS"))
         if not origin_allowed(origin, request.host, allowed):
             logger.warning(
                 "refused a WebSocket of origin %.200r on host %.200r; if that page may connect, "
@@ -259,7 +277,7 @@ class _View:
             raise _Refusal(exc) from exc
         ws.limits = limits_of(app.config, self._limits)
         connections = state_of(app).connections
-        most = app.config.get("SOCKETS_MAX_CONNECTIONS")
+        most = max_connections_of(app.config)
         if most is not None and len(connections) >= most:
             logger.warning("refused a WebSocket: SOCKETS_MAX_CONNECTIONS is reached (%s)", most)
             raise _Refusal(HandshakeError(503, "too many connections", (("Retry-After", "5"),)))
@@ -297,20 +315,22 @@ class _Refusal(HTTPException):
 
 
 def _mismatch(error: WebsocketMismatch) -> Any:
-    """Answer a WebSocket rule asked for over HTTP, and the other way round."""
+    """Answer a WebSocket rule asked for over HTTP, and the other way round.
+
+    The application's error handlers for what the answer is, 426 for one, apply.
+    """
     if request.headers.get("Upgrade") is None:
         upgrade = (("Upgrade", "websocket"), ("Connection", "Upgrade"))
-        return _Refusal(
-            HandshakeError(
-                426, "this URL serves WebSockets: open it with new WebSocket(url)", upgrade
-            )
+        refusal = HandshakeError(
+            426, "this URL serves WebSockets: open it with new WebSocket(url)", upgrade
         )
-    try:
-        parse_upgrade(request.environ)
-    except HandshakeError as exc:
-        return _Refusal(exc)
-    error.description = _NOT_A_SOCKET
-    return error
+    else:
+        refusal = HandshakeError(400, _NOT_A_SOCKET)
+        try:
+            parse_upgrade(request.environ)
+        except HandshakeError as exc:
+            refusal = exc
+    return current_app.handle_http_exception(_Refusal(refusal))
 
 
 def _is_end_of(ws: Any, exc: OSError) -> bool:
@@ -400,10 +420,16 @@ def _swallow(data: bytes) -> None:
     """Stand in for ``write``: the client has its response, the 101."""
 
 
+def _as_tuple(value: Iterable[str] | str | None) -> tuple[str, ...] | None:
+    """What may be given as one or as several."""
+    return (value,) if isinstance(value, str) else None if value is None else tuple(value)
+
+
 def _close_code(status: str) -> tuple[int, str]:
     """Say with a close code what the application meant to say with an HTTP status."""
     if status.startswith("4"):
-        return 1008, status[:100]
+        code = status[:3]
+        return 1008, f"{code} {HTTP_STATUS_CODES.get(int(code), '')}".strip()
     if status.startswith("5"):
         return 1011, ""
     return 1000, ""

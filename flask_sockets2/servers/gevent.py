@@ -116,6 +116,9 @@ class GreenConnection(Connection):
     error = GreenConnectionClosed
 
 
+_NO_TIMEOUT = gevent.Timeout()
+
+
 class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs make it Any
     """A pywsgi handler that gives the application ``environ["wsgi.websocket"]``.
 
@@ -131,7 +134,7 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
     response_headers: list[tuple[bytes, bytes]]
     environ: Any
     headers: Any
-    _timeout: Any = gevent.Timeout()  # until the first request
+    _timeout: Any = _NO_TIMEOUT
     _connection: GreenConnection | None = None
     _requests = 0
 
@@ -149,7 +152,7 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
 
     def read_request(self, raw_requestline: str) -> bool:
         valid: bool = super().read_request(raw_requestline)
-        self._timeout.close()
+        self._stop_timeout()
         if self.request_version == "HTTP/1.1" and len(self.headers.get_all("host")) != 1:
             raise ValueError("expected exactly one Host header field")
         return valid
@@ -158,8 +161,12 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
         try:
             return super().handle_one_request()
         finally:
-            self._timeout.close()  # where the request line or a header field was broken
+            self._stop_timeout()  # where the request line or a header field was broken
             self.environ = None  # it holds our bound methods: break the circle
+
+    def _stop_timeout(self) -> None:
+        self._timeout.close()
+        self._timeout = _NO_TIMEOUT
 
     def MessageClass(self, rfile: Any, *args: Any) -> _Headers:
         return _Headers(rfile)
@@ -247,7 +254,8 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
         return self._connection is not None and self._connection.accepted
 
     def _log_as_upgraded(self) -> None:
-        self.status, self._orig_status, self.code = b"101 Switching Protocols", None, 101
+        self.status, self.code = b"101 Switching Protocols", 101
+        self._orig_status = "101 Switching Protocols"
         self.response_headers = []
 
     def start_response(

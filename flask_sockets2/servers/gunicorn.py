@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from math import ceil
-from types import FrameType
+from types import FrameType, FunctionType
 from typing import Any
 
 import gevent
@@ -65,6 +65,7 @@ class Worker(GeventPyWSGIWorker):  # type: ignore[misc]  # gunicorn is untyped
     wsgi_handler: Any = _Handler
     wsgi: Any
     alive: bool
+    _quitting = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -80,7 +81,12 @@ class Worker(GeventPyWSGIWorker):  # type: ignore[misc]  # gunicorn is untyped
         self.wsgi_handler = type("Handler", (_Handler,), handler)  # this worker's own settings
         self.wsgi = self._counted(self.wsgi)
 
-    def _counted(self, application: Callable[..., Any]) -> Callable[..., Any]:
+    def _counted(self, application: Any) -> Callable[..., Any]:
+        if not isinstance(application, FunctionType):
+            # A call of the method itself does not go through C, whose stack each waiting greenlet
+            # keeps a copy of.
+            application = application.__call__
+
         def counted(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
             self.nr += 1
             if self.nr >= self.max_requests and self.alive:
@@ -91,6 +97,8 @@ class Worker(GeventPyWSGIWorker):  # type: ignore[misc]  # gunicorn is untyped
         return counted
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:
-        for connection in Connection.opened():
-            connection.close(1001, "server shutdown")
+        if self._quitting:  # at Ctrl-C the terminal signals us, and then gunicorn's master does
+            return
+        self._quitting = True
+        gevent.spawn(_drain, 0.0)  # not in here: a signal may come in the middle of a send
         super().handle_quit(sig, frame)
