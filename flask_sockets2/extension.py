@@ -82,9 +82,11 @@ def check_limit(name: str, value: Any, called: str) -> Any:
     if name == "compression":
         if not isinstance(value, bool):
             raise ValueError(f"{called} must be True or False, got {value!r}")
-    elif not (value is None and name in _MAY_BE_NONE):
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise ValueError(f"{called} must be a number above 0, got {value!r}")
+        return value
+    if value is None and name in _MAY_BE_NONE:
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        raise ValueError(f"{called} must be a number above 0, got {value!r}")
     return value
 
 

@@ -79,6 +79,9 @@ class Sockets:
 
     def __init__(self, app: Flask | None = None) -> None:
         self._recorded: list[Callable[[Flask], None]] = []
+        self._map = Map()  # stands for the application's until there is one
+        #: Blueprints that were registered here, by name.
+        self.blueprints: dict[str, Blueprint] = {}
         self._apps: WeakSet[Flask] = WeakSet()
         if app is not None:
             self.init_app(app)
@@ -93,16 +96,21 @@ class Sockets:
             app.register_error_handler(WebsocketMismatch, _mismatch)
         if app not in self._apps:
             self._apps.add(app)
+            for name, converter in self._map.converters.items():
+                if Map.default_converters.get(name) is not converter:
+                    app.url_map.converters[name] = converter
             for register in self._recorded:
                 register(app)
 
     @property
     def url_map(self) -> Map:
-        """The application's ``url_map``.
+        """The application's ``url_map``; before there is one, a map to add converters to.
 
-        :raises RuntimeError: when there is no application, or more than one.
+        :raises RuntimeError: when there is more than one application.
         """
-        if len(self._apps) != 1:
+        if not self._apps:
+            return self._map
+        if len(self._apps) > 1:
             raise RuntimeError(
                 f"these sockets serve {len(self._apps)} applications, so there is no one url_map; "
                 "use app.url_map"
@@ -158,6 +166,7 @@ class Sockets:
             blueprint.register(_WebSocketRules(app), options)  # type: ignore[arg-type]  # stands in for it
 
         self._register(register)
+        self.blueprints[options.get("name", blueprint.name)] = blueprint
 
     def _register(self, register: Callable[[Flask], None]) -> None:
         for app in self._apps:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests import servers
+from tests import processes
 from tests.plugin_no_skips import (  # noqa: F401 (pytest finds hooks by name)
     pytest_make_collect_report,
     pytest_runtest_makereport,
 )
-from tests.servers import Server, Servers
+from tests.processes import Server, Servers
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -21,13 +21,13 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def unused_port() -> int:
-    return servers.unused_port()
+    return processes.unused_port()
 
 
 @pytest.fixture
 def server_factory(tmp_path: Path) -> Iterator[Servers]:
     """All ways of starting a server; each is stopped when the test ends."""
-    with servers.servers_in(tmp_path) as factory:
+    with processes.servers_in(tmp_path) as factory:
         yield factory
 
 
@@ -52,7 +52,7 @@ def pywsgi_server(server_factory: Servers) -> Callable[..., Server]:
 @pytest.fixture
 def nginx(server_factory: Servers) -> Callable[[Server], Server]:
     """``nginx(upstream)``: a real nginx in front of a server."""
-    if servers.nginx_program() is None:
+    if processes.nginx_program() is None:
         pytest.skip("no nginx: apt-get install nginx-light")
     return server_factory.nginx
 
@@ -64,7 +64,7 @@ def browser() -> Iterator[Browser]:
     Not for the whole session: while it is open its event loop counts as running in this
     thread, so that a test elsewhere could not call ``asyncio.run``.
     """
-    program = servers.chromium_program()
+    program = processes.chromium_program()
     if program is None:
         pytest.skip("no Chromium: apt-get install chromium-headless-shell, or set CHROMIUM")
     sync_api = pytest.importorskip(
@@ -93,6 +93,6 @@ def page(browser: Browser) -> Iterator[Page]:
 
 
 @pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> servers.Certificate:
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> processes.Certificate:
     """A certificate for 127.0.0.1 and localhost, and the authority that a client must trust."""
-    return servers.make_certificate(tmp_path_factory.mktemp("certificate"))
+    return processes.make_certificate(tmp_path_factory.mktemp("certificate"))

@@ -7,7 +7,7 @@ from textwrap import indent
 
 import pytest
 
-from tests.servers import Server, Servers, accepts, nginx_program, unused_port
+from tests.processes import Server, Servers, accepts, nginx_program, unused_port
 
 _CONFIG = """\
 daemon off;

@@ -23,8 +23,8 @@ from websockets.utils import accept_key
 from flask_sockets2 import Sockets
 from flask_sockets2.cli import sockets_cli
 from flask_sockets2.findings import ANSWERS, FINDINGS
+from tests.processes import Certificate, Server, Servers
 from tests.proxies import nginx_in_front
-from tests.servers import Certificate, Server, Servers
 
 StartServer = Callable[..., Server]
 

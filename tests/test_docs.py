@@ -13,8 +13,8 @@ import pytest
 
 from flask_sockets2 import Limits, WebSocketHandler, extension
 from tests.clients import echoed
+from tests.processes import Server, Servers
 from tests.proxies import nginx_in_front
-from tests.servers import Server, Servers
 from tests.test_cli import doctor
 
 ROOT = Path(__file__).parents[1]

@@ -13,7 +13,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection
 
 from tests.clients import TIMEOUT, echoed, http, websocket
-from tests.servers import Server
+from tests.processes import Server
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.clients import echoed, http
-from tests.servers import Certificate, Server
+from tests.processes import Certificate, Server
 
 README = (Path(__file__).parents[1] / "README.rst").read_text()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.servers import wait_until
+from tests.processes import wait_until
 from tests.wire_client import TEXT, WireClient, connect, frame
 
 INTERVAL = 0.05  # seconds from echo to echo

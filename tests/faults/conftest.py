@@ -12,7 +12,7 @@ import pytest
 
 from tests import clients, wire_client
 from tests.faults.bystander import Bystander, bystander
-from tests.servers import Server, servers_in, wait_until
+from tests.processes import Server, servers_in, wait_until
 from tests.wire_client import WireClient
 
 APPLICATION = Path(__file__).with_name("application.py").read_text()

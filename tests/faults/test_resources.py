@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.faults.conftest import Target
-from tests.servers import wait_until
+from tests.processes import wait_until
 from tests.wire_client import (
     BINARY,
     CLOSE,

@@ -1,0 +1,242 @@
+"""Sockets taken over from servers that know no WebSocket."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import pytest
+
+from flask_sockets2.servers.environ import take_over
+from tests.clients import echoed, http
+from tests.connections import tcp_pair
+from tests.processes import Server, accepts, wait_until
+from tests.wire_client import CLOSE, TEXT, TIMEOUT, WireClient, close_frame, connect, frame, request
+
+StartServer = Callable[..., Server]
+
+SOURCE = """
+    import logging
+
+    from flask import Flask, abort
+    from flask_sockets2 import Sockets
+
+    logging.basicConfig(level=logging.INFO)
+    app = Flask(__name__)
+    sockets = Sockets(app)
+
+
+    @sockets.route("/echo")
+    def echo(ws):
+        for message in ws:
+            ws.send(message)
+
+
+    @sockets.route("/fails")
+    def fails(ws):
+        raise KeyError("missing")
+
+
+    @sockets.route("/refuses", accept=False)
+    def refuses(ws):
+        abort(401, "who are you?")
+
+
+    @app.route("/")
+    def page():
+        return "page"
+"""
+
+ENVIRON = {
+    "REQUEST_METHOD": "GET",
+    "SERVER_PROTOCOL": "HTTP/1.1",
+    "PATH_INFO": "/",
+    "HTTP_HOST": "a",
+    "HTTP_UPGRADE": "websocket",
+    "HTTP_CONNECTION": "Upgrade",
+    "HTTP_SEC_WEBSOCKET_KEY": "dGhlIHNhbXBsZSBub25jZQ==",
+    "HTTP_SEC_WEBSOCKET_VERSION": "13",
+}
+
+
+# -- finding the socket --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        {"wsgi.input": io.BytesIO()},
+        {"werkzeug.socket": None, "gunicorn.socket": None},
+        {"werkzeug.socket": "not a socket"},
+    ],
+)
+def test_without_a_socket_nothing_is_taken_over(environ: dict[str, Any]) -> None:
+    assert take_over(environ) is None
+
+
+@pytest.mark.parametrize("key", ["werkzeug.socket", "gunicorn.socket", "gunicorn.sock"])
+def test_the_servers_socket_is_taken_and_it_keeps_a_sink(key: str) -> None:
+    """pain 59: what the server goes on to write reaches nobody."""
+    peer, sock = tcp_pair()
+    with peer, sock:
+        number = sock.fileno()
+        environ: dict[str, Any] = {**ENVIRON, key: sock, "wsgi.input": io.BytesIO()}
+        taken = take_over(environ)
+        assert taken is not None
+        taken.connection.accept()
+        assert peer.response().status == 101
+        peer.send(close_frame())
+        taken.connection.finish()
+        peer.closing()
+        written: list[str] = []
+        body: Any = taken.release(lambda status, headers: written.append(status))
+        assert sock.fileno() == number
+        sock.sendall(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+        assert sock.recv(100) == b""
+        assert list(body) == []
+        body.close()
+        assert written == ["101 Switching Protocols"]
+
+
+def test_bytes_behind_the_head_are_taken_along() -> None:
+    peer, sock = tcp_pair()
+    with peer, sock, sock.makefile("rb") as reader:
+        peer.send(b"head\n" + frame(TEXT, b"early"))
+        assert reader.readline() == b"head\n"
+        environ = {**ENVIRON, "werkzeug.socket": sock, "wsgi.input": reader}
+        taken = take_over(environ)
+        assert taken is not None
+        ws = taken.connection
+        assert ws.receive(timeout=TIMEOUT) == "early"
+        peer.close()
+        ws.finish()
+
+
+# -- flask run -----------------------------------------------------------------------------
+
+
+def test_the_development_server_serves_pages_and_websockets(flask_run: StartServer) -> None:
+    """pain 58, pain 59"""
+    server = flask_run(SOURCE)
+    for number in range(3):
+        assert echoed(server.ws_url("/echo"), str(number)) == str(number)
+        assert http(server.url("/"))[:2] == (200, "page")
+    with WireClient(server.port) as client:
+        client.send(request("/echo"))
+        assert client.response().status == 101
+    with WireClient(server.port) as client:
+        client.send(request("/refuses"))
+        assert client.response().status == 401
+    server.wait_for_output(r"GET /refuses HTTP/1\.1\S* 401")
+    assert len(re.findall(r"GET /echo HTTP/1\.1\S* 101", server.output)) == 4
+    assert "Traceback" not in server.output
+    assert "AssertionError" not in server.output
+
+
+def test_the_debugger_leaves_a_websocket_alone(flask_run: StartServer) -> None:
+    """pain 59"""
+    server = flask_run(SOURCE, args=["--debugger", "--no-reload"], environ={"FLASK_DEBUG": "1"})
+    with connect(server.port, "/fails") as client:
+        assert client.frame().payload == b"\x03\xf3"  # 1011
+    server.wait_for_output("KeyError: 'missing'")
+    assert server.output.count("Traceback") == 1
+    assert echoed(server.ws_url("/echo"), "hello") == "hello"
+
+
+def test_one_thread_says_that_it_serves_one_at_a_time(flask_run: StartServer) -> None:
+    """pain 69"""
+    server = flask_run(SOURCE, args=["--without-threads"])
+    assert echoed(server.ws_url("/echo"), "hello") == "hello"
+    server.wait_for_output("an open WebSocket blocks all others")
+
+
+def test_ctrl_c_ends_the_development_server_with_a_connection_open(
+    flask_run: StartServer,
+) -> None:
+    """pain 60"""
+    server = flask_run(SOURCE)
+    with connect(server.port) as client:
+        started = time.monotonic()
+        server.terminate(signal.SIGINT)
+        assert time.monotonic() - started < 3.0
+        client.rest()
+    assert "Traceback" not in server.output
+
+
+def test_the_reloader_reloads_on_a_change_and_ends_on_ctrl_c_with_a_connection_open(
+    flask_run: StartServer, tmp_path: Any
+) -> None:
+    """pain 60"""
+    server = flask_run(SOURCE, args=["--reload"])
+    wait_until(lambda: http(server.url("/"))[1] == "page", "the page")
+    with connect(server.port) as client:
+        client.send(frame(TEXT, b"hello"))
+        assert client.message() == b"hello"
+        source = tmp_path / "app.py"
+        changed = source.read_text().replace('return "page"', 'return "changed"')
+        source.write_text(changed)
+        later = time.time() + 2  # the reloader compares whole times of change
+        os.utime(source, (later, later))
+        server.wait_for_output(r"Detected change|Restarting with")
+        assert client.rest(timeout=TIMEOUT) is not None
+
+    def reloaded() -> bool:
+        return accepts(server.port) and http(server.url("/"))[1] == "changed"
+
+    wait_until(reloaded, "the changed page", 15.0)
+    children = psutil.Process(server.process.pid).children(recursive=True)
+    with connect(server.port) as client:
+        started = time.monotonic()
+        os.killpg(server.process.pid, signal.SIGINT)
+        server.process.wait(TIMEOUT)
+        _, alive = psutil.wait_procs(children, timeout=TIMEOUT)
+        assert alive == []
+        assert time.monotonic() - started < 4.0
+        client.rest()
+
+
+def test_a_thread_that_waits_for_its_peer_does_not_keep_a_program_alive(
+    pywsgi_server: StartServer, unused_port: int
+) -> None:
+    """pain 60: a WSGI server of one's own, with threads that are no daemons."""
+    source = f"""{SOURCE}
+
+    if __name__ == "__main__":
+        from werkzeug.serving import make_server
+
+        server = make_server("127.0.0.1", {unused_port}, app, threaded=True)
+        server.daemon_threads = False
+        server.block_on_close = False
+        sockets.add_url_rule("/stop", "stop", lambda ws: server.shutdown())
+        server.serve_forever()
+    """
+    server = pywsgi_server(source, port=unused_port)
+    with connect(server.port) as client:
+        with connect(server.port, "/stop") as stop:
+            stop.frame()
+            stop.send(close_frame())
+            came = client.frame()
+            client.send(frame(CLOSE, came.payload))
+            assert server.process.wait(TIMEOUT) == 0
+        assert came.payload == b"\x03\xe9server shutdown"
+
+
+def test_a_pair_without_a_port_is_a_socket_too() -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        taken = take_over({**ENVIRON, "werkzeug.socket": near, "wsgi.input": io.BytesIO()})
+        assert taken is not None
+        taken.connection.accept()
+        far.settimeout(TIMEOUT)
+        assert far.recv(12) == b"HTTP/1.1 101"
+        far.close()
+        assert taken.connection.receive(timeout=TIMEOUT) is None
+        taken.connection.finish()

@@ -1,0 +1,365 @@
+"""gunicorn with our worker, and how the others stop: started as an operator starts them."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import selectors
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import psutil
+import pytest
+
+from tests.clients import echoed
+from tests.clients import http as ask
+from tests.processes import Certificate, Server, servers_in, wait_until
+from tests.wire_client import (
+    CLOSE,
+    HANDSHAKE,
+    TIMEOUT,
+    WireClient,
+    close_frame,
+    connect,
+    frame,
+    request,
+)
+
+StartServer = Callable[..., Server]
+
+SOURCE = """
+    import os
+    import time
+
+    from flask import Flask, request
+    from flask_sockets2 import Sockets
+
+    app = Flask(__name__)
+    sockets = Sockets(app)
+
+
+    @sockets.route("/echo")
+    def echo(ws):
+        for message in ws:
+            ws.send(message)
+
+
+    @sockets.route("/ends")
+    def ends(ws):
+        pass
+
+
+    @app.route("/")
+    def page():
+        return f"{os.getpid()}"
+
+
+    @app.route("/hints")
+    def hints():
+        hint = request.environ["wsgi.early_hints"]
+        try:
+            hint([("Link", request.args["link"])])
+        except ValueError as exc:
+            return f"refused: {exc}"
+        return "sent"
+
+
+    def create_app(name="app"):
+        return app
+"""
+
+
+def workers(server: Server) -> set[int]:
+    return {child.pid for child in psutil.Process(server.process.pid).children()}
+
+
+@contextmanager
+def connections(server: Server, count: int) -> Iterator[list[WireClient]]:
+    with ExitStack() as stack:
+        yield [stack.enter_context(connect(server.port)) for _ in range(count)]
+
+
+def closed_at(clients: list[WireClient], timeout: float = 10.0) -> list[tuple[float, bytes]]:
+    """Wait for the server's close frame on each, and answer it; tell when it came and what."""
+    came: list[tuple[float, bytes]] = []
+    deadline = time.monotonic() + timeout
+    with selectors.DefaultSelector() as selector:
+        for client in clients:
+            selector.register(client.sock, selectors.EVENT_READ, client)
+        while len(came) < len(clients):
+            ready = selector.select(max(0.0, deadline - time.monotonic()))
+            if not ready:
+                raise TimeoutError(f"{len(came)} of {len(clients)} were closed in {timeout} s")
+            for key, _ in ready:
+                selector.unregister(key.fileobj)
+                frame = key.data.frame()
+                assert frame.opcode == CLOSE
+                came.append((time.monotonic(), frame.payload))
+                key.data.send(close_frame(1001))
+    return came
+
+
+GOING_AWAY = b"\x03\xe9server shutdown"  # 1001
+
+
+# -- serving -------------------------------------------------------------------------------
+
+
+def test_pages_and_websockets_are_served_without_a_warning(gunicorn: StartServer) -> None:
+    """pain 61: nothing is patched too late."""
+    server = gunicorn(SOURCE, environ={"PYTHONWARNINGS": "always"})
+    assert ask(server.url("/"))[0] == 200
+    assert echoed(server.ws_url("/echo"), "hello") == "hello"
+    assert ask(server.url("/echo"))[0] == 426
+    assert server.terminate() == 0
+    assert "Warning" not in server.output
+    assert "Traceback" not in server.output
+
+
+def test_the_worker_has_flask_sockets_name_and_a_class_name(gunicorn: StartServer) -> None:
+    """pain 67"""
+    server = gunicorn(SOURCE, worker="flask_sockets2.Worker")
+    assert echoed(server.ws_url("/echo"), "hello") == "hello"
+
+
+def test_an_application_factory_is_served(gunicorn: StartServer) -> None:
+    """pain 11"""
+    server = gunicorn(SOURCE, target="app:create_app('name')")
+    assert echoed(server.ws_url("/echo"), "hello") == "hello"
+
+
+def test_several_workers_need_no_sticky_sessions(gunicorn: StartServer) -> None:
+    """pain 40"""
+    server = gunicorn(SOURCE, args=["-w", "2"])
+    for number in range(8):
+        assert echoed(server.ws_url("/echo"), str(number)) == str(number)
+
+
+def test_a_websocket_over_tls_closes_in_order(
+    gunicorn: StartServer, certificate: Certificate
+) -> None:
+    """pain 68"""
+    args = ["--certfile", certificate.certfile, "--keyfile", certificate.keyfile]
+    server = gunicorn(SOURCE, args=args, secure=True)
+    context = certificate.client_context()
+    message = os.urandom(300_000)
+    assert echoed(server.ws_url("/echo"), message, ssl=context) == message
+    with WireClient(server.port) as client:
+        client.sock = context.wrap_socket(client.sock, server_hostname="127.0.0.1")
+        client.send(request("/ends"))
+        assert client.response().status == 101
+        assert client.frame().opcode == CLOSE
+        client.send(close_frame())
+        assert client.rest() == b""
+    # A client that speaks no TLS is told so by the handshake, and nobody else is troubled.
+    with WireClient(server.port) as client:
+        client.send(request("/echo"))
+        assert not client.rest().startswith(b"HTTP/1.1 101")
+    assert echoed(server.ws_url("/echo"), "hello", ssl=context) == "hello"
+
+
+def test_a_page_keeps_its_connection_alive(gunicorn: StartServer) -> None:
+    server = gunicorn(SOURCE)
+    client = http.client.HTTPConnection("127.0.0.1", server.port, timeout=TIMEOUT)
+    client.connect()
+    sock = client.sock
+    for _ in range(3):
+        client.request("GET", "/")
+        with client.getresponse() as response:
+            assert response.status == 200
+            assert response.read().isdigit()
+        assert client.sock is sock
+    client.request("GET", "/echo", headers=HANDSHAKE)  # and may become a WebSocket after all
+    with client.getresponse() as response:
+        assert response.status == 101
+    client.close()
+
+
+def test_the_access_log_has_a_line_for_each_websocket(gunicorn: StartServer) -> None:
+    """pain 21"""
+    form = "%(h)s %(r)s status=%(s)s seconds=%(L)s agent=%(a)s"
+    args = ["--access-logfile", "-", "--access-logformat", form]
+    server = gunicorn(SOURCE, args=args)
+    started = time.monotonic()
+    with connect(server.port, headers={"User-Agent": "tests"}) as client:
+        client.send(frame(0x1, b"hello"))
+        assert client.message() == b"hello"
+        assert "GET /echo" not in server.output
+        client.send(close_frame())
+        assert client.closing() == (1000, "")
+    line = server.wait_for_output(
+        r"^127\.0\.0\.1 GET /echo HTTP/1\.1 status=101 seconds=([\d.]+) agent=tests$"
+    )
+    assert 0 < float(line[1]) <= time.monotonic() - started
+    assert ask(server.url("/"))[0] == 200
+    server.wait_for_output(r"^127\.0\.0\.1 GET / HTTP/1\.1 status=200 ")
+    assert server.output.count("GET /echo") == 1
+
+
+# -- early hints ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def hinting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with servers_in(tmp_path_factory.mktemp("hints")) as servers:
+        yield servers.gunicorn(SOURCE)
+
+
+def hinted(server: Server, link: str, version: str = "HTTP/1.1") -> bytes:
+    with WireClient(server.port) as client:
+        fields = "Host: a\r\nConnection: close\r\n\r\n"
+        client.send(f"GET /hints?link={link} {version}\r\n{fields}".encode())
+        return client.rest()
+
+
+def test_early_hints_are_sent_before_the_response(hinting: Server) -> None:
+    """pain 118"""
+    answer = hinted(hinting, "%3C/a.css%3E;rel=preload")
+    hint, _, response = answer.partition(b"\r\n\r\n")
+    assert hint == b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>;rel=preload"
+    assert response.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert response.endswith(b"\r\n\r\nsent")
+
+
+@pytest.mark.parametrize("link", ["a%0d%0aX:b", "a%0aX:b", "a%00"])
+def test_early_hints_hold_no_line_break(link: str, hinting: Server) -> None:
+    """pain 87"""
+    answer = hinted(hinting, link)
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert answer.endswith(b"refused: the header field 'Link' cannot be sent as an early hint")
+
+
+def test_a_client_of_http_1_0_gets_no_early_hints(hinting: Server) -> None:
+    """pain 119"""
+    answer = hinted(hinting, "a", version="HTTP/1.0")
+    assert b"103" not in answer.split(b"\r\n")[0]
+    assert answer.endswith(b"sent")
+
+
+# -- stopping ------------------------------------------------------------------------------
+
+
+def test_sigterm_closes_websockets_in_batches_and_ends_after_the_last(
+    gunicorn: StartServer,
+) -> None:
+    """pain 54, pain 70"""
+    count, graceful = 160, 8.0
+    server = gunicorn(SOURCE, args=["--graceful-timeout", str(int(graceful))])
+    with connections(server, count) as clients:
+        started = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        came = closed_at(clients)
+        last = came[-1][0]
+        assert {payload for _, payload in came} == {GOING_AWAY}
+        # 160 in batches of 50: three pauses of 0.1 s
+        assert last - came[0][0] > 0.25
+        assert came[49][0] - came[0][0] < last - came[0][0]
+        assert server.process.wait(TIMEOUT) == 0
+        assert time.monotonic() - last < 2.5
+        assert time.monotonic() - started < graceful
+    assert "Traceback" not in server.output
+
+
+def test_a_peer_that_does_not_answer_the_close_is_not_waited_for_long(
+    gunicorn: StartServer,
+) -> None:
+    """pain 70"""
+    server = gunicorn(SOURCE, args=["--graceful-timeout", "30"])
+    with connections(server, 3) as clients:
+        server.process.send_signal(signal.SIGTERM)
+        for client in clients:
+            assert client.frame().payload == GOING_AWAY
+        # SOCKETS_CLOSE_TIMEOUT is 5 s
+        assert server.process.wait(10.0) == 0
+        assert [client.rest() for client in clients] == [b""] * 3
+
+
+def test_a_worker_that_drains_sends_new_websockets_elsewhere(gunicorn: StartServer) -> None:
+    """pain 54"""
+    server = gunicorn(SOURCE, args=["--graceful-timeout", "20", "--keep-alive", "20"])
+    client = http.client.HTTPConnection("127.0.0.1", server.port, timeout=TIMEOUT)
+    client.request("GET", "/")
+    client.getresponse().read()
+    with connections(server, 1) as (stays,):
+        server.process.send_signal(signal.SIGTERM)
+        assert stays.frame().payload == GOING_AWAY
+        client.request("GET", "/echo", headers=HANDSHAKE)
+        with client.getresponse() as response:
+            assert response.status == 503
+            assert response.headers["Retry-After"] == "1"
+            assert b"connect again" in response.read()
+        client.close()
+        stays.send(close_frame(1001))
+    assert server.process.wait(TIMEOUT) == 0
+
+
+def test_max_requests_restarts_the_worker_and_closes_its_websockets(
+    gunicorn: StartServer,
+) -> None:
+    server = gunicorn(SOURCE, args=["--max-requests", "4", "--graceful-timeout", "20"])
+    (old,) = workers(server)
+    with connections(server, 2) as clients:
+        assert ask(server.url("/"))[1] == str(old)
+        assert ask(server.url("/"))[1] == str(old)
+        assert {payload for _, payload in closed_at(clients)} == {GOING_AWAY}
+    wait_until(lambda: old not in workers(server) and workers(server), "a new worker", TIMEOUT)
+    assert echoed(server.ws_url("/echo"), "hello") == "hello"
+    assert "Traceback" not in server.output
+
+
+@pytest.mark.parametrize("group", [False, True], ids=["SIGINT", "Ctrl-C"])
+def test_sigint_ends_at_once(group: bool, gunicorn: StartServer) -> None:
+    """pain 60: a terminal signals the whole group."""
+    server = gunicorn(SOURCE, args=["--graceful-timeout", "20"])
+    with connections(server, 5) as clients:
+        started = time.monotonic()
+        if group:
+            os.killpg(server.process.pid, signal.SIGINT)
+        else:
+            server.process.send_signal(signal.SIGINT)
+        server.process.wait(TIMEOUT)
+        assert time.monotonic() - started < 3.0
+        for client in clients:
+            assert client.frame().payload == GOING_AWAY
+            assert client.rest() == b""
+    assert "Traceback" not in server.output
+
+
+def test_sighup_reloads_and_closes_the_old_workers_websockets(gunicorn: StartServer) -> None:
+    """pain 60"""
+    server = gunicorn(SOURCE, args=["--graceful-timeout", "20"])
+    (old,) = workers(server)
+    with connections(server, 3) as clients:
+        server.process.send_signal(signal.SIGHUP)
+        assert {payload for _, payload in closed_at(clients)} == {GOING_AWAY}
+    wait_until(lambda: old not in workers(server) and workers(server), "a new worker", TIMEOUT)
+    assert echoed(server.ws_url("/echo"), "hello") == "hello"
+    assert ask(server.url("/"))[1] != str(old)
+    assert "Traceback" not in server.output
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("worker", "args"), [(None, ["--threads", "8"]), ("gevent", [])], ids=["threads", "gevent"]
+)
+def test_gunicorns_other_workers_stop_with_open_websockets(
+    worker: str | None,
+    args: list[str],
+    signum: int,
+    gunicorn: StartServer,
+    record_property: Callable[[str, object], None],
+) -> None:
+    """pain 60: when the graceful timeout is over, of which they do not tell us the beginning."""
+    server = gunicorn(SOURCE, worker=worker, args=[*args, "--graceful-timeout", "1"])
+    with connections(server, 3) as clients:
+        started = time.monotonic()
+        server.process.send_signal(signum)
+        server.process.wait(TIMEOUT)
+        took = time.monotonic() - started
+        record_property("seconds", round(took, 2))
+        assert took < 5.0
+        # Threads say 1001, unless gunicorn's master is faster: it kills when that time is over.
+        last_words = {client.rest() for client in clients}
+        assert last_words <= {b"", frame(CLOSE, GOING_AWAY, masked=False)}

@@ -1,0 +1,1108 @@
+"""Routes, blueprints and what becomes of a request for a WebSocket; through the test client."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flask
+import pytest
+from flask import (
+    Blueprint,
+    Flask,
+    abort,
+    g,
+    got_request_exception,
+    redirect,
+    request,
+    session,
+    url_for,
+)
+from flask.cli import routes_command
+from flask.typing import ResponseReturnValue
+from werkzeug.exceptions import HTTPException
+from werkzeug.local import LocalProxy
+from werkzeug.middleware.proxy_fix import ProxyFix
+from werkzeug.routing import BaseConverter
+
+from flask_sockets2 import Sockets, WebSocketRejected
+from flask_sockets2.extension import state_of
+from flask_sockets2.sockets import RAISE, SocketMiddleware
+from flask_sockets2.testing import SocketsClient, WebSocketSession
+
+TIMEOUT = 5.0  # seconds, for each wait
+
+
+@pytest.fixture
+def app() -> Flask:
+    app = Flask(__name__)
+    app.secret_key = "for tests"
+    return app
+
+
+@pytest.fixture
+def sockets(app: Flask) -> Sockets:
+    return Sockets(app)
+
+
+@pytest.fixture
+def client(app: Flask, sockets: Sockets) -> SocketsClient:
+    return sockets.test_client(app)
+
+
+def echo(ws: Any) -> None:
+    for message in ws:
+        ws.send(message)
+
+
+def tell(ws: Any, **values: Any) -> None:
+    """Tell the endpoint and the variables of the rule that matched."""
+    ws.send(flask.json.dumps([request.endpoint, values]))
+
+
+def told(client: SocketsClient, path: str, **options: Any) -> Any:
+    with client.connect(path, **options) as ws:
+        return flask.json.loads(ws.receive())
+
+
+def refusal(client: SocketsClient, path: str, **options: Any) -> Any:
+    """The response that a WebSocket is answered with instead."""
+    with pytest.raises(WebSocketRejected) as refused:
+        client.connect(path, **options)
+    return refused.value.response
+
+
+def closing(ws: WebSocketSession) -> tuple[int | None, str | None]:
+    """Wait for the end; return close code and reason."""
+    assert ws.receive(timeout=TIMEOUT) is None
+    return ws.close_code, ws.close_reason
+
+
+def errors(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+# -- routes --------------------------------------------------------------------------------
+
+
+def test_a_route_returns_the_handler_as_it_is(sockets: Sockets) -> None:
+    assert sockets.route("/echo")(echo) is echo
+
+
+def test_a_route_is_a_rule_of_the_applications_own_url_map(app: Flask, sockets: Sockets) -> None:
+    """pain 2: the rule and the matching both know that it is a WebSocket."""
+    sockets.route("/echo")(echo)
+    assert sockets.url_map is app.url_map
+    (rule,) = app.url_map.iter_rules("echo")
+    assert rule.websocket
+
+
+def test_an_echo_answers(sockets: Sockets, client: SocketsClient) -> None:
+    sockets.route("/echo")(echo)
+    with client.connect("/echo") as ws:
+        for message in ("hello", b"\x00\xff", ""):
+            ws.send(message)
+            assert ws.receive() == message
+
+
+def test_variables_of_the_rule_are_converted(sockets: Sockets, client: SocketsClient) -> None:
+    """pain 5"""
+    sockets.route("/<name>/<int:number>/<path:rest>")(tell)
+    assert told(client, "/ada/7/a/b") == ["tell", {"name": "ada", "number": 7, "rest": "a/b"}]
+    assert refusal(client, "/ada/seven/a").status_code == 404
+
+
+def test_a_converter_of_the_applications_counts(app: Flask, sockets: Sockets) -> None:
+    """pain 5"""
+
+    class Words(BaseConverter):
+        def to_python(self, value: str) -> list[str]:
+            return value.split("+")
+
+    sockets.url_map.converters["words"] = Words
+    sockets.route("/<words:words>")(tell)
+    assert told(sockets.test_client(app), "/a+b") == ["tell", {"words": ["a", "b"]}]
+
+
+def test_defaults_of_a_rule_count(sockets: Sockets, client: SocketsClient) -> None:
+    """pain 6"""
+    sockets.route("/news", defaults={"topic": "all"})(tell)
+    assert told(client, "/news") == ["tell", {"topic": "all"}]
+
+
+def test_the_endpoint_of_a_rule_counts(sockets: Sockets, client: SocketsClient) -> None:
+    """pain 6"""
+    sockets.route("/news", endpoint="latest")(tell)
+    assert told(client, "/news") == ["latest", {}]
+
+
+def test_a_decorator_can_be_used_twice(sockets: Sockets, client: SocketsClient) -> None:
+    decorate = sockets.route("/<name>", endpoint="named", max_message_size=10)
+    decorate(tell)
+    with pytest.raises(AssertionError, match="named"):
+        decorate(echo)
+
+
+def test_the_subdomain_of_a_rule_counts() -> None:
+    """pain 6"""
+    app = Flask(__name__, subdomain_matching=True)
+    app.config["SERVER_NAME"] = "example.com"
+    sockets = Sockets(app)
+    sockets.route("/news", subdomain="<user>")(tell)
+    client = sockets.test_client(app)
+    assert told(client, "/news", base_url="http://ada.example.com") == ["tell", {"user": "ada"}]
+    assert refusal(client, "/news", base_url="http://example.com").status_code == 404
+
+
+def test_the_host_of_a_rule_counts() -> None:
+    """pain 6"""
+    app = Flask(__name__, host_matching=True, static_host="static.example.com")
+    sockets = Sockets(app)
+    sockets.route("/news", host="live.example.com")(tell)
+    client = sockets.test_client(app)
+    assert told(client, "/news", base_url="http://live.example.com") == ["tell", {}]
+    assert refusal(client, "/news", base_url="http://example.com").status_code == 404
+
+
+def test_strict_slashes_of_a_rule_count(sockets: Sockets, client: SocketsClient) -> None:
+    """pain 6"""
+    sockets.route("/loose/", strict_slashes=False)(tell)
+    assert told(client, "/loose") == ["tell", {}]
+
+
+def test_a_missing_slash_redirects_before_the_handshake(
+    sockets: Sockets, client: SocketsClient
+) -> None:
+    """pain 4"""
+    sockets.route("/strict/")(tell)
+    response = refusal(client, "/strict")
+    assert response.status_code == 308
+    assert response.location == "ws://localhost/strict/"
+
+
+def test_an_option_that_nobody_knows_is_refused_at_once(sockets: Sockets) -> None:
+    """pain 6"""
+    with pytest.raises(TypeError, match="max_mesage_size"):
+        sockets.route("/echo", max_mesage_size=5)(echo)
+
+
+def test_a_rule_needs_a_handler(sockets: Sockets) -> None:
+    with pytest.raises(TypeError, match="needs a handler"):
+        sockets.add_url_rule("/echo")
+
+
+def test_add_url_rule_takes_what_flask_sockets_took(
+    sockets: Sockets, client: SocketsClient
+) -> None:
+    sockets.add_url_rule("/echo", None, tell)
+    assert told(client, "/echo") == ["tell", {}]
+
+
+def test_a_callable_without_a_name_is_a_handler(sockets: Sockets, client: SocketsClient) -> None:
+    sockets.add_url_rule("/echo", None, partial(tell, extra=1))
+    assert told(client, "/echo")[1] == {"extra": 1}
+
+
+def test_an_unknown_url_is_404_before_any_handshake(client: SocketsClient) -> None:
+    """pain 9"""
+    assert refusal(client, "/nowhere").status_code == 404
+
+
+def test_a_page_and_a_websocket_may_share_a_url_and_a_name(app: Flask, sockets: Sockets) -> None:
+    """pain 7"""
+
+    @app.route("/same", methods=["GET", "POST"])
+    def same() -> str:
+        return request.method
+
+    def page() -> Callable[..., Any]:
+        def same(ws: Any) -> None:
+            ws.send("socket")
+
+        return same
+
+    sockets.route("/same")(page())
+    http = app.test_client()
+    assert (http.get("/same").text, http.post("/same").text) == ("GET", "POST")
+    with sockets.test_client(app).connect("/same") as ws:
+        assert ws.receive() == "socket"
+
+
+def test_plain_http_on_a_websocket_rule_is_426_and_says_what_to_do(
+    app: Flask, sockets: Sockets
+) -> None:
+    """pain 8"""
+    sockets.route("/echo")(echo)
+    response = app.test_client().get("/echo")
+    assert response.status_code == 426
+    assert "Upgrade Required" in response.text
+    assert "new WebSocket(url)" in response.text
+    assert response.headers["Upgrade"] == "websocket"
+
+
+def test_a_page_asked_for_as_a_websocket_is_400_with_the_reason(
+    app: Flask, client: SocketsClient
+) -> None:
+    app.add_url_rule("/page", view_func=lambda: "page")
+    response = refusal(client, "/page")
+    assert response.status_code == 400
+    assert "serves pages, not WebSockets" in response.text
+    assert "sockets.route()" in response.text
+
+
+def test_error_handlers_of_the_application_answer_mismatches_too(
+    app: Flask, sockets: Sockets
+) -> None:
+    sockets.route("/echo")(echo)
+    app.add_url_rule("/page", view_func=lambda: "page")
+
+    @app.errorhandler(HTTPException)
+    def as_json(error: HTTPException) -> ResponseReturnValue:
+        return {"code": error.code}, error.code or 500
+
+    response = app.test_client().get("/echo")
+    assert (response.status_code, response.json) == (426, {"code": 426})
+    response = refusal(sockets.test_client(app), "/page")
+    assert (response.status_code, response.json) == (400, {"code": 400})
+
+
+def test_url_for_gives_the_address_of_a_websocket(app: Flask, sockets: Sockets) -> None:
+    """pain 10"""
+    sockets.route("/news/<topic>")(tell)
+    with app.test_request_context("/"):
+        assert url_for("tell", topic="tea") == "ws://localhost/news/tea"
+    with app.test_request_context("/", base_url="https://example.com"):
+        assert url_for("tell", topic="tea") == "wss://example.com/news/tea"
+
+
+def test_flask_routes_lists_websockets(app: Flask, sockets: Sockets) -> None:
+    """pain 10"""
+    sockets.route("/news/<topic>")(tell)
+    result = app.test_cli_runner().invoke(routes_command)
+    assert result.exit_code == 0
+    assert "/news/<topic>" in result.output
+
+
+# -- applications --------------------------------------------------------------------------
+
+
+def test_what_was_recorded_is_registered_by_init_app() -> None:
+    """pain 11"""
+    sockets = Sockets()
+    sockets.route("/echo")(tell)
+    blueprint = Blueprint("ws", __name__)
+    blueprint.add_url_rule("/echo", view_func=tell)
+    sockets.register_blueprint(blueprint, url_prefix="/ws")
+
+    def create_app() -> Flask:
+        app = Flask(__name__)
+        sockets.init_app(app)
+        return app
+
+    for app in (create_app(), create_app()):
+        client = sockets.test_client(app)
+        assert told(client, "/echo") == ["tell", {}]
+        assert told(client, "/ws/echo") == ["ws.tell", {}]
+
+
+def test_one_sockets_serves_several_applications() -> None:
+    apps = [Flask("first"), Flask("second")]
+    sockets = Sockets()
+    sockets.init_app(apps[0])
+    sockets.route("/name")(lambda ws: ws.send(flask.current_app.name))
+    sockets.init_app(apps[1])
+    for app in apps:
+        with sockets.test_client(app).connect("/name") as ws:
+            assert ws.receive() == app.name
+    with pytest.raises(RuntimeError, match="serve 2 applications"):
+        _ = sockets.url_map
+
+
+def test_several_sockets_serve_one_application(app: Flask) -> None:
+    first, second = Sockets(app), Sockets(app)
+    first.route("/first")(tell)
+    second.route("/second")(tell)
+    assert told(first.test_client(app), "/first") == ["tell", {}]
+    assert told(first.test_client(app), "/second") == ["tell_websocket", {}]
+
+
+def test_init_app_twice_is_as_good_as_once(app: Flask, sockets: Sockets) -> None:
+    sockets.route("/echo")(tell)
+    wsgi_app = app.wsgi_app
+    sockets.init_app(app)
+    assert app.wsgi_app is wsgi_app
+    assert told(sockets.test_client(app), "/echo") == ["tell", {}]
+
+
+def test_converters_added_before_there_is_an_application_are_used(app: Flask) -> None:
+    class Words(BaseConverter):
+        def to_python(self, value: str) -> list[str]:
+            return value.split("+")
+
+    sockets = Sockets()
+    sockets.url_map.converters["words"] = Words
+    seen: list[list[str]] = []
+    sockets.route("/say/<words:said>")(lambda ws, said: seen.append(said))
+    sockets.init_app(app)
+    with sockets.test_client(app).connect("/say/hello+world"):
+        pass
+    assert seen == [["hello", "world"]]
+
+
+def test_registered_blueprints_are_listed(app: Flask, sockets: Sockets) -> None:
+    blueprint = Blueprint("talk", __name__)
+    sockets.register_blueprint(blueprint)
+    assert sockets.blueprints == {"talk": blueprint}
+
+
+def test_the_middleware_has_flask_sockets_attributes(app: Flask, sockets: Sockets) -> None:
+    middleware = SocketMiddleware(app.wsgi_app, app, sockets)
+    assert middleware.ws is sockets
+    assert middleware.app is app
+    assert callable(middleware.wsgi_app)
+
+
+def test_a_server_without_sockets_is_told_apart_from_a_wrong_url(
+    app: Flask, sockets: Sockets
+) -> None:
+    """pain 67"""
+    sockets.route("/echo")(echo)
+    headers = {"Upgrade": "websocket", "Connection": "Upgrade"}
+    response = app.test_client().get("/echo", headers=headers)
+    assert response.status_code == 501
+    assert "gunicorn -k flask_sockets2.worker" in response.text
+
+
+# -- blueprints ----------------------------------------------------------------------------
+
+
+def test_a_blueprint_is_registered_with_all_its_rules(
+    sockets: Sockets, client: SocketsClient
+) -> None:
+    """pain 1"""
+    blueprint = Blueprint("ws", __name__)
+    blueprint.route("/<int:number>")(tell)
+    sockets.register_blueprint(blueprint, url_prefix="/live")
+    assert told(client, "/live/7") == ["ws.tell", {"number": 7}]
+
+
+def test_a_prefix_of_one_slash_adds_none(app: Flask, sockets: Sockets) -> None:
+    """pain 1"""
+    html, ws = Blueprint("html", __name__), Blueprint("ws", __name__)
+    html.add_url_rule("/", view_func=lambda: "Hello World!")
+    ws.add_url_rule("/echo", view_func=tell)
+    app.register_blueprint(html, url_prefix="/")
+    sockets.register_blueprint(ws, url_prefix="/")
+    assert told(sockets.test_client(app), "/echo") == ["ws.tell", {}]
+    assert app.test_client().get("/").text == "Hello World!"
+
+
+def test_nested_blueprints_are_websockets_too(sockets: Sockets, client: SocketsClient) -> None:
+    """pain 1"""
+    outer, inner = Blueprint("outer", __name__), Blueprint("inner", __name__)
+    inner.add_url_rule("/tell", view_func=tell)
+    outer.register_blueprint(inner, url_prefix="/inner")
+    sockets.register_blueprint(outer, url_prefix="/outer")
+    assert told(client, "/outer/inner/tell") == ["outer.inner.tell", {}]
+
+
+def test_a_blueprint_can_have_a_subdomain() -> None:
+    """pain 1"""
+    app = Flask(__name__, subdomain_matching=True)
+    app.config["SERVER_NAME"] = "example.com"
+    sockets = Sockets(app)
+    blueprint = Blueprint("ws", __name__, subdomain="live")
+    blueprint.add_url_rule("/tell", view_func=tell)
+    sockets.register_blueprint(blueprint)
+    client = sockets.test_client(app)
+    assert told(client, "/tell", base_url="http://live.example.com") == ["ws.tell", {}]
+
+
+def test_a_blueprint_is_registered_again_under_another_name(
+    sockets: Sockets, client: SocketsClient
+) -> None:
+    """pain 1"""
+    blueprint = Blueprint("ws", __name__)
+    blueprint.add_url_rule("/tell", view_func=tell)
+    sockets.register_blueprint(blueprint, url_prefix="/a")
+    sockets.register_blueprint(blueprint, url_prefix="/b", name="again")
+    assert told(client, "/a/tell") == ["ws.tell", {}]
+    assert told(client, "/b/tell") == ["again.tell", {}]
+
+
+def test_two_blueprints_of_one_name_are_refused(sockets: Sockets) -> None:
+    sockets.register_blueprint(Blueprint("ws", __name__))
+    with pytest.raises(ValueError, match="ws"):
+        sockets.register_blueprint(Blueprint("ws", __name__))
+
+
+def test_rules_of_a_blueprint_take_a_routes_options(app: Flask, sockets: Sockets) -> None:
+    blueprint = Blueprint("ws", __name__)
+    blueprint.add_url_rule(
+        "/tell", view_func=tell, subprotocols=["news.v1"], origins=["https://a.example"]
+    )
+    sockets.register_blueprint(blueprint)
+    client = sockets.test_client(app)
+    ws = client.connect("/tell", subprotocols=["news.v1"], origin="https://a.example")
+    with ws:
+        assert ws.subprotocol == "news.v1"
+    assert refusal(client, "/tell", origin="http://localhost").status_code == 403
+
+
+def test_the_static_folder_of_a_blueprint_stays_pages(
+    app: Flask, sockets: Sockets, tmp_path: Any
+) -> None:
+    (tmp_path / "a.txt").write_text("static")
+    blueprint = Blueprint("ws", __name__, static_folder=tmp_path, static_url_path="/files")
+    blueprint.add_url_rule("/tell", view_func=tell)
+    sockets.register_blueprint(blueprint, url_prefix="/ws")
+    with app.test_client().get("/ws/files/a.txt") as response:
+        assert response.text == "static"
+    assert told(sockets.test_client(app), "/ws/tell") == ["ws.tell", {}]
+
+
+def test_a_blueprint_finds_the_application_it_is_recorded_for(app: Flask, sockets: Sockets) -> None:
+    blueprint = Blueprint("ws", __name__)
+    seen: list[Any] = []
+
+    @blueprint.record
+    def record(state: Any) -> None:
+        seen.append(state.app.config)
+        state.app.noted = True
+
+    sockets.register_blueprint(blueprint)
+    assert seen == [app.config]
+    assert app.noted  # type: ignore[attr-defined]  # set above
+
+
+# -- before, after and around the handler --------------------------------------------------
+
+
+def test_before_request_of_application_and_blueprint_run(app: Flask, sockets: Sockets) -> None:
+    """pain 15"""
+    blueprint = Blueprint("ws", __name__)
+    ran: list[str] = []
+    app.before_request(lambda: ran.append("application"))
+    blueprint.before_request(lambda: ran.append("blueprint"))
+    blueprint.add_url_rule("/tell", view_func=lambda ws: ws.send(" ".join(ran)), endpoint="tell")
+    sockets.register_blueprint(blueprint)
+    with sockets.test_client(app).connect("/tell") as ws:
+        assert ws.receive() == "application blueprint"
+
+
+@pytest.mark.parametrize("place", ["application", "blueprint"])
+def test_before_request_may_refuse(place: str, app: Flask, sockets: Sockets) -> None:
+    """pain 12, pain 13, pain 15: a refusal is an HTTP response and no handler runs."""
+    blueprint = Blueprint("ws", __name__)
+    ran = threading.Event()
+    blueprint.add_url_rule("/tell", endpoint="tell", view_func=lambda ws: ran.set())
+
+    @{"application": app, "blueprint": blueprint}[place].before_request
+    def refuse() -> ResponseReturnValue:
+        return "who are you?", 401, {"WWW-Authenticate": "Bearer"}
+
+    sockets.register_blueprint(blueprint)
+    response = refusal(sockets.test_client(app), "/tell")
+    assert (response.status_code, response.text) == (401, "who are you?")
+    assert response.headers["WWW-Authenticate"] == "Bearer"
+    assert not ran.is_set()
+
+
+def test_a_refused_connection_is_not_remembered(app: Flask, sockets: Sockets) -> None:
+    """pain 72"""
+    sockets.route("/no", accept=False)(lambda ws: abort(403))
+    client = sockets.test_client(app)
+    for _ in range(3):
+        assert refusal(client, "/no").status_code == 403
+    assert state_of(app).connections == set()
+
+
+def test_after_request_and_teardown_run_once_when_the_handler_has_ended(
+    app: Flask, sockets: Sockets
+) -> None:
+    ran: list[str] = []
+
+    @app.after_request
+    def after(response: flask.Response) -> flask.Response:
+        ran.append("after")
+        return response
+
+    app.teardown_request(lambda exc: ran.append("teardown_request"))
+    app.teardown_appcontext(lambda exc: ran.append("teardown_appcontext"))
+
+    def handler(ws: Any) -> None:
+        echo(ws)
+        ran.append("handler")
+
+    sockets.route("/echo")(handler)
+    with sockets.test_client(app).connect("/echo") as ws:
+        ws.send("hello")
+        assert ws.receive() == "hello"
+        assert ran == []
+    assert ran == ["handler", "after", "teardown_request", "teardown_appcontext"]
+
+
+def test_teardown_runs_once_after_an_exception(app: Flask, sockets: Sockets) -> None:
+    seen: list[BaseException | None] = []
+    app.teardown_request(seen.append)
+    sockets.route("/fail")(lambda ws: {}["missing"])
+    with sockets.test_client(app).connect("/fail") as ws:
+        assert closing(ws) == (1011, "")
+    assert len(seen) == 1
+
+
+def test_session_g_and_the_current_user_are_at_hand(app: Flask, sockets: Sockets) -> None:
+    """pain 14"""
+    current_user = LocalProxy(lambda: g.user)
+
+    @app.post("/login")
+    def login() -> str:
+        session["user"] = request.form["user"]
+        return ""
+
+    @app.before_request
+    def load_user() -> None:
+        g.user = session.get("user", "nobody")
+
+    @sockets.route("/who")
+    def who(ws: Any) -> None:
+        for _ in ws:
+            ws.send(f"{session.get('user')} {g.user} {current_user} {request.args.get('q')}")
+
+    http = app.test_client()
+    http.post("/login", data={"user": "ada"})
+    with sockets.test_client(http).connect("/who?q=1") as ws:
+        ws.send("?")
+        assert ws.receive() == "ada ada ada 1"
+
+
+def test_a_token_in_header_query_or_subprotocol_is_at_hand(
+    sockets: Sockets, client: SocketsClient
+) -> None:
+    """pain 14"""
+
+    @sockets.route("/who")
+    def who(ws: Any) -> None:
+        ws.send(f"{request.headers['Authorization']} {request.args['token']} {ws.subprotocols[1]}")
+
+    headers = {"Authorization": "Bearer a"}
+    with client.connect("/who?token=b", headers=headers, subprotocols=["v1", "c"]) as ws:
+        assert ws.receive() == "Bearer a b c"
+
+
+# -- how a handler ends --------------------------------------------------------------------
+
+
+def test_a_handler_that_returns_closes_with_1000(sockets: Sockets, client: SocketsClient) -> None:
+    sockets.route("/end")(lambda ws: None)
+    with client.connect("/end") as ws:
+        assert closing(ws) == (1000, "")
+
+
+def test_what_a_handler_returns_after_accepting_is_ignored(
+    sockets: Sockets, client: SocketsClient
+) -> None:
+    sockets.route("/end")(lambda ws: ("not a response", 1, 2, 3))
+    with client.connect("/end") as ws:
+        assert closing(ws) == (1000, "")
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [(403, (1008, "403 Forbidden")), (404, (1008, "404 Not Found")), (503, (1011, ""))],
+)
+def test_an_http_error_after_accepting_becomes_a_close_code(
+    status: int, expected: tuple[int, str], sockets: Sockets, client: SocketsClient
+) -> None:
+    sockets.route("/end")(lambda ws: abort(status, "a secret"))
+    with client.connect("/end") as ws:
+        assert closing(ws) == expected
+
+
+def test_the_reason_is_never_the_applications_own_text(
+    app: Flask, sockets: Sockets, client: SocketsClient
+) -> None:
+    @app.errorhandler(RuntimeError)
+    def told(error: RuntimeError) -> flask.Response:
+        return flask.Response(status="422 " + "é" * 100)
+
+    def handler(ws: Any) -> None:
+        raise RuntimeError
+
+    sockets.route("/end")(handler)
+    with client.connect("/end") as ws:
+        assert closing(ws) == (1008, "422 Unprocessable Entity")
+
+
+def test_an_error_handler_decides_on_the_close_code(
+    app: Flask, sockets: Sockets, client: SocketsClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Unpaid(Exception):
+        pass
+
+    @app.errorhandler(Unpaid)
+    def unpaid(error: Unpaid) -> ResponseReturnValue:
+        return "pay first", 402
+
+    def handler(ws: Any) -> None:
+        raise Unpaid
+
+    sockets.route("/end")(handler)
+    with client.connect("/end") as ws:
+        assert closing(ws) == (1008, "402 Payment Required")
+    assert errors(caplog) == []
+
+
+def test_the_handlers_own_close_code_wins(sockets: Sockets, client: SocketsClient) -> None:
+    """pain 23"""
+    sockets.route("/end")(lambda ws: ws.close(4001, "log in again"))
+    with client.connect("/end") as ws:
+        assert closing(ws) == (4001, "log in again")
+
+
+def test_a_key_error_of_the_handlers_is_1011_and_logged_once(
+    sockets: Sockets, client: SocketsClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """pain 3"""
+    sockets.route("/end")(lambda ws: {}["missing"])
+    with client.connect("/end") as ws:
+        assert closing(ws) == (1011, "")
+    (record,) = errors(caplog)
+    assert record.exc_info is not None
+    assert record.exc_info[0] is KeyError
+
+
+@pytest.mark.parametrize("accept", [True, False])
+def test_got_request_exception_is_sent_once(accept: bool, app: Flask, sockets: Sockets) -> None:
+    seen: list[BaseException] = []
+
+    def note(sender: Flask, exception: BaseException, **extra: Any) -> None:
+        seen.append(exception)
+
+    error = KeyError("missing")
+
+    def handler(ws: Any) -> None:
+        raise error
+
+    sockets.route("/end", accept=accept)(handler)
+    client = sockets.test_client(app)
+    with got_request_exception.connected_to(note, app):
+        if accept:
+            with client.connect("/end") as ws:
+                assert closing(ws) == (1011, "")
+        else:
+            assert refusal(client, "/end").status_code == 500
+    assert seen == [error]
+
+
+def test_an_exception_that_flask_passes_on_is_logged_once_and_does_not_reach_the_server(
+    app: Flask, sockets: Sockets, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As under the debugger, which has nothing to show on a WebSocket. pain 59"""
+    app.config["PROPAGATE_EXCEPTIONS"] = True
+    sockets.route("/end")(lambda ws: {}["missing"])
+    inner = app.wsgi_app
+
+    def as_a_server_calls_it(environ: Any, start_response: Any) -> Any:
+        environ.pop(RAISE, None)
+        return inner(environ, start_response)
+
+    app.wsgi_app = as_a_server_calls_it  # type: ignore[method-assign]  # as Flask documents it
+    with sockets.test_client(app).connect("/end") as ws:
+        assert closing(ws) == (1011, "")
+    (record,) = errors(caplog)
+    assert record.getMessage() == "exception in the handler of /end"
+
+
+def test_the_end_of_the_handlers_own_connection_is_no_error(
+    sockets: Sockets, client: SocketsClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """pain 25"""
+
+    @sockets.route("/end")
+    def handler(ws: Any) -> None:
+        assert ws.receive() is None
+        ws.send("too late")
+
+    ws = client.connect("/end")
+    ws.close(4000)
+    assert errors(caplog) == []
+
+
+def test_the_end_of_another_connection_is_an_error_of_this_one(
+    sockets: Sockets, client: SocketsClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """pain 24"""
+    others: list[Any] = []
+
+    @sockets.route("/other")
+    def other(ws: Any) -> None:
+        others.append(ws)
+
+    @sockets.route("/end")
+    def end(ws: Any) -> None:
+        others[0].send("to whom?")
+
+    with client.connect("/other") as ws:
+        assert closing(ws) == (1000, "")
+    with client.connect("/end") as ws:
+        assert closing(ws) == (1011, "")
+    assert len(errors(caplog)) == 1
+
+
+def test_an_oserror_that_is_not_the_connections_is_an_error(
+    sockets: Sockets, client: SocketsClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    @sockets.route("/end")
+    def end(ws: Any) -> None:
+        ws.receive(timeout=0.01)  # TimeoutError is an OSError
+
+    with client.connect("/end") as ws:
+        assert closing(ws) == (1011, "")
+    assert len(errors(caplog)) == 1
+
+
+def test_flask_sockets_own_loop_ends_quietly(
+    app: Flask, sockets: Sockets, caplog: pytest.LogCaptureFixture
+) -> None:
+    """pain 25"""
+    app.testing = True
+
+    @sockets.route("/echo")
+    def echo_socket(ws: Any) -> None:
+        while not ws.closed:
+            message = ws.receive()
+            ws.send(message)
+
+    ws = sockets.test_client(app).connect("/echo")
+    ws.send("hello")
+    assert ws.receive() == "hello"
+    ws.close(1001, "going away")
+    assert (ws.close_code, ws.close_reason) == (1001, "going away")
+    assert errors(caplog) == []
+
+
+def test_an_async_handler_runs_as_an_async_view_does() -> None:
+    class AsyncFlask(Flask):
+        """What Flask does where asgiref is installed."""
+
+        def async_to_sync(self, func: Any) -> Callable[..., Any]:
+            return lambda *args, **values: asyncio.run(func(*args, **values))
+
+    app = AsyncFlask(__name__)
+    sockets = Sockets(app)
+
+    @sockets.route("/<name>")
+    async def greet(ws: Any, name: str) -> None:
+        ws.send(f"hello {name}")
+
+    with sockets.test_client(app).connect("/ada") as ws:
+        assert ws.receive() == "hello ada"
+
+
+def test_an_async_handler_without_asgiref_is_an_error_before_the_handshake(
+    app: Flask, sockets: Sockets, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "asgiref.sync", None)
+
+    @sockets.route("/<name>")
+    async def greet(ws: Any, name: str) -> None:
+        raise AssertionError("must not run")
+
+    assert refusal(sockets.test_client(app), "/ada").status_code == 500
+    (record,) = errors(caplog)
+    assert record.exc_info is not None
+    assert "'async' extra" in str(record.exc_info[1])
+
+
+# -- accept=False --------------------------------------------------------------------------
+
+
+def test_a_handler_that_accepts_itself_may_abort(sockets: Sockets, client: SocketsClient) -> None:
+    """pain 12"""
+    sockets.route("/no", accept=False)(lambda ws: abort(403, "not you"))
+    response = refusal(client, "/no")
+    assert response.status_code == 403
+    assert "not you" in response.text
+    assert response.headers["Connection"] == "close"
+
+
+def test_a_handler_that_accepts_itself_may_redirect(
+    sockets: Sockets, client: SocketsClient
+) -> None:
+    """pain 12"""
+    sockets.route("/no", accept=False)(lambda ws: redirect("/login"))
+    response = refusal(client, "/no")
+    assert (response.status_code, response.location) == (302, "/login")
+
+
+def test_a_handler_that_accepts_itself_may_answer(sockets: Sockets, client: SocketsClient) -> None:
+    sockets.route("/no", accept=False)(lambda ws: ({"why": "full"}, 503, {"Retry-After": "9"}))
+    response = refusal(client, "/no")
+    assert (response.status_code, response.json) == (503, {"why": "full"})
+    assert response.headers["Retry-After"] == "9"
+
+
+def test_an_exception_before_accepting_is_flasks_500(
+    sockets: Sockets, client: SocketsClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    sockets.route("/no", accept=False)(lambda ws: {}["missing"])
+    assert refusal(client, "/no").status_code == 500
+    assert len(errors(caplog)) == 1
+
+
+def test_a_handler_chooses_the_subprotocol_and_adds_header_fields(
+    sockets: Sockets, client: SocketsClient
+) -> None:
+    @sockets.route("/yes", accept=False)
+    def yes(ws: Any) -> None:
+        assert not ws.accepted
+        ws.accept(subprotocol=ws.subprotocols[-1], headers=[("X-Served-By", "a")])
+        assert ws.accepted
+        ws.accept()  # once more does nothing
+        ws.send(ws.subprotocol)
+
+    with client.connect("/yes", subprotocols=["a", "b"]) as ws:
+        assert ws.subprotocol == "b"
+        assert ws.headers["X-Served-By"] == "a"
+        assert ws.receive() == "b"
+
+
+def test_a_subprotocol_that_was_not_offered_is_an_error(
+    sockets: Sockets, client: SocketsClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    sockets.route("/no", accept=False)(lambda ws: ws.accept(subprotocol="c"))
+    assert refusal(client, "/no", subprotocols=["a"]).status_code == 500
+    (record,) = errors(caplog)
+    assert record.exc_info is not None
+    assert "the client offers a" in str(record.exc_info[1])
+
+
+@pytest.mark.parametrize("field", [("X-A", "b\r\nX-C: d"), ("X A", "b"), ("X\n", "b"), ("", "b")])
+def test_a_header_field_with_a_line_break_is_not_sent(
+    field: tuple[str, str], sockets: Sockets, client: SocketsClient
+) -> None:
+    sockets.route("/no", accept=False)(lambda ws: ws.accept(headers=[field]))
+    assert refusal(client, "/no").status_code == 500
+
+
+def look(ws: Any) -> None:
+    with pytest.raises(TimeoutError):
+        ws.receive(timeout=0.01)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        lambda ws: ws.send("hello"),
+        lambda ws: ws.ping(),
+        look,
+        lambda ws: ws.close(1000),
+        lambda ws: None,
+    ],
+    ids=["send", "ping", "receive", "close", "return"],
+)
+def test_the_first_thing_that_a_handler_does_accepts(
+    first: Callable[[Any], Any], sockets: Sockets, client: SocketsClient
+) -> None:
+    sockets.route("/yes", accept=False)(lambda ws: (first(ws), None)[1])
+    with client.connect("/yes") as ws:
+        assert [*ws] in ([], ["hello"])
+        assert ws.close_code == 1000
+
+
+# -- limits, origins, subprotocols ---------------------------------------------------------
+
+
+def test_a_route_has_limits_of_its_own(app: Flask, sockets: Sockets) -> None:
+    app.config["SOCKETS_MAX_MESSAGE_SIZE"] = 100
+    sockets.route("/small", max_message_size=10)(echo)
+    sockets.add_url_rule("/large", "large", echo)
+    client = sockets.test_client(app)
+    with client.connect("/large") as ws:
+        ws.send("x" * 100)
+        assert ws.receive() == "x" * 100
+        ws.send("x" * 101)
+        assert closing(ws)[0] == 1009
+    with client.connect("/small") as ws:
+        ws.send("x" * 11)
+        assert closing(ws)[0] == 1009
+
+
+def test_compression_is_agreed_to_where_it_is_switched_on(app: Flask, sockets: Sockets) -> None:
+    sockets.route("/deflate", compression=True)(echo)
+    sockets.add_url_rule("/plain", "plain", echo)
+    client = sockets.test_client(app)
+    with client.connect("/deflate", compression=True) as ws:
+        assert "permessage-deflate" in ws.headers["Sec-WebSocket-Extensions"]
+        ws.send("hello" * 100)
+        assert ws.receive() == "hello" * 100
+    with client.connect("/plain", compression=True) as ws:
+        assert "Sec-WebSocket-Extensions" not in ws.headers
+
+
+def test_a_page_of_the_same_origin_may_connect(sockets: Sockets, client: SocketsClient) -> None:
+    """pain 16"""
+    sockets.route("/tell")(tell)
+    assert told(client, "/tell", origin="http://localhost")
+    assert told(client, "/tell")  # no browser
+
+
+def test_a_page_of_another_origin_may_not_and_the_log_says_which_setting(
+    sockets: Sockets, client: SocketsClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """pain 16, pain 17"""
+    sockets.route("/tell")(tell)
+    assert refusal(client, "/tell", origin="https://evil.example").status_code == 403
+    (record,) = (r for r in caplog.records if r.levelno == logging.WARNING)
+    assert "'https://evil.example' on host 'localhost'" in record.getMessage()
+    assert "SOCKETS_ALLOWED_ORIGINS" in record.getMessage()
+    assert "ProxyFix" in record.getMessage()
+
+
+@pytest.mark.parametrize("allowed", [["https://a.example", "https://b.example"], "*"])
+def test_the_application_allows_origins(
+    allowed: Any, app: Flask, sockets: Sockets, client: SocketsClient
+) -> None:
+    """pain 16"""
+    app.config["SOCKETS_ALLOWED_ORIGINS"] = allowed
+    sockets.route("/tell")(tell)
+    assert told(client, "/tell", origin="https://b.example")
+
+
+def test_a_route_allows_origins_of_its_own(
+    app: Flask, sockets: Sockets, client: SocketsClient
+) -> None:
+    """pain 16"""
+    app.config["SOCKETS_ALLOWED_ORIGINS"] = "https://a.example"
+    sockets.route("/tell", origins="https://b.example")(tell)
+    assert told(client, "/tell", origin="https://b.example")
+    assert refusal(client, "/tell", origin="https://a.example").status_code == 403
+
+
+def test_an_iterator_of_origins_allows_them_more_than_once(
+    sockets: Sockets, client: SocketsClient
+) -> None:
+    sockets.route("/tell", origins=iter(["https://b.example"]))(tell)  # consumed once
+    for _ in range(2):
+        assert told(client, "/tell", origin="https://b.example")
+
+
+def test_behind_a_proxy_the_host_is_the_one_that_proxyfix_gives(
+    app: Flask, sockets: Sockets
+) -> None:
+    """pain 17"""
+    sockets.route("/tell")(tell)
+    app.wsgi_app = ProxyFix(app.wsgi_app, x_host=1, x_proto=1)  # type: ignore[method-assign]  # as Flask documents it
+    client = sockets.test_client(app)
+    headers = {"X-Forwarded-Host": "www.example.com", "X-Forwarded-Proto": "https"}
+    origin = "https://www.example.com"
+    assert told(client, "/tell", headers=headers, origin=origin)
+    assert refusal(client, "/tell", headers=headers, origin="http://localhost").status_code == 403
+
+
+def test_the_servers_order_decides_on_the_subprotocol(
+    sockets: Sockets, client: SocketsClient
+) -> None:
+    """pain 18"""
+    sockets.route("/tell", subprotocols=["v2", "v1"])(lambda ws: ws.send(str(ws.subprotocol)))
+    for offered, selected in [(["v1", "v2"], "v2"), (["v1"], "v1"), (["v11"], None), ([], None)]:
+        with client.connect("/tell", subprotocols=offered) as ws:
+            assert ws.subprotocol == selected
+            assert ws.receive() == str(selected)
+
+
+def test_one_subprotocol_may_be_a_string(sockets: Sockets, client: SocketsClient) -> None:
+    sockets.route("/tell", subprotocols="v1")(tell)
+    with client.connect("/tell", subprotocols=["v1"]) as ws:
+        assert ws.subprotocol == "v1"
+
+
+def test_connections_beyond_the_limit_are_told_to_come_back(
+    app: Flask, sockets: Sockets, caplog: pytest.LogCaptureFixture
+) -> None:
+    """pain 89"""
+    app.config["SOCKETS_MAX_CONNECTIONS"] = 1
+    sockets.route("/echo")(echo)
+    sockets.route("/no", accept=False)(lambda ws: abort(403))
+    client = sockets.test_client(app)
+    assert refusal(client, "/no").status_code == 403  # counts no more
+    with client.connect("/echo"):
+        response = refusal(client, "/echo")
+        assert response.status_code == 503
+        assert response.headers["Retry-After"] == "5"
+        assert "SOCKETS_MAX_CONNECTIONS" in caplog.text
+    with client.connect("/echo"):
+        pass
+
+
+@pytest.mark.parametrize("value", [0, -1, "25", True, [1]])
+def test_a_setting_that_is_no_number_is_named(
+    value: Any,
+    app: Flask,
+    sockets: Sockets,
+    client: SocketsClient,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app.config["SOCKETS_PING_INTERVAL"] = value
+    sockets.route("/echo")(echo)
+    assert refusal(client, "/echo").status_code == 500
+    (record,) = errors(caplog)
+    assert record.exc_info is not None
+    message = f"SOCKETS_PING_INTERVAL must be a number above 0, got {value!r}"
+    assert str(record.exc_info[1]) == message
+
+
+def test_a_limit_of_a_route_that_is_no_number_is_refused_at_once(sockets: Sockets) -> None:
+    with pytest.raises(ValueError, match="max_message_size must be a number above 0, got '1 MiB'"):
+        sockets.route("/echo", max_message_size="1 MiB")(echo)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("SOCKETS_MAX_CONNECTIONS", "5"), ("SOCKETS_COMPRESSION", "off")]
+)
+def test_a_setting_of_the_wrong_kind_is_named(
+    setting: str,
+    value: Any,
+    app: Flask,
+    sockets: Sockets,
+    client: SocketsClient,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app.config[setting] = value
+    sockets.route("/echo")(echo)
+    assert refusal(client, "/echo").status_code == 500
+    (record,) = errors(caplog)
+    assert record.exc_info is not None
+    assert setting in str(record.exc_info[1])
+
+
+@pytest.mark.parametrize("setting", ["SOCKETS_PING_INTERVAL", "SOCKETS_PING_TIMEOUT"])
+def test_pings_can_be_switched_off(
+    setting: str, app: Flask, sockets: Sockets, client: SocketsClient
+) -> None:
+    app.config[setting] = None
+    sockets.route("/tell")(tell)
+    assert told(client, "/tell")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "status", "reason"),
+    [
+        ("Sec-WebSocket-Version", "8", 426, "Sec-WebSocket-Version 13"),
+        ("Sec-WebSocket-Key", "short", 400, "16 bytes in base64"),
+        ("Sec-WebSocket-Protocol", "a b", 400, "Sec-WebSocket-Protocol"),
+    ],
+)
+def test_a_broken_handshake_is_refused_with_the_reason(
+    field: str, value: str, status: int, reason: str, sockets: Sockets, client: SocketsClient
+) -> None:
+    """pain 83"""
+    sockets.route("/echo")(echo)
+    response = refusal(client, "/echo", headers={field: value})
+    assert response.status_code == status
+    assert reason in response.text

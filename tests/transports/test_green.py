@@ -1,0 +1,144 @@
+"""What only the transport on gevent's hub has to show."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+import gevent.socket
+
+from flask_sockets2.transports.green import GreenTransport
+from tests.connections import Greenlets, tcp_pair
+from tests.processes import wait_until
+from tests.transports.test_base import Recorder
+from tests.wire_client import TIMEOUT, WireClient
+
+
+def in_a_hub(function: Callable[[], Any]) -> Any:
+    """Run a function in a greenlet of a new native thread and return what it returns."""
+    results: list[Any] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(function())
+        except BaseException as exc:
+            errors.append(exc)
+
+    thread = threading.Thread(target=lambda: Greenlets().run(run), daemon=True)
+    thread.start()
+    thread.join(TIMEOUT)
+    assert not thread.is_alive(), "it did not end in time"
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def started(recorder: Recorder) -> tuple[WireClient, Any, GreenTransport]:
+    peer, sock = tcp_pair()
+    own = gevent.socket.socket(fileno=sock.detach())
+    own.setblocking(False)
+    transport = GreenTransport(own)
+    transport.start(recorder)
+    return peer, own, transport
+
+
+def until(condition: Callable[[], object]) -> None:
+    with gevent.Timeout(TIMEOUT):
+        while not condition():
+            gevent.sleep(0.001)
+
+
+def test_a_descriptor_may_be_another_connections_by_now() -> None:
+    """pain 72: libev knows descriptors, not sockets."""
+
+    def run() -> None:
+        numbers = set()
+        for number in range(50):
+            recorder = Recorder()
+            peer, sock, transport = started(recorder)
+            with peer, sock:
+                numbers.add(sock.fileno())
+                peer.send(b"%d" % number)
+                until(lambda recorder=recorder: recorder.data)  # type: ignore[misc]
+                assert recorder.data == b"%d" % number
+                transport.close()
+            # Closed within one turn of the loop: the next one has its descriptor.
+        assert len(numbers) < 50
+
+    in_a_hub(run)
+
+
+def test_a_woken_greenlet_runs_at_once_in_the_hubs_turn() -> None:
+    def run() -> list[Any]:
+        order: list[Any] = []
+
+        class Waker(Recorder):
+            def data_received(self, data: bytes) -> None:
+                order.append("before")
+                transport.wake(data)
+                order.append("after")
+
+        peer, sock, transport = started(Waker())
+        with peer, sock:
+            peer.send(b"hello")
+            order.append(transport.wait(TIMEOUT))
+            gevent.sleep(0)
+            transport.close()
+        return order
+
+    assert in_a_hub(run) == ["before", b"hello", "after"]
+
+
+def test_a_greenlet_killed_while_it_waits_leaves_the_transport_usable() -> None:
+    def run() -> Any:
+        peer, sock, transport = started(Recorder())
+        with peer, sock:
+            waiter = gevent.spawn(transport.wait)
+            until(lambda: transport.waiting is not None)
+            waiter.kill(timeout=TIMEOUT)
+            assert transport.waiting is None
+            gevent.spawn_later(0.01, transport.wake, "woken")
+            woken = transport.wait(TIMEOUT)
+            transport.close()
+        return woken
+
+    assert in_a_hub(run) == "woken"
+
+
+def test_two_hubs_keep_their_clocks_apart() -> None:
+    clocks = []
+
+    def run() -> None:
+        peer, sock, transport = started(Recorder())
+        other_peer, other_sock, other = started(Recorder())
+        with peer, sock, other_peer, other_sock:
+            assert transport.clock is other.clock
+            clocks.append(transport.clock)
+            transport.close()
+            other.close()
+
+    in_a_hub(run)
+    in_a_hub(run)
+    assert clocks[0] is not clocks[1]
+
+
+def test_a_closed_transport_leaves_no_watcher_behind() -> None:
+    """pain 72: a hub without anything to watch ends."""
+
+    def run() -> bool:
+        peer, sock, transport = started(Recorder())
+        with peer, sock:
+            transport.write(bytes(10))
+            transport.call_later(60, lambda: None).cancel()
+            transport.close()
+        return gevent.get_hub().join(timeout=TIMEOUT)
+
+    done: list[Any] = []
+    thread = threading.Thread(target=lambda: done.append(run()), daemon=True)
+    thread.start()
+    wait_until(lambda: done, "the hub to end")
+    thread.join(TIMEOUT)
+    assert done == [True]
