@@ -21,9 +21,9 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from sys import getsizeof
 from time import monotonic
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from .exceptions import ConnectionClosed, HandshakeError
 from .keepalive import Keepalive
@@ -42,7 +42,6 @@ CONNECTING, OPEN, CLOSING, CLOSED = "CONNECTING", "OPEN", "CLOSING", "CLOSED"
 Take = Callable[[float], tuple[StreamTransport, bytes]]
 """Take the socket over: send_timeout -> transport, bytes that came behind the request's head."""
 
-_OVERHEAD = 64  # bytes that an unread message counts for beyond its length: empty ones, too
 _REPLY_GRACE = 1.0  # seconds; how long a peer's close frame waits for the handler's last reply
 
 
@@ -51,10 +50,12 @@ class Limits:
     """Limits of one connection; sizes in bytes, times in seconds.
 
     :param max_message_size: of one message, after decompression; beyond it 1009.
-    :param receive_buffer: of messages nobody has taken yet; beyond it nothing more is read.
+    :param receive_buffer: of memory for messages nobody has taken yet; beyond it nothing more is
+        read.
     :param send_buffer: kept back for a slow peer; beyond it :meth:`Connection.send` waits.
-    :param send_timeout: how long a send may wait, and a peer take nothing, before it is dropped.
-    :param close_timeout: for the closing handshake.
+    :param send_timeout: how long a send may wait for room, and how long a peer may take nothing,
+        before it is dropped.
+    :param close_timeout: for the closing handshake, once all before it has been taken.
     :param ping_interval: between pings, None for none.
     :param ping_timeout: for a sign of life after a ping, None for as long as it takes.
     :param compression: agree to permessage-deflate where the client offers it (RFC 7692).
@@ -72,14 +73,15 @@ class Limits:
 
 _opened: set[Connection] = set()  # those that are open or closing, in this process
 
-_keepalives: WeakKeyDictionary[Clock, Keepalive] = WeakKeyDictionary()
+if hasattr(os, "register_at_fork"):  # a forked child must not close what is its parent's
+    os.register_at_fork(after_in_child=_opened.clear)
 
 
 def _keepalive(clock: Clock) -> Keepalive:
     """The one keepalive of a hub or selector thread."""
-    keepalive = _keepalives.get(clock)
-    if keepalive is None:
-        keepalive = _keepalives[clock] = Keepalive(clock.call_later)
+    if clock.keepalive is None:
+        clock.keepalive = Keepalive(clock.call_later)
+    keepalive: Keepalive = clock.keepalive
     return keepalive
 
 
@@ -245,7 +247,8 @@ class Connection:
 
         :param subprotocol: one of :attr:`subprotocols`; by default the route's choice.
         :param headers: further header fields of the response.
-        :raises HandshakeError: when the request is no valid handshake.
+        :raises HandshakeError: when the request is no valid handshake, the server stops or there
+            are too many connections.
         :raises ValueError: when the subprotocol was not offered or a field cannot be sent.
         """
         if self._state is not CONNECTING:
@@ -258,7 +261,14 @@ class Connection:
         response, extensions = self._upgrade.response(
             subprotocol=subprotocol, compression=limits.compression, headers=headers
         )
-        transport, early = self._take(limits.send_timeout)
+        if self.on_open is not None:
+            self.on_open(self)
+        try:
+            transport, early = self._take(limits.send_timeout)
+        except HandshakeError:
+            if self.on_end is not None:
+                self.on_end(self)
+            raise
         self._take = None
         protocol = Protocol(max_message_size=limits.max_message_size, extensions=extensions)
         self.subprotocol = subprotocol
@@ -271,15 +281,14 @@ class Connection:
         with transport.lock:
             self._state = OPEN
             _opened.add(self)
-            if self.on_open is not None:
-                self.on_open(self)
             transport.write(response)
+            # What came early goes first, and the hub may poll sockets before it calls us.
+            transport.start(self, reading=not early)
             if early:
-                transport.call_soon(lambda: self.data_received(early))
-            transport.start(self)
+                transport.call_soon(lambda: self._take_early(early))
         if self.ping_interval:
-            transport.call_inside(lambda: _keepalive(transport.clock).watch(self))
-        logger.info("open %s from %s", self.path, self.environ.get("REMOTE_ADDR"))
+            transport.call_inside(self._watch)
+        logger.info("open %.200r from %s", self.path, self.environ.get("REMOTE_ADDR"))
 
     # -- receiving -------------------------------------------------------------------------
 
@@ -299,7 +308,7 @@ class Connection:
                 if message is None:
                     return self._tell_end()
                 self._handling = True
-                self._taken += len(message) + _OVERHEAD
+                self._taken += getsizeof(message)
                 if self._paused:
                     self._resume_when_caught_up()
                 return message
@@ -345,8 +354,8 @@ class Connection:
 
         :param message: ``str``, or ``bytes``, ``bytearray`` or ``memoryview``.
         :param binary: send it as binary; None: text for ``str``, binary for anything else.
-        :raises ConnectionClosed: when the connection has ended, or the peer took nothing for
-            ``send_timeout`` seconds while the buffer was full.
+        :raises ConnectionClosed: when the connection has ended, or there was no room in the buffer
+            for ``send_timeout`` seconds, which ends it.
         :raises TypeError: when the message is neither text nor bytes.
         """
         if self._state is not OPEN and not self._can_send(message):
@@ -377,7 +386,7 @@ class Connection:
         with transport.lock:
             while transport.buffered > limit:
                 if not transport.wait_progress(max(0.0, deadline - monotonic())):
-                    self.write_stalled()
+                    self._drop("no room to send")
         if self._state is not OPEN:
             raise self._closed_error()
 
@@ -396,6 +405,8 @@ class Connection:
         payload = message.encode() if isinstance(message, str) else bytes(message or b"")
         if self._state is not OPEN and not self._can_send(payload):
             return
+        if self._transport.buffered:
+            self._wait_for_room(payload)
         protocol = self._protocol
         self._transport.write(
             protocol.ping(payload) if opcode == PING else protocol.pong_frame(payload)
@@ -421,9 +432,11 @@ class Connection:
         if self._state is CONNECTING:
             self.accept()
         with self._transport.lock:
-            if self._held:
+            if self._state is not OPEN:
+                pass
+            elif self._protocol.close_received:  # it waited for us
                 self._answer_close()
-            elif self._state is OPEN:
+            else:
                 self._protocol.close(code, reason)
                 self._attend()
         self.closed = True
@@ -435,12 +448,17 @@ class Connection:
                 self._protocol.fail(code, reason)
                 self._attend()
 
-    def abort(self) -> None:
-        """Drop the connection at once, without a closing handshake."""
+    def abort(self, reason: str = "") -> None:
+        """Drop the connection at once, without a closing handshake.
+
+        :param reason: why, for the log and for ``close_reason``.
+        """
         with self._transport.lock:
-            if self._state is not CLOSED:
-                self._transport.close()
-                self._ended()
+            if self._state is CLOSED:
+                return
+            cut = self._transport.buffered > 0
+            self._transport.close()
+            self._ended(reason, cut=cut)
 
     def finish(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection and wait until it is over: its handler has returned.
@@ -449,9 +467,13 @@ class Connection:
         """
         if self._state is CONNECTING:
             return
-        self.close(code, reason)
-        self.wait_closed(self.limits.close_timeout + 1.0)  # the close timer comes first
-        self.abort()
+        limits = self.limits
+        try:
+            self.close(code, reason)
+            # The timers of closing and of a peer that takes nothing come first.
+            self.wait_closed(limits.send_timeout + limits.close_timeout + 1.0)
+        finally:
+            self.abort()
         self._queue = None
         self.environ = {"PATH_INFO": self.path}  # the environ holds us: break the circle
 
@@ -472,17 +494,20 @@ class Connection:
         transport = self._transport
         if self._protocol.over and not transport.buffered:
             return
-        if self._close_timer is None:
-            self._close_timer = transport.call_later(self.limits.close_timeout, self.abort)
+        if not transport.buffered:
+            self._start_close_timer()
         if self._paused or self._protocol.more:
             self._paused = False
             transport.call_soon(self._go_on)
 
-    def _set_close_code(self) -> None:
+    def _start_close_timer(self) -> None:
+        if self._close_timer is None:
+            self._close_timer = self._transport.call_later(self.limits.close_timeout, self.abort)
+
+    def _set_close_code(self, reason: str = "", *, cut: bool = False) -> None:
         protocol = self._protocol
-        self.close_code, self.close_reason = (
-            protocol.close_received or protocol.close_sent or (1006, "")
-        )
+        sent = None if cut else protocol.close_sent
+        self.close_code, self.close_reason = protocol.close_received or sent or (1006, reason)
 
     def _announce_end(self) -> None:
         """Tell the handler, in the next turn: whoever closes may be any greenlet."""
@@ -499,11 +524,11 @@ class Connection:
         self.closed = True
 
     def _wake_for_end(self) -> None:
-        if self._transport.waiting is not None and self._queue:
+        if self._transport.waiting is not None and self._state is not OPEN:
             self._transport.wake(RETRY)
 
-    def _ended(self) -> None:
-        """The transport is closed."""
+    def _ended(self, reason: str = "", *, cut: bool = False) -> None:
+        """The transport is closed; :param cut: with something that was never written."""
         if self._state is CLOSED:
             return
         was_open = self._state is OPEN
@@ -511,7 +536,7 @@ class Connection:
         self._protocol.receive_eof()
         self._state = CLOSED
         self._held = False
-        self._set_close_code()
+        self._set_close_code(reason, cut=cut)
         if self._close_timer is not None:
             self._close_timer.cancel()
             self._close_timer = None
@@ -520,7 +545,7 @@ class Connection:
             transport.call_inside(lambda: _keepalive(transport.clock).forget(self))
         if was_open:
             self._announce_end()
-        logger.info("closed %s with %s %s", self.path, self.close_code, self.close_reason)
+        logger.info("closed %.200r with %s %.200r", self.path, self.close_code, self.close_reason)
         if self.on_end is not None:
             self.on_end(self)
 
@@ -531,6 +556,20 @@ class Connection:
         return bool(self._queue) or self._held
 
     def data_received(self, data: bytes) -> None:
+        try:
+            self._data_received(data)
+        except Exception:  # ours: the connection must not stay behind, open and silent
+            logger.exception("the connection of %.200r broke", self.path)
+            try:
+                self.fail(1011)
+            finally:
+                self.abort()
+
+    def _take_early(self, data: bytes) -> None:
+        self.data_received(data)
+        self._go_on()
+
+    def _data_received(self, data: bytes) -> None:
         self._heard += 1
         protocol, transport = self._protocol, self._transport
         messages = protocol.receive(data)
@@ -541,7 +580,7 @@ class Connection:
                 self._handling = True  # now: its thread may be slower than a close frame behind it
                 transport.wake(message)
             else:
-                self._queued += len(message) + _OVERHEAD
+                self._queued += getsizeof(message)
                 self._enqueue(message)
         if protocol.attention:
             self._attend()
@@ -633,22 +672,29 @@ class Connection:
         if not self._protocol.more and not self._paused:
             self._transport.resume()
 
+    @property
+    def owes(self) -> bool:
+        return self._held or (self._protocol.over and self._transport.buffered > 0)
+
     def eof_received(self) -> None:
         self._ended()
 
     def write_drained(self) -> None:
+        if self._state is CLOSING:
+            self._start_close_timer()
         if self._late_pong is not None:
             pong, self._late_pong = self._late_pong, None
             self._transport.write(pong)
 
     def write_stalled(self) -> None:
+        self._drop("the peer took nothing")
+
+    def _drop(self, why: str) -> None:
+        """End it for a peer that is too slow."""
         if self._state is not CLOSED:
-            logger.info(
-                "dropped %s: the peer took nothing for %s s (send_timeout)",
-                self.path,
-                self.limits.send_timeout,
-            )
-            self.abort()
+            reason = f"{why} for {self.limits.send_timeout} s (SOCKETS_SEND_TIMEOUT)"
+            logger.info("dropped %.200r: %s", self.path, reason)
+            self.abort(reason)
 
     # -- keepalive -------------------------------------------------------------------------
 
@@ -657,6 +703,10 @@ class Connection:
         if self._paused:
             self._heard += 1  # nobody listens: its pongs stand behind what was not read
         return self._heard
+
+    def _watch(self) -> None:
+        if self._state is not CLOSED:
+            _keepalive(self._transport.clock).watch(self)
 
     def keepalive_ping(self) -> None:
         """Send a ping that the latency is measured by."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from time import monotonic
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from .transports.base import Timer
 
@@ -38,6 +38,13 @@ class Kept(Protocol):
         """The peer is dead."""
 
 
+class _Ping(NamedTuple):
+    """A ping: what had been heard when it was sent, and until when something must be."""
+
+    heard: int
+    deadline: float
+
+
 class Keepalive:
     """Pings connections and ends those that do not answer.
 
@@ -46,8 +53,8 @@ class Keepalive:
 
     def __init__(self, call_later: Callable[[float, Callable[[], None]], Timer]) -> None:
         self._call_later = call_later
-        # By delay, who is due after it, first come first: (time, what it had heard at the ping)
-        self._queues: dict[float, OrderedDict[Kept, tuple[float, int | None]]] = {}
+        # By delay, who is due after it, first come first: the time, and the unanswered ping
+        self._queues: dict[float, OrderedDict[Kept, tuple[float, _Ping | None]]] = {}
         self._timer: Timer | None = None
         self._timer_due = 0.0
         self._ticking = False
@@ -62,9 +69,9 @@ class Keepalive:
         for queue in self._queues.values():
             queue.pop(connection, None)
 
-    def _put(self, delay: float, connection: Kept, heard: int | None) -> None:
+    def _put(self, delay: float, connection: Kept, ping: _Ping | None) -> None:
         due = monotonic() + delay
-        self._queues.setdefault(delay, OrderedDict())[connection] = (due, heard)
+        self._queues.setdefault(delay, OrderedDict())[connection] = (due, ping)
         if not self._ticking and (self._timer is None or due < self._timer_due - _GRANULARITY):
             self._schedule(due)
 
@@ -89,22 +96,26 @@ class Keepalive:
         until = now + min(_GRANULARITY, min(self._queues, default=0.0) / 10)
         for queue in list(self._queues.values()):
             while queue and next(iter(queue.values()))[0] <= until:
-                connection, (_, heard) = queue.popitem(last=False)
-                self._due(connection, heard)
+                connection, (_, ping) = queue.popitem(last=False)
+                self._due(connection, ping, until)
 
-    def _due(self, connection: Kept, heard: int | None) -> None:
-        """Ping a connection, or see whether it has answered."""
+    def _due(self, connection: Kept, ping: _Ping | None, now: float) -> None:
+        """See whether a connection has answered its ping, and send it the next when it is time.
+
+        An answer that is due before the next ping is looked for by itself; one that is not, at
+        the pings in between.
+        """
         interval, timeout = connection.ping_interval, connection.ping_timeout
-        if heard is not None and connection.heard() == heard:
+        if not interval:
+            return
+        answered = ping is None or connection.heard() != ping.heard
+        if ping is not None and not answered and ping.deadline <= now:
             connection.keepalive_failed()
             return
-        if heard is not None:
-            if interval:
-                self._put(max(interval - (timeout or 0.0), 0.01), connection, None)
+        if ping is not None and ping.deadline <= now and timeout and timeout < interval:
+            self._put(interval - timeout, connection, None)
             return
-        heard = connection.heard()
+        if timeout and answered:
+            ping = _Ping(connection.heard(), monotonic() + timeout)
         connection.keepalive_ping()
-        if timeout:
-            self._put(timeout, connection, heard)
-        elif interval:
-            self._put(interval, connection, None)
+        self._put(min(interval, timeout or interval), connection, ping)

@@ -623,7 +623,7 @@ def test_a_peer_that_reads_nothing_is_dropped_while_a_send_waits(serve: Serve) -
 
     serving = serve(handler, small_buffers=True, send_buffer=50_000, send_timeout=0.3)
     serving.result()
-    assert end_of(serving.ws) == (1006, "")
+    assert end_of(serving.ws) == (1006, "no room to send for 0.3 s (SOCKETS_SEND_TIMEOUT)")
 
 
 def test_a_peer_that_reads_nothing_is_dropped_while_no_send_waits(serve: Serve) -> None:
@@ -635,7 +635,7 @@ def test_a_peer_that_reads_nothing_is_dropped_while_no_send_waits(serve: Serve) 
 
     serving = serve(handler, small_buffers=True, send_timeout=0.3)
     assert serving.result(timeout=5.0) is None
-    assert end_of(serving.ws) == (1006, "")
+    assert end_of(serving.ws) == (1006, "the peer took nothing for 0.3 s (SOCKETS_SEND_TIMEOUT)")
 
 
 def test_what_is_kept_back_is_sent_before_the_close_frame(serve: Serve) -> None:

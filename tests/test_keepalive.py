@@ -278,13 +278,13 @@ def test_without_a_timeout_pings_go_on_and_nothing_fails(clock: FakeClock, kept:
 def test_a_timeout_longer_than_the_interval_is_waited_for(
     clock: FakeClock, kept: Keepalive
 ) -> None:
-    """One ping is under way at a time."""
     live = Peer(clock, ping_interval=5.0, ping_timeout=20.0)
     dead = Peer(clock, ping_interval=5.0, ping_timeout=20.0, answers=False)
     kept.watch(live)
     kept.watch(dead)
     clock.advance(46)
-    assert live.pings == pytest.approx([5, 25, 45], abs=0.5)
+    assert live.pings == pytest.approx([5, 10, 15, 20, 25, 30, 35, 40, 45], abs=0.5)
+    assert dead.pings == pytest.approx([5, 10, 15, 20], abs=0.5)
     assert dead.failed == [25]
 
 

@@ -20,6 +20,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Iterator, MutableMapping
+from time import monotonic
 from typing import Any
 
 from ..connection import Connection
@@ -118,10 +119,11 @@ _registered = False
 
 def _close_all() -> None:
     """The process ends: a handler that waits for its peer must not keep it alive."""
+    deadline = monotonic() + _CLOSING_TIME
     for connection in Connection.opened():
         connection.close(1001, "server shutdown")
     for connection in Connection.opened():
-        connection.wait_closed(_CLOSING_TIME / max(1, len(Connection.opened())))
+        connection.wait_closed(max(0.0, deadline - monotonic()))
         connection.abort()
 
 

@@ -10,15 +10,19 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
+from http.client import responses
 from io import BytesIO
+from math import ceil
+from sys import intern
 from typing import Any
 
 import gevent
+from gevent.monkey import is_module_patched
 from gevent.pywsgi import WSGIHandler, WSGIServer
 from geventwebsocket.exceptions import WebSocketError as GeventWebSocketError
 
 from ..connection import Connection
-from ..exceptions import ConnectionClosed
+from ..exceptions import ConnectionClosed, HandshakeError
 from ..transports.base import StreamTransport, read_ahead
 from ..transports.green import GreenTransport
 from ..wire.handshake import is_upgrade
@@ -27,13 +31,15 @@ __all__ = ["GreenConnection", "WebSocketHandler", "WebSocketServer"]
 
 logger = logging.getLogger("flask_sockets2.servers")
 
+_STOPPING = "this server is stopping; connect again"
+
+_BATCH_INTERVAL = 0.1  # seconds
+_SMALLEST_BATCH = 50  # connections
+
 _MAX_HEAD = 65536  # bytes of all header lines together
 
-_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 §5.6.2
-_FIELD = re.compile(
-    rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*?)[ \t]*\r?\n"
-)
-_CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # a token, RFC 9110 §5.6.2
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 _REQUEST_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
@@ -50,8 +56,8 @@ class _Headers:
     """The header fields of a request, read strictly; what pywsgi needs of ``email.Message``.
 
     Refused are lines that are no field, a space before the colon, folded lines and control
-    characters (RFC 9112 §5.1, §5.2), more than one Content-Length, and encodings of the body that
-    pywsgi would overlook (§6.1, §6.3).
+    characters (RFC 9112 §5.1, §5.2), and whatever leaves room for doubt about the length of the
+    body (§6.1, §6.3).
     """
 
     status = ""  # of Python 2's parser: it has no complaint
@@ -61,13 +67,24 @@ class _Headers:
         left = _MAX_HEAD
         while (line := rfile.readline(left)) not in (b"\r\n", b"\n"):
             left -= len(line)
-            field = _FIELD.fullmatch(line)
-            if field is None:
+            name, colon, value = line[:-1].removesuffix(b"\r").partition(b":")
+            if not (colon and line.endswith(b"\n") and _NAME.fullmatch(name)):
                 raise ValueError(_head_error(line, left))
-            self.fields.append((field[1].decode("ascii"), field[2].decode("latin-1")))
-        if len(self.get_all("content-length")) > 1:
-            raise ValueError("expected at most one Content-Length header field")
-        if self.get("transfer-encoding", "chunked").lower() != "chunked":
+            if _CONTROL.search(value):
+                raise ValueError("the value of a header field holds a control character")
+            # Names are the same in every request: interned, a connection keeps none of its own.
+            field = intern(name.decode("ascii"))
+            self.fields.append((field, value.strip(b" \t").decode("latin-1")))
+        self._check_framing()
+
+    def _check_framing(self) -> None:
+        """See that everybody agrees on where the body ends (RFC 9112 §6.3)."""
+        lengths, encodings = self.get_all("content-length"), self.get_all("transfer-encoding")
+        if len(lengths) + len(encodings) > 1:
+            raise ValueError("expected one Content-Length or Transfer-Encoding header field")
+        if lengths and not (lengths[0].isascii() and lengths[0].isdigit()):
+            raise ValueError("Content-Length is no number")
+        if encodings and encodings[0].lower() != "chunked":
             raise ValueError("the only Transfer-Encoding that is understood is chunked")
 
     def get_all(self, name: str) -> list[str]:
@@ -115,6 +132,20 @@ class GreenConnection(Connection):
     __slots__ = ()
     error = GreenConnectionClosed
 
+
+def _warn_unpatched() -> None:
+    """Say once that a handler which sleeps or asks a database stops everybody else."""
+    global _warned
+    if not _warned and not is_module_patched("time"):
+        _warned = True
+        logger.warning(
+            "gevent has not patched the standard library, so time.sleep() or a database driver in "
+            "one handler stops all others; begin the program with: "
+            "from gevent import monkey; monkey.patch_all()"
+        )
+
+
+_warned = False
 
 _NO_TIMEOUT = gevent.Timeout()
 
@@ -176,7 +207,7 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
             if "_" not in name:  # a name that a hyphen's could be mistaken for
                 key = name.upper().replace("-", "_")
                 if key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
-                    yield f"HTTP_{key}", value
+                    yield intern(f"HTTP_{key}"), value
 
     def _handle_client_error(self, ex: Exception) -> tuple[str, bytes]:
         answer: tuple[str, bytes] = super()._handle_client_error(ex)
@@ -184,6 +215,9 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
 
     def get_environ(self) -> dict[str, Any]:
         environ: dict[str, Any] = super().get_environ()
+        # pywsgi gives the bare stream to what looks like an upgrade; its end is the connection's.
+        environ["wsgi.input"] = self.wsgi_input
+        environ["wsgi.input_terminated"] = True
         environ["wsgi.early_hints"] = self.send_early_hints
         return environ
 
@@ -194,24 +228,21 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
 
         :raises ValueError: when a name is no token or a value holds a control character.
         """
-        lines = []
+        head = [b"HTTP/1.1 103 Early Hints\r\n"]
         for name, value in headers:
-            if not _TOKEN.fullmatch(name) or _CONTROLS.search(value):
+            field, content = name.encode("latin-1"), value.encode("latin-1")
+            if not _NAME.fullmatch(field) or _CONTROL.search(content):
                 raise ValueError(f"the header field {name!r} cannot be sent as an early hint")
-            lines.append(f"{name}: {value}\r\n")
-        if self.headers_sent or self.request_version < "HTTP/1.1":
-            return
-        head = "HTTP/1.1 103 Early Hints\r\n" + "".join(lines) + "\r\n"
-        self.socket.sendall(head.encode("latin-1"))
+            head.append(b"%b: %b\r\n" % (field, content))
+        begun = self.headers_sent or self._upgraded()
+        if not begun and self.request_version >= "HTTP/1.1":
+            self.socket.sendall(b"".join([*head, b"\r\n"]))
 
     # -- the response ----------------------------------------------------------------------
 
     def run_application(self) -> None:
         if not is_upgrade(self.environ):
             super().run_application()
-            return
-        if self.server.closed:
-            self._refuse_stopping()
             return
         connection = GreenConnection(self.environ, self._take)
         connection.handler = self
@@ -220,6 +251,10 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
         self.environ["wsgi.websocket_version"] = connection.version
         try:
             super().run_application()
+        except HandshakeError as exc:  # of an application that is no Flask's
+            if connection.accepted:
+                raise
+            self._refuse(exc)
         except Exception:
             if connection.accepted:
                 connection.finish(1011)
@@ -234,19 +269,22 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
                 self._log_as_upgraded()
             connection.handler = None
 
-    def _refuse_stopping(self) -> None:
-        """The server takes no new connections; another one will."""
-        self.result = [b"this server is stopping; connect again\n"]
-        headers = [("Retry-After", "1"), ("Connection", "close"), ("Content-Type", "text/plain")]
-        super().start_response("503 Service Unavailable", headers)
+    def _refuse(self, error: HandshakeError) -> None:
+        status = f"{error.status} {responses.get(error.status, '')}"
+        headers = [("Content-Type", "text/plain; charset=utf-8"), *error.headers]
+        self.start_response(status, headers)
+        self.result = [f"{error}\n".encode()]
         self.process_result()
 
     def _take(self, send_timeout: float) -> tuple[StreamTransport, bytes]:
         """Take the socket over; what is needed no more is let go, since it may be for long."""
+        if self.server.closed:
+            raise HandshakeError(503, _STOPPING, (("Retry-After", "1"),))
+        _warn_unpatched()
         self.socket.setblocking(False)
         early = read_ahead(self.rfile)
         self.rfile.close()
-        self.environ["wsgi.input"] = self.rfile = BytesIO()
+        self.environ["wsgi.input"] = self.rfile = self.wsgi_input.rfile = BytesIO()
         self.close_connection = True
         return GreenTransport(self.socket, send_timeout=send_timeout), early
 
@@ -263,8 +301,8 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
     ) -> Callable[[bytes], None]:
         if self._upgraded():
             return self.write
-        if self._connection is not None:  # refused: what follows may be frames, not requests
-            headers = [*headers, ("Connection", "close")]
+        if self._connection is not None and ("Connection", "close") not in headers:
+            headers = [*headers, ("Connection", "close")]  # refused: frames may follow
         write: Callable[[bytes], None] = super().start_response(status, headers, exc_info)
         return write
 
@@ -283,9 +321,27 @@ class WebSocketServer(WSGIServer):  # type: ignore[misc]  # gevent's stubs make 
     ::
 
         WebSocketServer(("127.0.0.1", 5000), app).serve_forever()
+
+    When it stops, by Ctrl-C for example, it closes its connections with 1001.
     """
 
     handler_class = WebSocketHandler
+    #: Seconds over which connections are closed when the server stops.
+    drain_time = 0.0
+
+    def serve_forever(self, stop_timeout: float | None = None) -> None:
+        try:
+            super().serve_forever(stop_timeout)
+        except KeyboardInterrupt:
+            pass  # Ctrl-C is how it is meant to end
+
+    def close(self) -> None:
+        was_open = not self.closed
+        super().close()
+        if was_open and self.drain_time:
+            gevent.spawn(drain, self.drain_time)
+        elif was_open:
+            drain(0.0)
 
     def wrap_socket_and_handle(self, client_socket: Any, address: Any) -> None:
         """Bring the TLS handshake to its end within the handshake timeout."""
@@ -301,3 +357,18 @@ class WebSocketServer(WSGIServer):  # type: ignore[misc]  # gevent's stubs make 
             self.handle(tls_socket, address)
         finally:
             tls_socket.close()
+
+
+def drain(seconds: float) -> None:
+    """Close all connections with 1001, over so many seconds, so that their peers do not all come
+    back at once; at once where that is 0."""
+    waiting = Connection.opened()
+    batch = len(waiting)
+    if seconds:
+        batch = max(_SMALLEST_BATCH, ceil(len(waiting) * _BATCH_INTERVAL / seconds))
+    while waiting:
+        for connection in waiting[:batch]:
+            connection.close(1001, "server shutdown")
+        del waiting[:batch]
+        if waiting:
+            gevent.sleep(_BATCH_INTERVAL)

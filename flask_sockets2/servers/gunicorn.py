@@ -8,20 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from math import ceil
 from types import FrameType, FunctionType
 from typing import Any
 
 import gevent
 from gunicorn.workers.ggevent import GeventPyWSGIWorker, PyWSGIHandler
 
-from ..connection import Connection
-from .gevent import WebSocketHandler, WebSocketServer
+from .gevent import WebSocketHandler, WebSocketServer, drain
 
 __all__ = ["Worker"]
 
-_BATCH_INTERVAL = 0.1  # seconds
-_SMALLEST_BATCH = 50  # connections
 _DRAIN_SHARE = 0.7  # of the graceful timeout; the rest is for the last closing handshakes
 
 
@@ -37,26 +33,7 @@ class _Server(WebSocketServer):
 
     def __init__(self, *args: Any, drain_time: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._drain_time = drain_time
-
-    def close(self) -> None:
-        was_open = not self.closed
-        super().close()
-        if was_open:
-            gevent.spawn(_drain, self._drain_time)
-
-
-def _drain(seconds: float) -> None:
-    """Close all connections with 1001, so many at a time that their peers do not all come back
-    at once."""
-    waiting = Connection.opened()
-    batch = max(_SMALLEST_BATCH, ceil(len(waiting) * _BATCH_INTERVAL / max(seconds, 0.1)))
-    while waiting:
-        for connection in waiting[:batch]:
-            connection.close(1001, "server shutdown")
-        del waiting[:batch]
-        if waiting:
-            gevent.sleep(_BATCH_INTERVAL)
+        self.drain_time = drain_time
 
 
 class Worker(GeventPyWSGIWorker):  # type: ignore[misc]  # gunicorn is untyped
@@ -77,7 +54,12 @@ class Worker(GeventPyWSGIWorker):  # type: ignore[misc]  # gunicorn is untyped
         config = getattr(self.wsgi, "config", None)
         handler: dict[str, Any] = {"keep_alive_timeout": self.cfg.keepalive}
         if isinstance(config, dict) and "SOCKETS_HANDSHAKE_TIMEOUT" in config:
-            handler["handshake_timeout"] = config["SOCKETS_HANDSHAKE_TIMEOUT"]
+            timeout = config["SOCKETS_HANDSHAKE_TIMEOUT"]
+            if isinstance(timeout, bool) or not isinstance(timeout, int | float) or timeout <= 0:
+                raise ValueError(
+                    f"SOCKETS_HANDSHAKE_TIMEOUT must be a number of seconds, got {timeout!r}"
+                )
+            handler["handshake_timeout"] = timeout
         self.wsgi_handler = type("Handler", (_Handler,), handler)  # this worker's own settings
         self.wsgi = self._counted(self.wsgi)
 
@@ -100,5 +82,5 @@ class Worker(GeventPyWSGIWorker):  # type: ignore[misc]  # gunicorn is untyped
         if self._quitting:  # at Ctrl-C the terminal signals us, and then gunicorn's master does
             return
         self._quitting = True
-        gevent.spawn(_drain, 0.0)  # not in here: a signal may come in the middle of a send
+        gevent.spawn(drain, 0.0)  # not in here: a signal may come in the middle of a send
         super().handle_quit(sig, frame)

@@ -49,6 +49,9 @@ def read_ahead(reader: io.BufferedReader) -> bytes:
 class Clock(Protocol):
     """The hub or the selector thread, whichever calls a transport's receiver."""
 
+    #: Kept for who keeps connections alive by this clock.
+    keepalive: Any
+
     def call_later(self, delay: float, function: Callable[[], None]) -> Timer:
         """Call a function there after so many seconds."""
 
@@ -70,11 +73,15 @@ class Receiver(Protocol):
     def data_received(self, data: bytes) -> None:
         """Take bytes, never empty."""
 
+    @property
+    def owes(self) -> bool:
+        """Whether something is to be written after the end of the peer's stream."""
+
     def eof_received(self) -> None:
         """The peer's stream has ended, or an error ended both."""
 
     def write_drained(self) -> None:
-        """All that was kept back has been written."""
+        """All that was kept back has been written; not to be called inside a send."""
 
     def write_stalled(self) -> None:
         """The peer has taken nothing for ``send_timeout`` seconds."""
@@ -137,15 +144,16 @@ class StreamTransport:
         # TLS may hold decrypted bytes that no poll of the socket shows.
         self._pending: Callable[[], int] | None = getattr(sock, "pending", None)
 
-    def start(self, receiver: Receiver) -> None:
-        """Begin to read."""
+    def start(self, receiver: Receiver, *, reading: bool = True) -> None:
+        """Begin, and begin to read; :param reading: False where :meth:`resume` will."""
         self._receiver = receiver
         self._data_received = receiver.data_received
         try:
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError:
             pass  # a Unix socket has no such option
-        self.resume()
+        if reading:
+            self.resume()
 
     # -- what a subclass adds --------------------------------------------------------------
 
@@ -206,7 +214,10 @@ class StreamTransport:
         except OSError:  # reset by the peer, or TLS broke: the same as its end of file
             data = b""
         if not data:
-            self._end()
+            if self._receiver.owes:
+                self.pause()  # it ends when the rest is written, or cannot be
+            else:
+                self._end()
             return
         if not self.half_closed:
             self._data_received(data)
@@ -283,10 +294,9 @@ class StreamTransport:
             self._timer.cancel()
             self._timer = None
         self._progressed()
+        self._receiver.write_drained()
         if self._finishing:
             self._finish()
-        else:
-            self._receiver.write_drained()
 
     def _lost(self) -> None:
         """A write failed: the peer has gone. Told in the next turn, never inside a send."""

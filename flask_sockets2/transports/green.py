@@ -153,10 +153,11 @@ class GreenTransport(StreamTransport):
 class _GreenClock:
     """One hub's timers, without a connection that they would keep alive."""
 
-    __slots__ = ("__weakref__", "_loop")
+    __slots__ = ("__weakref__", "_loop", "keepalive")
 
     def __init__(self, loop: Any) -> None:
         self._loop = loop
+        self.keepalive: Any = None
 
     def call_later(self, delay: float, function: Callable[[], None]) -> _GreenTimer:
         return _GreenTimer(self._loop, delay, function)

@@ -47,6 +47,7 @@ class _Reactor:
     """The selector thread. Only it touches the selector and the timers; others queue calls."""
 
     def __init__(self) -> None:
+        self.keepalive: Any = None
         self._selector = selectors.DefaultSelector()
         self._calls: deque[Callable[[], None]] = deque()
         self._timers: list[_Timer] = []
@@ -159,6 +160,7 @@ class ThreadedTransport(StreamTransport):
         "_fd",
         "_reactor",
         "_reading",
+        "_receiving",
         "_value",
         "_writing",
         "clock",
@@ -175,6 +177,7 @@ class ThreadedTransport(StreamTransport):
         self._writing = False
         self.waiting: Any = None
         self._value: Any = _NOTHING
+        self._receiving = False  # until the thread has taken what it was handed
         self.lock = threading.RLock()
         self._changed = threading.Condition(self.lock)
 
@@ -256,10 +259,11 @@ class ThreadedTransport(StreamTransport):
         with self.lock:
             if self._receiver.unread:
                 return RETRY
-            if self.waiting is not None:
+            if self._receiving:
                 raise RuntimeError(
                     "another thread waits in receive() of this connection; let one thread receive"
                 )
+            self._receiving = True
             self.waiting = threading.current_thread()
             try:
                 if not self._changed.wait_for(self._handed_over, timeout):
@@ -268,6 +272,7 @@ class ThreadedTransport(StreamTransport):
             finally:
                 self._value = _NOTHING
                 self.waiting = None
+                self._receiving = False
 
     def _handed_over(self) -> bool:
         return self._value is not _NOTHING

@@ -105,7 +105,10 @@ def _header_line(name: str, value: str) -> str:
     if name.lower() in _OURS:
         raise ValueError(f"the header field {name!r} is the handshake's own")
     if not name or any(c in "\r\n\0: " for c in name) or any(c in "\r\n\0" for c in value):
-        raise ValueError(f"the header field {name!r} cannot be sent: it holds a line break")
+        raise ValueError(
+            f"the header field {name!r} cannot be sent: its name is empty or holds a space or "
+            "colon, or one of both holds a line break"
+        )
     return f"{name}: {value}"
 
 
@@ -183,14 +186,21 @@ def select_subprotocol(offered: Sequence[str], supported: Sequence[str]) -> str 
     return next((name for name in supported if name in offered), None)
 
 
-def origin_allowed(origin: str | None, host: str, allowed: Iterable[str] | None = None) -> bool:
+def origin_allowed(
+    origin: str | None,
+    host: str,
+    allowed: Iterable[str] | None = None,
+    *,
+    secure: bool = False,
+) -> bool:
     """Tell whether a page of this origin may open a WebSocket here (RFC 6455 §10.2).
 
     :param origin: the ``Origin`` header field, None where it is absent: no browser, so it passes.
     :param host: the ``Host`` header field, after ProxyFix.
     :param allowed: origins such as ``https://example.com``, ``https://*.example.com`` or ``*``;
-        None for the same host and port only. The scheme does not count then: a proxy that ends
-        TLS without telling is common, and an attacker's page has another host.
+        None for the same host and port only.
+    :param secure: whether the request came by HTTPS; pages of plain HTTP are refused then. The
+        other way round counts as the same: a proxy that ends TLS without telling is common.
     """
     if origin is None:
         return True
@@ -200,7 +210,7 @@ def origin_allowed(origin: str | None, host: str, allowed: Iterable[str] | None 
         parts = urlsplit(origin)
     except ValueError:
         return False
-    if parts.scheme not in _PORTS:
+    if parts.scheme not in _PORTS or (secure and parts.scheme == "http"):
         return False
     return _netloc(parts.netloc, parts.scheme) == _netloc(host, parts.scheme)
 
@@ -215,9 +225,9 @@ def _netloc(netloc: str, scheme: str) -> str:
 def _origin_matches(origin: str, pattern: str) -> bool:
     if pattern == "*":
         return True
-    scheme, star, domain = pattern.partition("://*.")
-    if not star:
-        return origin == pattern.rstrip("/").removesuffix(
-            _PORTS.get(pattern.partition(":")[0], "/")
-        )
+    scheme = pattern.partition(":")[0]
+    pattern = pattern.rstrip("/").removesuffix(_PORTS.get(scheme, "/"))
+    if "://*." not in pattern:
+        return origin == pattern
+    domain = pattern.partition("://*.")[2]
     return origin.startswith(f"{scheme}://") and origin.endswith(f".{domain}")

@@ -30,6 +30,7 @@ class Recorder:
     """Notes what a transport tells."""
 
     unread = False
+    owes = False
 
     def __init__(self) -> None:
         self.data = bytearray()
