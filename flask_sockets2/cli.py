@@ -15,6 +15,7 @@ from websockets.uri import WebSocketURI, parse_uri
 
 from .doctor import Case, examine
 from .findings import Finding
+from .view import View
 
 __all__ = ["sockets_cli"]
 
@@ -44,13 +45,13 @@ def routes() -> None:
 def _options(view: Any) -> str:
     """The options of a route that differ from the application's; a foreign view has none."""
     options: dict[str, Any] = {}
-    if not getattr(view, "_accept", True):
-        options["accept"] = False
-    for name in ("subprotocols", "origins"):
-        value = getattr(view, f"_{name}", None)
-        if value:
-            options[name] = value if isinstance(value, str) else ",".join(value)
-    options.update(getattr(view, "_limits", {}))
+    if isinstance(view, View):
+        if not view.accept:
+            options["accept"] = False
+        for name, value in (("subprotocols", view.subprotocols), ("origins", view.origins)):
+            if value:
+                options[name] = ",".join(value)
+        options.update(sorted(view.limits.items()))
     return " ".join(f"{name}={value}" for name, value in options.items())
 
 

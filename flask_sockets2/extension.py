@@ -17,28 +17,36 @@ setting                          default      meaning
 ``SOCKETS_HANDSHAKE_TIMEOUT``    10           seconds for the head of a request, under our worker
 ===============================  ===========  =====================================================
 
-Each but the last two can also be given to a route, in lower case and without the prefix.
+Each but the last two can also be given to a route, in lower case and without the prefix; the
+first as ``origins``.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from math import inf
+from threading import Lock
 from typing import Any
 
 from flask import Flask, current_app
 
 from .connection import Connection, Limits
+from .exceptions import HandshakeError
 
 __all__ = ["LIMITS", "State", "check_limit", "limits_of", "max_connections_of", "state_of"]
 
 EXTENSION = "flask_sockets2"
+
+logger = logging.getLogger("flask_sockets2.sockets")
 
 LIMITS = frozenset(limit.name for limit in fields(Limits))
 """Names of the limits that a route may set for itself."""
 
 _SETTINGS = tuple((name, f"SOCKETS_{name.upper()}") for name in sorted(LIMITS))
 _DEFAULTS = Limits()
+_SIZES = frozenset(("max_message_size", "receive_buffer", "send_buffer"))
 _MAY_BE_NONE = frozenset(("ping_interval", "ping_timeout"))
 
 
@@ -46,10 +54,29 @@ _MAY_BE_NONE = frozenset(("ping_interval", "ping_timeout"))
 class State:
     """What the package keeps about one application, in this process.
 
-    :param connections: those that are open.
+    :ivar connections: those that are open.
+    :ivar rules: endpoints of the rules that were registered, by rule, endpoint and handler.
     """
 
     connections: set[Connection] = field(default_factory=set)
+    rules: dict[Any, str] = field(default_factory=dict)
+    _lock: Lock = field(default_factory=Lock)  # guards counting and adding to connections
+
+    def admit(self, connection: Connection, most: int | None) -> None:
+        """Count a connection.
+
+        :param most: how many there may be, None for any number.
+        :raises HandshakeError: when there are as many.
+        """
+        with self._lock:
+            if most is not None and len(self.connections) >= most:
+                raise self.full(most)
+            self.connections.add(connection)
+
+    def full(self, most: int) -> HandshakeError:
+        """Log that there are as many connections as there may be, and return what to answer."""
+        logger.warning("refused a WebSocket: SOCKETS_MAX_CONNECTIONS is reached (%s)", most)
+        return HandshakeError(503, "too many connections", (("Retry-After", "5"),))
 
 
 def state_of(app: Flask | None = None) -> State:
@@ -85,8 +112,11 @@ def check_limit(name: str, value: Any, called: str) -> Any:
         return value
     if value is None and name in _MAY_BE_NONE:
         return value
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise ValueError(f"{called} must be a number above 0, got {value!r}")
+    if name in _SIZES:
+        if type(value) is not int or value <= 0:
+            raise ValueError(f"{called} must be a whole number of bytes above 0, got {value!r}")
+    elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < inf:
+        raise ValueError(f"{called} must be a number of seconds above 0, got {value!r}")
     return value
 
 

@@ -13,53 +13,33 @@ function's name instead of the function.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Sequence
-from functools import update_wrapper
+from collections.abc import Callable
+from difflib import get_close_matches
+from inspect import signature
 from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakSet
+from weakref import ref
 
-from flask import Blueprint, Flask, Response, abort, current_app, request
-from werkzeug.exceptions import HTTPException
-from werkzeug.http import HTTP_STATUS_CODES
-from werkzeug.routing import Map
+from flask import Blueprint, Flask
+from werkzeug.routing import Map, Rule
 from werkzeug.routing.exceptions import WebsocketMismatch
 
-from .connection import Connection
-from .exceptions import ConnectionClosed, HandshakeError, WebSocketError
-from .extension import (
-    EXTENSION,
-    LIMITS,
-    State,
-    check_limit,
-    limits_of,
-    max_connections_of,
-    state_of,
-)
-from .servers.environ import Takeover, take_over
-from .wire.handshake import is_upgrade, origin_allowed, parse_upgrade, select_subprotocol
+from .extension import EXTENSION, State, limits_of, state_of
+from .middleware import SocketMiddleware
+from .view import OPTIONS, View, mismatch
 
 if TYPE_CHECKING:
     from .testing import SocketsClient
 
-__all__ = ["SocketMiddleware", "Sockets"]
-
-logger = logging.getLogger("flask_sockets2.sockets")
+__all__ = ["Sockets"]
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
-RAISE = "flask_sockets2.raise"
-"""Key of the environ: an exception of the handler is raised again (the test client wants it)."""
-
-_OPTIONS = frozenset(("accept", "subprotocols", "origins")) | LIMITS
-
-_NO_SOCKET = (
-    "this server gives no access to the connection, so it cannot serve WebSockets; start the "
-    "application with: gunicorn -k flask_sockets2.worker app:app"
-)
-_NOT_A_SOCKET = (
-    "this URL serves pages, not WebSockets; register a handler for it with sockets.route()"
-)
+# What add_url_rule() of Flask and Rule of Werkzeug know.
+_RULE_OPTIONS = {*signature(Rule).parameters, "provide_automatic_options"} - {
+    "string",
+    "endpoint",
+    "websocket",
+}
 
 
 class Sockets:
@@ -78,29 +58,38 @@ class Sockets:
     """
 
     def __init__(self, app: Flask | None = None) -> None:
-        self._recorded: list[Callable[[Flask], None]] = []
+        self._recorded: dict[Any, Callable[[Flask], None]] = {}  # for applications to come
+        self._apps: list[ref[Flask]] = []  # in the order in which they came
         self._map = Map()  # stands for the application's until there is one
         #: Blueprints that were registered here, by name.
         self.blueprints: dict[str, Blueprint] = {}
-        self._apps: WeakSet[Flask] = WeakSet()
         if app is not None:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
-        """Serve an application: what was recorded so far is registered in it, and what comes."""
+        """Serve an application: the handlers recorded so far are registered in it.
+
+        :raises ValueError: when a setting is not what is expected, naming it.
+        """
+        limits_of(app.config, {})
         if EXTENSION not in app.extensions:
             app.extensions[EXTENSION] = State()
             # The bound method: calling an object that has __call__ goes through C, whose stack
             # each waiting greenlet keeps a copy of.
             app.wsgi_app = SocketMiddleware(app.wsgi_app, app, self).__call__  # type: ignore[method-assign]  # as Flask documents it
-            app.register_error_handler(WebsocketMismatch, _mismatch)
-        if app not in self._apps:
-            self._apps.add(app)
+            app.register_error_handler(WebsocketMismatch, mismatch)
+        if app not in self._served():
+            self._apps.append(ref(app))
             for name, converter in self._map.converters.items():
                 if Map.default_converters.get(name) is not converter:
                     app.url_map.converters[name] = converter
-            for register in self._recorded:
+            for register in self._recorded.values():
                 register(app)
+
+    def _served(self) -> list[Flask]:
+        """The applications that are still there, the newest last."""
+        self._apps = [app for app in self._apps if app() is not None]
+        return [served for app in self._apps if (served := app()) is not None]
 
     @property
     def url_map(self) -> Map:
@@ -108,14 +97,13 @@ class Sockets:
 
         :raises RuntimeError: when there is more than one application.
         """
-        if not self._apps:
-            return self._map
-        if len(self._apps) > 1:
+        apps = self._served()
+        if len(apps) > 1:
             raise RuntimeError(
-                f"these sockets serve {len(self._apps)} applications, so there is no one url_map; "
+                f"these sockets serve {len(apps)} applications, so there is no one url_map; "
                 "use app.url_map"
             )
-        return next(iter(self._apps)).url_map
+        return apps[0].url_map if apps else self._map
 
     # -- registration ----------------------------------------------------------------------
 
@@ -138,26 +126,43 @@ class Sockets:
     def add_url_rule(
         self, rule: str, endpoint: str | None = None, f: Any = None, **options: Any
     ) -> None:
-        """Register a handler.
+        """Register a handler in the applications that are served, and in those to come.
+
+        A factory may do so each time that it makes an application: the newest gets the newest
+        handler, the others keep theirs.
 
         :param endpoint: by default the handler's name.
         :param options: ``accept=False`` leaves accepting to the handler; ``subprotocols`` in order
             of preference; ``origins`` that may connect; limits as
             ``max_message_size`` or ``compression``; all others are Werkzeug's options of a rule.
+        :raises TypeError: when an option is unknown, or the handler cannot be called as it would.
         """
         if f is None:
             raise TypeError("add_url_rule() needs a handler: add_url_rule(rule, None, handler)")
-        own = {name: options.pop(name) for name in _OPTIONS & options.keys()}
-        view = _View(f, **own)
+        view = _make_view(f, options)
+        key = (rule, endpoint, getattr(f, "__code__", f))  # the code: each call of a factory's
 
         def register(app: Flask) -> None:
+            rules = state_of(app).rules
+            if key in rules:
+                app.view_functions[rules[key]] = view
+                return
             name = endpoint or _free_endpoint(app, getattr(f, "__name__", type(f).__name__))
             app.add_url_rule(rule, name, view, websocket=True, **options)
+            view.check_arguments(_newest_rule(app, name))
+            rules[key] = name
 
-        self._register(register)
+        apps = self._served()
+        for app in apps:
+            if app is apps[-1] or (key not in state_of(app).rules and _is_open(app)):
+                register(app)
+        self._recorded[key] = register
 
     def register_blueprint(self, blueprint: Blueprint, **options: Any) -> None:
         """Register a blueprint, each rule of it and of those nested in it as a WebSocket rule.
+
+        Before there is an application it is recorded for those to come; later it goes to those
+        that are served and do not have it.
 
         :param options: of :meth:`flask.Flask.register_blueprint`.
         """
@@ -165,13 +170,14 @@ class Sockets:
         def register(app: Flask) -> None:
             blueprint.register(_WebSocketRules(app), options)  # type: ignore[arg-type]  # stands in for it
 
-        self._register(register)
-        self.blueprints[options.get("name", blueprint.name)] = blueprint
-
-    def _register(self, register: Callable[[Flask], None]) -> None:
-        for app in self._apps:
-            register(app)
-        self._recorded.append(register)
+        name = options.get("name", blueprint.name)
+        apps = self._served()
+        for app in apps:
+            if app is apps[-1] or (name not in app.blueprints and _is_open(app)):
+                register(app)
+        if not apps:
+            self._recorded[blueprint, name] = register
+        self.blueprints[name] = blueprint
 
     # -- testing ---------------------------------------------------------------------------
 
@@ -183,6 +189,28 @@ class Sockets:
         from .testing import SocketsClient
 
         return SocketsClient(app)
+
+
+def _newest_rule(app: Flask, endpoint: str | None) -> Rule:
+    return list(app.url_map.iter_rules(endpoint))[-1]
+
+
+def _is_open(app: Flask) -> bool:
+    """Whether rules can still be added: Flask refuses once a request was served."""
+    return not getattr(app, "_got_first_request", False)
+
+
+def _make_view(handler: Callable[..., Any], options: dict[str, Any]) -> View:
+    """Take our options out of those of a rule, and refuse the unknown.
+
+    :raises TypeError: when there are such, naming what was probably meant.
+    """
+    known = OPTIONS | _RULE_OPTIONS
+    for name in options.keys() - known:
+        close = get_close_matches(name, known, 1)
+        meant = f"; did you mean {close[0]!r}?" if close else ""
+        raise TypeError(f"a WebSocket rule has no option {name!r}{meant}")
+    return View(handler, **{name: options.pop(name) for name in OPTIONS & options.keys()})
 
 
 def _free_endpoint(app: Flask, name: str) -> str:
@@ -214,231 +242,11 @@ class _WebSocketRules:
         if getattr(view_func, "__name__", "") == "send_static_file":
             self._app.add_url_rule(rule, endpoint, view_func, **options)
             return
-        own = {name: options.pop(name) for name in _OPTIONS & options.keys()}
-        view = _View(view_func, **own)
+        if set(options.get("methods") or ("GET",)) - {"GET", "HEAD", "OPTIONS"}:
+            raise ValueError(
+                f"{rule} has methods that a WebSocket rule cannot have; put pages into a blueprint "
+                "of their own and register it with app.register_blueprint()"
+            )
+        view = _make_view(view_func, options)
         self._app.add_url_rule(rule, endpoint, view, websocket=True, **options)
-
-
-class _View:
-    """The view of a WebSocket rule: checks, accepts, calls the handler.
-
-    :param handler: called with ``ws`` and the variables of the rule.
-    """
-
-    def __init__(
-        self,
-        handler: Callable[..., Any],
-        *,
-        accept: bool = True,
-        subprotocols: Sequence[str] = (),
-        origins: Iterable[str] | str | None = None,
-        **limits: Any,
-    ) -> None:
-        update_wrapper(self, handler)
-        self._handler = handler
-        self._accept = accept
-        self._subprotocols = _as_tuple(subprotocols) or ()
-        self._origins = _as_tuple(origins)
-        self._limits = {name: check_limit(name, value, name) for name, value in limits.items()}
-
-    def __call__(self, **values: Any) -> Any:
-        app, environ = current_app._get_current_object(), request.environ  # type: ignore[attr-defined]  # a proxy, as Flask documents it
-        ws = environ.get("wsgi.websocket")
-        if ws is None:
-            abort(501, _NO_SOCKET)
-        origin = environ.get("HTTP_ORIGIN")
-        if origin is not None:  # else it is no browser
-            self._check_origin(app, origin)
-        handler = app.ensure_sync(self._handler)  # what it cannot run is refused before accept
-        if isinstance(ws, Connection):
-            self._prepare(app, ws)
-        result = None
-        try:
-            # A call with ** goes through C, whose stack each waiting greenlet keeps a copy of.
-            result = handler(ws, **values) if values else handler(ws)
-        except OSError as exc:
-            if not _is_end_of(ws, exc):
-                raise
-        if isinstance(ws, Connection) and not ws.accepted:
-            if result is not None:  # a response: it does not want the connection
-                return result
-            ws.accept()
-        return _Upgraded(status=101)
-
-    def _check_origin(self, app: Flask, origin: str) -> None:
-        allowed = self._origins
-        if allowed is None:
-            allowed = _as_tuple(app.config.get("SOCKETS_ALLOWED_ORIGINS"))
-        if not origin_allowed(origin, request.host, allowed):
-            logger.warning(
-                "refused a WebSocket of origin %.200r on host %.200r; if that page may connect, "
-                "add its origin to SOCKETS_ALLOWED_ORIGINS, or, behind a proxy, use ProxyFix",
-                origin,
-                request.host,
-            )
-            abort(403, "pages of this origin may not connect (SOCKETS_ALLOWED_ORIGINS)")
-
-    def _prepare(self, app: Flask, ws: Connection) -> None:
-        """See that the request is in order, and accept it where the handler need not."""
-        try:
-            ws.check()
-        except HandshakeError as exc:
-            raise _Refusal(exc) from exc
-        ws.limits = limits_of(app.config, self._limits)
-        connections = state_of(app).connections
-        most = max_connections_of(app.config)
-        if most is not None and len(connections) >= most:
-            logger.warning("refused a WebSocket: SOCKETS_MAX_CONNECTIONS is reached (%s)", most)
-            raise _Refusal(HandshakeError(503, "too many connections", (("Retry-After", "5"),)))
-        ws.on_open, ws.on_end = connections.add, connections.discard
-        if self._subprotocols:
-            ws.subprotocol = select_subprotocol(ws.subprotocols, self._subprotocols)
-        if self._accept:
-            ws.accept()
-
-
-class _Upgraded(Response):
-    """What stands for the response of a request that became a WebSocket; it sends nothing."""
-
-    def __call__(
-        self, environ: dict[str, Any], start_response: Callable[..., Any]
-    ) -> Iterable[bytes]:
-        start_response(self.status, [])
-        return ()
-
-
-class _Refusal(HTTPException):
-    """A request that is no valid handshake, as Flask's error handlers know errors."""
-
-    def __init__(self, error: HandshakeError) -> None:
-        super().__init__(error.description)
-        self.code = error.status
-        self._headers = error.headers
-
-    @property
-    def name(self) -> str:
-        return {426: "Upgrade Required"}.get(self.code or 0, super().name)
-
-    def get_headers(self, *args: Any, **kwargs: Any) -> list[tuple[str, str]]:
-        return [*super().get_headers(*args, **kwargs), *self._headers]
-
-
-def _mismatch(error: WebsocketMismatch) -> Any:
-    """Answer a WebSocket rule asked for over HTTP, and the other way round.
-
-    The application's error handlers for what the answer is, 426 for one, apply.
-    """
-    if request.headers.get("Upgrade") is None:
-        upgrade = (("Upgrade", "websocket"), ("Connection", "Upgrade"))
-        refusal = HandshakeError(
-            426, "this URL serves WebSockets: open it with new WebSocket(url)", upgrade
-        )
-    else:
-        refusal = HandshakeError(400, _NOT_A_SOCKET)
-        try:
-            parse_upgrade(request.environ)
-        except HandshakeError as exc:
-            refusal = exc
-    return current_app.handle_http_exception(_Refusal(refusal))
-
-
-def _is_end_of(ws: Any, exc: OSError) -> bool:
-    """Tell whether an exception says no more than that this connection, no other, has ended."""
-    if isinstance(exc, ConnectionClosed):
-        return exc.connection is ws
-    foreign = type(exc).__module__.startswith("geventwebsocket")
-    return foreign and not isinstance(exc, WebSocketError) and bool(getattr(ws, "closed", False))
-
-
-class SocketMiddleware:
-    """What stands around the application: it gives a request for a WebSocket its connection and
-    ends it when the application has returned.
-
-    :param wsgi_app: the application's ``wsgi_app``.
-    :param socket: its :class:`Sockets`, kept as :attr:`ws`.
-    """
-
-    def __init__(self, wsgi_app: Any, app: Flask, socket: Sockets) -> None:
-        self.wsgi_app = wsgi_app
-        self.app = app
-        self.ws = socket
-
-    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        if not is_upgrade(environ):
-            return self.wsgi_app(environ, start_response)
-        ws = environ.get("wsgi.websocket")
-        taken = None
-        if ws is None:
-            taken = take_over(environ)
-            if taken is not None:
-                ws = environ["wsgi.websocket"] = taken.connection
-        if not isinstance(ws, Connection):
-            return self.wsgi_app(environ, start_response)
-        return self._serve(ws, taken, environ, start_response)
-
-    def _serve(
-        self,
-        ws: Connection,
-        taken: Takeover | None,
-        environ: dict[str, Any],
-        start_response: Callable[..., Any],
-    ) -> Any:
-        status = ""
-
-        def start(
-            given: str, headers: list[tuple[str, str]], exc_info: Any = None
-        ) -> Callable[[bytes], Any]:
-            nonlocal status
-            status = given
-            if ws.accepted:
-                return _swallow
-            headers = [*headers, ("Connection", "close")]  # frames may follow, not requests
-            write: Callable[[bytes], Any] = (
-                start_response(given, headers, exc_info)
-                if exc_info
-                else start_response(given, headers)
-            )
-            return write
-
-        try:
-            body = self.wsgi_app(environ, start)
-        except Exception as exc:
-            if not ws.accepted:
-                raise
-            status = "500"
-            if environ.get(RAISE):
-                raise
-            logger.error("exception in the handler of %s", ws.path, exc_info=exc)
-        except BaseException:  # the server kills its workers: there is no time to say goodbye
-            if ws.accepted:
-                ws.abort()
-            raise
-        else:
-            if not ws.accepted:
-                return body
-            if hasattr(body, "close"):
-                body.close()
-        finally:
-            if ws.accepted:
-                ws.finish(*_close_code(status))
-                environ.pop("wsgi.websocket", None)
-        return taken.release(start_response) if taken is not None else []
-
-
-def _swallow(data: bytes) -> None:
-    """Stand in for ``write``: the client has its response, the 101."""
-
-
-def _as_tuple(value: Iterable[str] | str | None) -> tuple[str, ...] | None:
-    """What may be given as one or as several."""
-    return (value,) if isinstance(value, str) else None if value is None else tuple(value)
-
-
-def _close_code(status: str) -> tuple[int, str]:
-    """Say with a close code what the application meant to say with an HTTP status."""
-    if status.startswith("4"):
-        code = status[:3]
-        return 1008, f"{code} {HTTP_STATUS_CODES.get(int(code), '')}".strip()
-    if status.startswith("5"):
-        return 1011, ""
-    return 1000, ""
+        view.check_arguments(_newest_rule(self._app, endpoint))

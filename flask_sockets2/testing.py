@@ -37,7 +37,7 @@ from werkzeug.datastructures import Headers
 from werkzeug.test import TestResponse
 
 from .exceptions import ConnectionClosed, WebSocketRejected
-from .sockets import RAISE
+from .middleware import RAISE
 
 __all__ = ["SocketsClient", "WebSocketSession"]
 

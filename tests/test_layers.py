@@ -24,8 +24,10 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "keepalive": frozenset({"transports"}),
     "connection": frozenset({"wire", "transports", "keepalive", "exceptions"}),
     "servers": frozenset({"connection", "transports", "wire", "exceptions"}),
-    "extension": frozenset({"connection"}),
-    "sockets": frozenset({"extension", "servers", "connection", "wire.handshake", "exceptions"}),
+    "extension": frozenset({"connection", "exceptions"}),
+    "view": frozenset({"extension", "connection", "wire.handshake", "exceptions"}),
+    "middleware": frozenset({"servers", "connection", "wire.handshake"}),
+    "sockets": frozenset({"extension", "view", "middleware"}),
     "findings": frozenset(),
     "doctor": frozenset({"findings"}),
     "testing": ANYTHING,
@@ -37,6 +39,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 
 FOR_TYPES_ONLY = {
     ("sockets", "testing"): "what test_client() returns",
+    ("middleware", "sockets"): "its attribute ws",
     ("__init__", "servers"): "type checkers do not see __getattr__",
 }
 """May be imported under TYPE_CHECKING, beyond the table."""
@@ -48,13 +51,15 @@ WITHIN_FUNCTIONS = {
 }
 """May be imported when a function runs, beyond the table, and nothing else may."""
 
+FLASK = frozenset({"extension", "view", "middleware", "sockets", "testing", "pytest_plugin", "cli"})
+
 FOREIGN: dict[str, frozenset[str]] = {
     "gevent": frozenset({"transports.green", "servers.gevent", "servers.gunicorn"}),
     "greenlet": frozenset({"transports.green"}),
     "geventwebsocket": frozenset({"servers.gevent"}),
     "gunicorn": frozenset({"servers.gunicorn"}),
-    "flask": frozenset({"extension", "sockets", "testing", "pytest_plugin", "cli"}),
-    "werkzeug": frozenset({"extension", "sockets", "testing", "pytest_plugin", "cli"}),
+    "flask": FLASK,
+    "werkzeug": FLASK,
     "click": frozenset({"cli"}),
     "pytest": frozenset({"pytest_plugin"}),
     "websockets": frozenset({"wire", "testing", "doctor", "cli"}),
@@ -268,7 +273,7 @@ def test_an_import_that_the_table_lacks_is_found(module: str, source: str) -> No
         ("wire.protocol", "from .frames import build\nfrom ..exceptions import HandshakeError"),
         ("wire", "from .frames import build"),
         ("connection", "from .wire import protocol as wire\nfrom .wire.frames import TEXT"),
-        ("sockets", "from .wire.handshake import is_upgrade\nfrom flask import Flask"),
+        ("view", "from .wire.handshake import origin_allowed\nfrom flask import Flask"),
         ("sockets", "if TYPE_CHECKING:\n    from .testing import SocketsClient"),
         ("sockets", "def f():\n    from .testing import SocketsClient"),
         ("servers.gunicorn", "import gevent\nfrom .gevent import WebSocketHandler"),

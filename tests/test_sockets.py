@@ -31,7 +31,7 @@ from werkzeug.routing import BaseConverter
 
 from flask_sockets2 import Sockets, WebSocketRejected
 from flask_sockets2.extension import state_of
-from flask_sockets2.sockets import RAISE, SocketMiddleware
+from flask_sockets2.middleware import RAISE, SocketMiddleware
 from flask_sockets2.testing import SocketsClient, WebSocketSession
 
 TIMEOUT = 5.0  # seconds, for each wait
@@ -715,7 +715,7 @@ def test_an_exception_that_flask_passes_on_is_logged_once_and_does_not_reach_the
     with sockets.test_client(app).connect("/end") as ws:
         assert closing(ws) == (1011, "")
     (record,) = errors(caplog)
-    assert record.getMessage() == "exception in the handler of /end"
+    assert record.getMessage() == "exception in the handler of '/end'"
 
 
 def test_the_end_of_the_handlers_own_connection_is_no_error(
@@ -1053,12 +1053,14 @@ def test_a_setting_that_is_no_number_is_named(
     assert refusal(client, "/echo").status_code == 500
     (record,) = errors(caplog)
     assert record.exc_info is not None
-    message = f"SOCKETS_PING_INTERVAL must be a number above 0, got {value!r}"
+    message = f"SOCKETS_PING_INTERVAL must be a number of seconds above 0, got {value!r}"
     assert str(record.exc_info[1]) == message
 
 
 def test_a_limit_of_a_route_that_is_no_number_is_refused_at_once(sockets: Sockets) -> None:
-    with pytest.raises(ValueError, match="max_message_size must be a number above 0, got '1 MiB'"):
+    with pytest.raises(
+        ValueError, match="max_message_size must be a whole number of bytes above 0, got '1 MiB'"
+    ):
         sockets.route("/echo", max_message_size="1 MiB")(echo)
 
 
