@@ -6,10 +6,13 @@ setting                          default      meaning
 ``SOCKETS_ALLOWED_ORIGINS``      None         origins that may connect: a list, ``"*"``, or None
                                               for the page's own host
 ``SOCKETS_MAX_MESSAGE_SIZE``     1 MiB        bytes of one message
-``SOCKETS_RECEIVE_BUFFER``       1 MiB        bytes of messages that the handler has not taken
+``SOCKETS_RECEIVE_BUFFER``       1 MiB        bytes of memory for messages that the handler has not
+                                              taken
 ``SOCKETS_SEND_BUFFER``          1 MiB        bytes kept back for a slow peer
-``SOCKETS_SEND_TIMEOUT``         30           seconds until a peer that takes nothing is dropped
-``SOCKETS_CLOSE_TIMEOUT``        5            seconds for the closing handshake
+``SOCKETS_SEND_TIMEOUT``         30           seconds a send may wait for room, or a peer take
+                                              nothing, before it is dropped
+``SOCKETS_CLOSE_TIMEOUT``        5            seconds for the closing handshake, once all before it
+                                              has been taken
 ``SOCKETS_PING_INTERVAL``        25           seconds between pings, None for none
 ``SOCKETS_PING_TIMEOUT``         20           seconds for a sign of life after a ping
 ``SOCKETS_COMPRESSION``          False        agree to permessage-deflate

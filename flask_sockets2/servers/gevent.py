@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from http.client import responses
 from io import BytesIO
@@ -322,7 +324,7 @@ class WebSocketServer(WSGIServer):  # type: ignore[misc]  # gevent's stubs make 
 
         WebSocketServer(("127.0.0.1", 5000), app).serve_forever()
 
-    When it stops, by Ctrl-C for example, it closes its connections with 1001.
+    When it stops, by Ctrl-C or SIGTERM for example, it closes its connections with 1001.
     """
 
     handler_class = WebSocketHandler
@@ -330,10 +332,17 @@ class WebSocketServer(WSGIServer):  # type: ignore[misc]  # gevent's stubs make 
     drain_time = 0.0
 
     def serve_forever(self, stop_timeout: float | None = None) -> None:
+        """Serve until Ctrl-C or SIGTERM, or until :meth:`stop` is called."""
+        watchers = []
+        if threading.current_thread() is threading.main_thread():
+            # By the hub, between two turns: an exception could come in the middle of a handler.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                watchers.append(gevent.signal_handler(number, self.close))
         try:
             super().serve_forever(stop_timeout)
-        except KeyboardInterrupt:
-            pass  # Ctrl-C is how it is meant to end
+        finally:
+            for watcher in watchers:
+                watcher.cancel()
 
     def close(self) -> None:
         was_open = not self.closed
