@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from sys import getsizeof
 from time import monotonic
 from typing import Any
 
@@ -15,11 +18,13 @@ from geventwebsocket.exceptions import WebSocketError as GeventWebSocketError
 from flask_sockets2 import Connection, ConnectionClosed, HandshakeError, Limits, WebSocketError
 from flask_sockets2.connection import logger
 from flask_sockets2.typing import WebSocket
+from flask_sockets2.wire.protocol import Protocol
 from tests.connections import Greenlets, Handler, Serving, Threads
 from tests.processes import wait_until
 from tests.wire_client import (
     BINARY,
     CLOSE,
+    HANDSHAKE,
     PING,
     PONG,
     TEXT,
@@ -218,6 +223,71 @@ def test_the_end_is_told_once_to_who_asked_for_it(serve: Serve) -> None:
     assert serving.ws not in Connection.opened()
 
 
+def test_an_error_of_ours_is_1011_and_logged_once(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It must not leave a connection behind that is open and silent."""
+
+    def broken(protocol: Protocol, data: bytes) -> Any:
+        raise RuntimeError("told by the test")
+
+    monkeypatch.setattr(Protocol, "receive", broken)
+    serving = serve(lambda ws: ws.receive())
+    serving.peer.send(text("hello"))
+    assert serving.peer.closing() == (1011, "")
+    assert serving.result() is None
+    assert serving.ws not in Connection.opened()
+    (record,) = (r for r in caplog.records if r.levelno >= logging.ERROR)
+    assert record.exc_info is not None
+    assert "told by the test" in str(record.exc_info[1])
+
+
+def test_finish_ends_it_though_its_close_frame_cannot_be_sent(serve: Serve) -> None:
+    def handler(ws: Any) -> None:
+        with pytest.raises(ValueError, match="1005"):
+            ws.finish(1005)
+        assert ws.closed
+        assert ws not in Connection.opened()
+
+    serving = serve(handler)
+    assert serving.peer.rest() == b""
+    serving.result()
+
+
+def test_a_close_of_ours_counts_though_the_peers_came_with_the_message(serve: Serve) -> None:
+    """The two in one read: the message's handler finds the peer's close frame waiting for it."""
+
+    def handler(ws: Any) -> None:
+        assert ws.receive() == "last"
+        ws.close(4001, "ours")
+        assert ws.closed
+        with pytest.raises(ConnectionClosed):
+            ws.send("too late")
+
+    serving = serve(handler)
+    serving.peer.send(text("last") + close_frame(1001, b"theirs"))
+    assert serving.peer.closing()[0] == 1001
+    serving.result()
+    assert end_of(serving.ws) == (1001, "theirs")
+
+
+def test_a_peer_that_half_closes_gets_replies_and_close_frame(serve: Serve, kind: Threads) -> None:
+    def handler(ws: Any) -> None:
+        for message in ws:
+            deadline = monotonic() + TIMEOUT
+            while ws._transport._reading and monotonic() < deadline:
+                kind.sleep(0.001)  # until the end of the peer's stream has been seen
+            ws.send(message)
+
+    serving = serve(handler)
+    serving.peer.send(text("a") + text("b") + close_frame(1001))
+    serving.peer.sock.shutdown(socket.SHUT_WR)
+    assert [serving.peer.message() for _ in range(2)] == [b"a", b"b"]
+    assert serving.peer.closing() == (1001, "")
+    serving.result()
+    assert end_of(serving.ws) == (1001, "")
+
+
 # -- closed, seen by the handler -----------------------------------------------------------
 
 
@@ -379,6 +449,31 @@ def test_a_second_receiver_is_told_so_and_the_first_goes_on(serve: Serve, kind: 
     assert serving.result() == ["hello"]
 
 
+@pytest.mark.parametrize("how", ["abort", "close", "return"])
+def test_a_receiver_elsewhere_is_woken_when_the_handler_ends_the_connection(
+    how: str, serve: Serve, kind: Threads
+) -> None:
+    """pain 19"""
+    got: list[Any] = []
+
+    def handler(ws: Any) -> None:
+        kind.spawn(lambda: got.append(ws.receive()))
+        while ws._transport.waiting is None:
+            kind.sleep(0.001)
+        if how != "return":
+            getattr(ws, how)()
+
+    serving = serve(handler)
+    if how != "abort":
+        assert serving.peer.frame() == Frame(True, 0, CLOSE, b"\x03\xe8")
+        wait_until(lambda: got, "the receiver")  # before the peer has said anything
+        serving.peer.send(close_frame())
+    assert serving.peer.rest() == b""
+    serving.result()
+    wait_until(lambda: got, "the receiver")
+    assert got == [None]
+
+
 def test_iteration_ends_with_the_connection(serve: Serve) -> None:
     """pain 22"""
     serving = serve(lambda ws: [message.upper() for message in ws])
@@ -445,6 +540,24 @@ def test_empty_messages_count_too(serve: Serve, kind: Threads) -> None:
     go.set()
     serving.peer.send(burst[sent % len(burst) or len(burst) :] + close_frame())
     assert serving.result() == 100 * -(-sent // len(burst))
+
+
+def test_text_counts_as_the_memory_that_it_takes(serve: Serve, kind: Threads) -> None:
+    """pain 78: one character may be four bytes."""
+    go = threading.Event()
+    message = frame(TEXT, ("\N{GRINNING FACE}" * 1000).encode())
+
+    def handler(ws: Any) -> int:
+        while not go.is_set():
+            kind.sleep(0.01)
+        return sum(1 for _ in ws)
+
+    serving = serve(handler, small_buffers=True, receive_buffer=100_000)
+    sent = serving.peer.send_while_taken(message, for_seconds=TIMEOUT, stalled_after=0.3)
+    assert sum(map(getsizeof, serving.ws._queue)) <= 100_000 + 70_000, "more than one read more"
+    go.set()
+    serving.peer.send(message[sent % len(message) or len(message) :] + close_frame())
+    assert serving.result() == -(-sent // len(message))
 
 
 # -- sending -------------------------------------------------------------------------------
@@ -623,7 +736,9 @@ def test_a_peer_that_reads_nothing_is_dropped_while_a_send_waits(serve: Serve) -
 
     serving = serve(handler, small_buffers=True, send_buffer=50_000, send_timeout=0.3)
     serving.result()
-    assert end_of(serving.ws) == (1006, "no room to send for 0.3 s (SOCKETS_SEND_TIMEOUT)")
+    code, reason = end_of(serving.ws)
+    assert code == 1006
+    assert "for 0.3 s (SOCKETS_SEND_TIMEOUT)" in reason  # of the two timers either may be first
 
 
 def test_a_peer_that_reads_nothing_is_dropped_while_no_send_waits(serve: Serve) -> None:
@@ -645,6 +760,57 @@ def test_what_is_kept_back_is_sent_before_the_close_frame(serve: Serve) -> None:
     serving.peer.send(close_frame())
     assert serving.peer.closing() == (1000, "")
     serving.result()
+
+
+def test_a_slow_peer_gets_all_though_the_close_timeout_is_short(serve: Serve) -> None:
+    """pain 75: the closing handshake begins when all before it has been taken."""
+    size = 2_000_000
+    serving = serve(lambda ws: ws.send(bytes(size)), small_buffers=True, close_timeout=0.2)
+    serving.peer.read_slowly(at_a_time=8192, interval=0.02, seconds=1.0)
+    assert serving.ws._transport.buffered, "the peer was not slow"
+    assert serving.peer.message() == bytes(size)
+    serving.peer.send(close_frame())
+    assert serving.peer.closing() == (1000, "")
+    serving.result()
+    assert end_of(serving.ws) == (1000, "")
+
+
+def test_what_was_cut_off_is_1006_though_we_closed(serve: Serve) -> None:
+    """pain 22: the close frame stood behind what the peer did not take."""
+    serving = serve(lambda ws: ws.send(bytes(300_000)), small_buffers=True, send_timeout=0.3)
+    serving.result(timeout=5.0)
+    assert end_of(serving.ws) == (1006, "the peer took nothing for 0.3 s (SOCKETS_SEND_TIMEOUT)")
+
+
+def test_abort_after_close_is_1006_where_something_was_cut_off(serve: Serve) -> None:
+    def handler(ws: Any) -> None:
+        ws.send(bytes(300_000))
+        ws.close(4000, "done")
+        ws.abort("no time")
+
+    serving = serve(handler, small_buffers=True)
+    serving.result()
+    assert end_of(serving.ws) == (1006, "no time")
+
+
+@pytest.mark.parametrize("opcode", [PING, PONG])
+def test_control_frames_have_no_more_room_than_messages(opcode: int, serve: Serve) -> None:
+    """pain 78"""
+    most = 0
+
+    def send_without_end(ws: Any) -> None:
+        nonlocal most
+        while True:
+            ws.send_frame(b"x" * 120, opcode)
+            most = max(most, ws._transport.buffered)
+
+    def handler(ws: Any) -> None:
+        with pytest.raises(ConnectionClosed, match="SOCKETS_SEND_TIMEOUT"):
+            send_without_end(ws)
+
+    serving = serve(handler, small_buffers=True, send_buffer=5000, send_timeout=0.3)
+    serving.result()
+    assert 4000 < most <= 5000 + 10
 
 
 # -- closing -------------------------------------------------------------------------------
@@ -867,6 +1033,25 @@ def test_a_request_that_is_no_handshake_cannot_be_accepted() -> None:
         with pytest.raises(HandshakeError, match="Connection: Upgrade") as raised:
             attempt()
         assert raised.value.status == 426
+
+
+def test_a_connection_that_the_server_does_not_give_away_has_no_end_to_wait_for() -> None:
+    """What counts connections counts it no more."""
+
+    def take(send_timeout: float) -> Any:
+        raise HandshakeError(503, "stopping")
+
+    told: list[str] = []
+    handshake = {f"HTTP_{name.upper().replace('-', '_')}": v for name, v in HANDSHAKE.items()}
+    environ = {"REQUEST_METHOD": "GET", "SERVER_PROTOCOL": "HTTP/1.1", **handshake}
+    ws = Connection(environ, take)
+    ws.on_open = lambda connection: told.append("open")
+    ws.on_end = lambda connection: told.append("end")
+    with pytest.raises(HandshakeError, match="stopping"):
+        ws.accept()
+    assert told == ["open", "end"]
+    assert not ws.accepted
+    assert ws not in Connection.opened()
 
 
 def test_a_connection_that_was_never_accepted_ends_without_a_word() -> None:

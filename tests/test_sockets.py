@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -80,6 +83,10 @@ def closing(ws: WebSocketSession) -> tuple[int | None, str | None]:
     """Wait for the end; return close code and reason."""
     assert ws.receive(timeout=TIMEOUT) is None
     return ws.close_code, ws.close_reason
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
@@ -188,6 +195,62 @@ def test_an_option_that_nobody_knows_is_refused_at_once(sockets: Sockets) -> Non
     """pain 6"""
     with pytest.raises(TypeError, match="max_mesage_size"):
         sockets.route("/echo", max_mesage_size=5)(echo)
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("max_mesage_size", "max_message_size"),
+        ("origin", "origins"),
+        ("subprotocol", "subprotocols"),
+        ("strict_slash", "strict_slashes"),
+        ("default", "defaults"),
+    ],
+)
+def test_for_an_unknown_option_the_one_that_was_meant_is_named(
+    option: str, meant: str, sockets: Sockets
+) -> None:
+    """pain 6: also in a blueprint, where the rule is read when it is registered."""
+    with pytest.raises(TypeError, match=f"no option '{option}'; did you mean '{meant}'"):
+        sockets.route("/echo", **{option: 5})(echo)
+    blueprint = Blueprint("ws", __name__)
+    blueprint.add_url_rule("/echo", view_func=echo, **{option: 5})
+    with pytest.raises(TypeError, match=f"no option '{option}'; did you mean '{meant}'"):
+        sockets.register_blueprint(blueprint)
+
+
+def no_arguments() -> None:
+    raise AssertionError("must not run")
+
+
+def only_by_name(*, ws: Any, name: str) -> None:
+    raise AssertionError("must not run")
+
+
+@pytest.mark.parametrize("handler", [no_arguments, only_by_name])
+def test_a_handler_that_cannot_be_called_as_it_will_be_is_refused_at_once(
+    handler: Callable[..., Any], sockets: Sockets
+) -> None:
+    called = rf"{handler.__name__}\(ws, name\)"
+    with pytest.raises(TypeError, match=called):
+        sockets.route("/<name>")(handler)
+    blueprint = Blueprint("ws", __name__)
+    blueprint.add_url_rule("/<name>", view_func=handler)
+    with pytest.raises(TypeError, match=called):
+        sockets.register_blueprint(blueprint)
+
+
+def test_a_url_value_preprocessor_may_keep_a_variable(app: Flask, sockets: Sockets) -> None:
+    @app.url_value_preprocessor
+    def take_language(endpoint: str | None, values: dict[str, Any] | None) -> None:
+        g.language = (values or {}).pop("language", None)
+
+    @sockets.route("/<language>/<topic>")
+    def news(ws: Any, topic: str) -> None:
+        ws.send(f"{g.language} {topic}")
+
+    with sockets.test_client(app).connect("/fr/tea") as ws:
+        assert ws.receive() == "fr tea"
 
 
 def test_a_rule_needs_a_handler(sockets: Sockets) -> None:
@@ -322,6 +385,69 @@ def test_one_sockets_serves_several_applications() -> None:
         _ = sockets.url_map
 
 
+@pytest.mark.parametrize("served", [False, True], ids=["not yet served", "has served"])
+def test_a_factory_may_register_as_often_as_it_is_called(served: bool) -> None:
+    """pain 11: each application has the handlers of its own call."""
+    sockets = Sockets()
+
+    def create_app(name: str) -> Flask:
+        app = Flask(name)
+        sockets.init_app(app)
+
+        @sockets.route("/name")
+        def tell_name(ws: Any) -> None:
+            ws.send(name)
+
+        blueprint = Blueprint("ws", __name__)
+
+        @blueprint.route("/name")
+        def tell_name_too(ws: Any) -> None:
+            ws.send(f"{name} in the blueprint")
+
+        sockets.register_blueprint(blueprint, url_prefix="/ws")
+        return app
+
+    def names(app: Flask) -> list[str]:
+        client = sockets.test_client(app)
+        with client.connect("/name") as ws, client.connect("/ws/name") as other:
+            return [ws.receive(), other.receive()]
+
+    first = create_app("first")
+    if served:
+        assert names(first) == ["first", "first in the blueprint"]
+    second, third = create_app("second"), create_app("third")
+    for app in (second, first, third):
+        assert names(app) == [app.name, f"{app.name} in the blueprint"]
+
+
+def test_a_route_of_a_module_is_in_applications_made_before_and_after_it() -> None:
+    """pain 11"""
+    sockets = Sockets()
+
+    def create_app() -> Flask:
+        app = Flask(__name__)
+        sockets.init_app(app)
+        return app
+
+    sockets.route("/before", endpoint="before")(tell)
+    apps = [create_app(), create_app()]
+    sockets.route("/between", endpoint="between")(tell)
+    blueprint = Blueprint("ws", __name__)
+    blueprint.add_url_rule("/tell", view_func=tell)
+    sockets.register_blueprint(blueprint)
+    for app in [*apps, create_app()]:
+        client = sockets.test_client(app)
+        assert told(client, "/before") == ["before", {}]
+        assert told(client, "/between") == ["between", {}]
+    for app in apps:
+        assert told(sockets.test_client(app), "/tell") == ["ws.tell", {}]
+    # Those that have served a request take no more rules; the newest is told of the others'.
+    newest = create_app()
+    sockets.route("/late", endpoint="late")(tell)
+    assert told(sockets.test_client(newest), "/late") == ["late", {}]
+    assert refusal(sockets.test_client(apps[0]), "/late").status_code == 404
+
+
 def test_several_sockets_serve_one_application(app: Flask) -> None:
     first, second = Sockets(app), Sockets(app)
     first.route("/first")(tell)
@@ -438,6 +564,14 @@ def test_two_blueprints_of_one_name_are_refused(sockets: Sockets) -> None:
     sockets.register_blueprint(Blueprint("ws", __name__))
     with pytest.raises(ValueError, match="ws"):
         sockets.register_blueprint(Blueprint("ws", __name__))
+
+
+def test_a_page_in_a_blueprint_of_websockets_is_refused_with_the_remedy(sockets: Sockets) -> None:
+    """pain 1"""
+    blueprint = Blueprint("ws", __name__)
+    blueprint.add_url_rule("/login", view_func=tell, methods=["POST"])
+    with pytest.raises(ValueError, match=r"^/live/login has .*app\.register_blueprint\(\)"):
+        sockets.register_blueprint(blueprint, url_prefix="/live")
 
 
 def test_rules_of_a_blueprint_take_a_routes_options(app: Flask, sockets: Sockets) -> None:
@@ -611,6 +745,23 @@ def test_what_a_handler_returns_after_accepting_is_ignored(
         assert closing(ws) == (1000, "")
 
 
+def test_a_value_that_is_returned_too_late_is_warned_about(
+    app: Flask, sockets: Sockets, client: SocketsClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    sockets.route("/late/<int:number>")(lambda ws, number: ("no", 403))
+    sockets.route("/nothing")(lambda ws: None)
+    sockets.route("/in-time", accept=False)(lambda ws: ("no", 403))
+    with client.connect("/nothing") as ws:
+        assert closing(ws) == (1000, "")
+    assert refusal(client, "/in-time").status_code == 403
+    assert warnings(caplog) == []
+    with client.connect("/late/5") as ws:
+        assert closing(ws) == (1000, "")
+    (message,) = warnings(caplog)
+    assert "the handler of /late/<int:number> returned a value" in message
+    assert "accept=False" in message
+
+
 @pytest.mark.parametrize(
     ("status", "expected"),
     [(403, (1008, "403 Forbidden")), (404, (1008, "404 Not Found")), (503, (1011, ""))],
@@ -674,6 +825,23 @@ def test_a_key_error_of_the_handlers_is_1011_and_logged_once(
     (record,) = errors(caplog)
     assert record.exc_info is not None
     assert record.exc_info[0] is KeyError
+
+
+def test_what_a_peer_says_makes_no_lines_in_the_log(
+    sockets: Sockets, client: SocketsClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    sockets.route("/echo/<name>")(echo)
+    sockets.route("/fail/<name>")(lambda ws, name: {}["missing"])
+    forged = "%0aCRITICAL%20forged%0d%1b%5b31m"
+    with client.connect(f"/echo/{forged}") as ws:
+        ws.close(4000, "bye\nCRITICAL forged\r\x1b[31m")
+    with client.connect(f"/fail/{forged}") as ws:
+        assert closing(ws) == (1011, "")
+    ours = [r.getMessage() for r in caplog.records if r.name.startswith("flask_sockets2")]
+    assert len([message for message in ours if "forged" in message]) >= 4
+    for message in ours:
+        assert message.isprintable(), message
 
 
 @pytest.mark.parametrize("accept", [True, False])
@@ -964,6 +1132,75 @@ def test_a_page_of_another_origin_may_not_and_the_log_says_which_setting(
     assert "ProxyFix" in record.getMessage()
 
 
+def test_the_log_of_a_refused_origin_names_the_setting_that_applied(
+    app: Flask, sockets: Sockets, client: SocketsClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """pain 16"""
+    app.config["SOCKETS_ALLOWED_ORIGINS"] = "https://evil.example"
+    sockets.route("/tell", origins="https://a.example")(tell)
+    response = refusal(client, "/tell", origin="https://evil.example")
+    assert response.status_code == 403
+    assert "origins= of its route" in response.text
+    (message,) = warnings(caplog)
+    assert "add its origin to origins= of its route" in message
+    assert "SOCKETS_ALLOWED_ORIGINS" not in message
+
+
+BAD_ORIGINS = ["example.com", "*.example.com", "https://a.example/page", "ftp://a.example", "", 5]
+
+
+@pytest.mark.parametrize("origin", BAD_ORIGINS)
+def test_an_origin_of_a_route_that_no_page_can_have_is_refused_at_once(
+    origin: Any, sockets: Sockets
+) -> None:
+    """pain 17"""
+    with pytest.raises(ValueError, match=r"origins: .* is no origin; expected 'https://"):
+        sockets.route("/tell", origins=[origin])(tell)
+
+
+@pytest.mark.parametrize("origin", BAD_ORIGINS)
+def test_an_origin_of_the_application_that_no_page_can_have_is_named(
+    origin: Any,
+    app: Flask,
+    sockets: Sockets,
+    client: SocketsClient,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """pain 17"""
+    app.config["SOCKETS_ALLOWED_ORIGINS"] = [origin]
+    sockets.route("/tell")(tell)
+    assert refusal(client, "/tell", origin="https://a.example").status_code == 500
+    (record,) = errors(caplog)
+    assert record.exc_info is not None
+    message = f"SOCKETS_ALLOWED_ORIGINS: {origin!r} is no origin; expected 'https://example.com'"
+    assert str(record.exc_info[1]).startswith(message)
+
+
+@pytest.mark.parametrize("separator", [",", ", ", " "])
+def test_one_string_may_hold_several_origins(
+    separator: str, app: Flask, sockets: Sockets, client: SocketsClient
+) -> None:
+    """pain 16: as an environment variable does."""
+    given = separator.join(["https://a.example", "https://*.b.example:8443", "http://[::1]:5000"])
+    app.config["SOCKETS_ALLOWED_ORIGINS"] = given
+    sockets.route("/tell")(tell)
+    sockets.add_url_rule("/own", "own", tell, origins=given)
+    for path in ("/tell", "/own"):
+        for origin in ("https://a.example", "https://x.b.example:8443", "http://[::1]:5000"):
+            assert told(client, path, origin=origin)
+        assert refusal(client, path, origin="https://c.example").status_code == 403
+
+
+def test_a_page_of_plain_http_may_not_connect_to_https(
+    sockets: Sockets, client: SocketsClient
+) -> None:
+    """pain 16"""
+    sockets.route("/tell")(tell)
+    secure = {"base_url": "https://localhost"}
+    assert told(client, "/tell", origin="https://localhost", **secure)
+    assert refusal(client, "/tell", origin="http://localhost", **secure).status_code == 403
+
+
 @pytest.mark.parametrize("allowed", [["https://a.example", "https://b.example"], "*"])
 def test_the_application_allows_origins(
     allowed: Any, app: Flask, sockets: Sockets, client: SocketsClient
@@ -1040,6 +1277,36 @@ def test_connections_beyond_the_limit_are_told_to_come_back(
         pass
 
 
+def test_handlers_that_accept_late_do_not_exceed_the_limit(
+    app: Flask, sockets: Sockets, caplog: pytest.LogCaptureFixture
+) -> None:
+    """pain 89: they are counted when they accept, and who is refused then is not."""
+    app.config["SOCKETS_MAX_CONNECTIONS"] = 2
+    all_are_there = threading.Barrier(5)
+
+    @sockets.route("/late", accept=False)
+    def late(ws: Any) -> None:
+        all_are_there.wait(TIMEOUT)
+        ws.accept()
+        echo(ws)
+
+    def attempt(number: int) -> WebSocketSession | tuple[int, str]:
+        try:
+            return sockets.test_client(app).connect("/late")
+        except WebSocketRejected as refused:
+            return refused.response.status_code, refused.response.headers["Retry-After"]
+
+    with ThreadPoolExecutor(5) as pool, ExitStack() as stack:
+        came = list(pool.map(attempt, range(5)))
+        for session in came:
+            if isinstance(session, WebSocketSession):
+                stack.enter_context(session)
+        assert [answer for answer in came if isinstance(answer, tuple)] == [(503, "5")] * 3
+        assert len(state_of(app).connections) == 2
+        assert "SOCKETS_MAX_CONNECTIONS" in caplog.text
+    assert state_of(app).connections == set()
+
+
 @pytest.mark.parametrize("value", [0, -1, "25", True, [1]])
 def test_a_setting_that_is_no_number_is_named(
     value: Any,
@@ -1055,6 +1322,35 @@ def test_a_setting_that_is_no_number_is_named(
     assert record.exc_info is not None
     message = f"SOCKETS_PING_INTERVAL must be a number of seconds above 0, got {value!r}"
     assert str(record.exc_info[1]) == message
+
+
+@pytest.mark.parametrize(
+    "setting", ["SOCKETS_MAX_MESSAGE_SIZE", "SOCKETS_RECEIVE_BUFFER", "SOCKETS_SEND_BUFFER"]
+)
+@pytest.mark.parametrize("value", [1e6, float("nan"), float("inf"), True, 0, None])
+def test_a_size_that_is_no_whole_number_is_named_before_anything_is_served(
+    value: Any, setting: str, app: Flask
+) -> None:
+    app.config[setting] = value
+    message = f"{setting} must be a whole number of bytes above 0, got {value!r}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Sockets(app)
+    name = setting.removeprefix("SOCKETS_").lower()
+    del app.config[setting]
+    with pytest.raises(ValueError, match=f"^{name} must be a whole number of bytes above 0"):
+        Sockets(app).route("/echo", **{name: value})(echo)
+
+
+@pytest.mark.parametrize(
+    "setting", ["SOCKETS_SEND_TIMEOUT", "SOCKETS_CLOSE_TIMEOUT", "SOCKETS_PING_INTERVAL"]
+)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "5"])
+def test_a_time_that_never_comes_is_named_before_anything_is_served(
+    value: Any, setting: str, app: Flask
+) -> None:
+    app.config[setting] = value
+    with pytest.raises(ValueError, match=f"^{setting} must be a number of seconds above 0"):
+        Sockets(app)
 
 
 def test_a_limit_of_a_route_that_is_no_number_is_refused_at_once(sockets: Sockets) -> None:

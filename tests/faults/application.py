@@ -41,6 +41,18 @@ def noted(name: str) -> Iterator[None]:
     ended[name] = "returned"
 
 
+@app.before_request
+def read_the_body() -> None:
+    """As an application does that logs or signs bodies."""
+    if "body" in request.args:
+        request.get_data()
+
+
+@app.post("/body")
+def body() -> str:
+    return repr(request.get_data())
+
+
 @app.get("/state")
 def state() -> dict[str, Any]:
     objects = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from tests.faults.conftest import Target
@@ -139,6 +141,15 @@ def test_a_broken_header_line_is_refused(target: Target, case: str) -> None:
         assert response.status in ((101, 400, 426) if target.threads else (400,))
 
 
+def test_a_broken_header_line_however_long_is_refused_at_once(target: Target) -> None:
+    """Judging it takes no longer than reading it: meanwhile nobody else would be served."""
+    with target.raw() as client:
+        begun = time.monotonic()
+        client.send(request(lines=["X:" + " " * 60_000 + "\x01"]))
+        assert client.response().status in ((101, 400, 426) if target.threads else (400,))
+        assert time.monotonic() - begun < 2
+
+
 @pytest.mark.parametrize("field", ["Upgrade", "Connection", "Sec-WebSocket-Key"])
 @pytest.mark.parametrize("line", ["{} {}", "{} : {}"], ids=["no colon", "space before the colon"])
 def test_a_field_of_the_handshake_in_a_broken_line_does_not_count(
@@ -164,6 +175,36 @@ def test_the_body_of_a_get_is_not_taken_for_frames(target: Target, name: str, fi
     assert response.status == 400
     assert "no body" in response.body
     assert f"{name} got" not in target.state()["ended"]
+
+
+def test_the_body_of_a_request_with_an_upgrade_ends_where_it_says(target: Target) -> None:
+    """What follows is the next request, and nobody waits for the end of the connection."""
+    head = "POST /body HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nContent-Length: 5\r\n\r\n"
+    with target.raw() as client:
+        client.send(head.encode() + b"hello" + b"GET /state HTTP/1.1\r\nHost: a\r\n")
+        client.send(b"Connection: close\r\n\r\n")
+        came = client.rest()
+    assert came.startswith(b"HTTP/1.1 200 ")
+    assert b"\r\n\r\nb'hello'" in came
+
+
+def test_an_application_that_reads_the_body_first_holds_no_handshake_up(target: Target) -> None:
+    with target.connect("/echo?body") as client:
+        client.send(frame(TEXT, b"hello"))
+        assert client.message() == b"hello"
+    with target.raw() as client:
+        client.send(request("/echo?body") + frame(TEXT, b"early"))
+        assert client.response().status == 101
+        assert client.message() == b"early"
+
+
+def test_a_refusal_says_that_it_closes(target: Target) -> None:
+    """Once, but Werkzeug adds its own to whatever an application says."""
+    with target.raw() as client:
+        client.send(request("/refuses"))
+        head = client.rest().partition(b"\r\n\r\n")[0]
+    assert head.lower().count(b"\r\nconnection: ") == 1 + target.threads
+    assert b"\r\nconnection: close" in head.lower()
 
 
 def test_a_frame_sent_together_with_the_handshake_is_not_lost(target: Target) -> None:

@@ -62,7 +62,7 @@ def test_a_peer_that_never_reads_its_echoes_is_dropped(target: Target) -> None:
     messages = frame(BINARY, bytes(65000)) * 4
     with target.connect(receive_buffer=SMALL) as client:
         client.send_while_taken(messages, for_seconds=10, stalled_after=3)
-        target.server.wait_for_output(r"dropped /echo: the peer took nothing for 1\.5 s")
+        target.server.wait_for_output(r"dropped '/echo': the peer took nothing for 1\.5 s")
         target.wait_until_alone()
 
 
@@ -81,7 +81,9 @@ def test_a_reader_that_gets_stuck_is_dropped(target: Target, name: str) -> None:
     with target.connect(f"/half-full/{name}", receive_buffer=SMALL) as client:
         client.frame()  # it reads for a while, and no more
         assert target.ended(name) == "returned"
-        target.server.wait_for_output(rf"dropped /half-full/{name}: the peer took nothing for 1\.5")
+        target.server.wait_for_output(
+            rf"dropped '/half-full/{name}': the peer took nothing for 1\.5"
+        )
     target.wait_until_alone()
 
 

@@ -9,11 +9,14 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import psutil
 import pytest
 
+from flask_sockets2 import Connection
+from flask_sockets2.servers import environ as environ_module
 from flask_sockets2.servers.environ import take_over
 from tests.clients import echoed, http
 from tests.connections import tcp_pair
@@ -227,6 +230,56 @@ def test_a_thread_that_waits_for_its_peer_does_not_keep_a_program_alive(
             client.send(frame(CLOSE, came.payload))
             assert server.process.wait(TIMEOUT) == 0
         assert came.payload == b"\x03\xe9server shutdown"
+
+
+def test_a_forked_child_that_ends_leaves_its_parents_websockets_open(
+    flask_run: StartServer,
+) -> None:
+    source = f"""{SOURCE}
+
+    @app.route("/fork")
+    def fork():
+        import multiprocessing
+
+        child = multiprocessing.get_context("fork").Process(target=len, args=("job",))
+        child.start()
+        child.join(10)
+        return str(child.exitcode)
+    """
+    server = flask_run(source)
+    with connect(server.port) as client:
+        client.send(frame(TEXT, b"before"))
+        assert client.message() == b"before"
+        assert http(server.url("/fork"))[:2] == (200, "0")
+        client.send(frame(TEXT, b"after"))
+        assert client.message() == b"after"
+        client.send(close_frame())
+        assert client.closing() == (1000, "")
+
+
+def test_at_exit_all_silent_peers_together_are_waited_for_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """pain 60"""
+    monkeypatch.setattr(environ_module, "_CLOSING_TIME", 0.5)
+    assert Connection.opened() == []
+    with ExitStack() as stack:
+        peers = []
+        for _ in range(60):
+            peer, sock = tcp_pair()
+            stack.enter_context(peer)
+            stack.enter_context(sock)
+            peers.append(peer)
+            taken = take_over({**ENVIRON, "werkzeug.socket": sock, "wsgi.input": io.BytesIO()})
+            assert taken is not None
+            taken.connection.accept()
+        started = time.monotonic()
+        environ_module._close_all()
+        assert 0.4 < time.monotonic() - started < 2.0
+        assert Connection.opened() == []
+        for peer in peers:
+            assert peer.response().status == 101
+            assert peer.closing() == (1001, "server shutdown")
 
 
 def test_a_pair_without_a_port_is_a_socket_too() -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.clients import echoed, http, websocket
-from tests.processes import Certificate, Server
-from tests.wire_client import CLOSE, TIMEOUT, WireClient, close_frame, connect, frame, request
+from tests.processes import Certificate, Server, servers_in, unused_port
+from tests.wire_client import CLOSE, TEXT, TIMEOUT, WireClient, close_frame, connect, frame, request
 
 StartServer = Callable[..., Server]
 
@@ -39,9 +39,27 @@ def refuses(ws):
     abort(401, "who are you?")
 
 
-@app.route("/")
+@app.before_request
+def be_busy():
+    # Many callbacks for the hub before the handler accepts, as at a broadcast to many.
+    if "busy" in request.args:
+        import gevent
+
+        for _ in range(100):
+            gevent.spawn(work)
+
+
+def work():
+    import time
+
+    until = time.perf_counter() + 0.002
+    while time.perf_counter() < until:
+        pass
+
+
+@app.route("/", methods=["GET", "POST"])
 def page():
-    return "page"
+    return f"page {request.get_data().decode()}".strip()
 """
 
 SERVE = {
@@ -161,6 +179,132 @@ def test_a_frame_sent_together_with_the_handshake_is_not_lost(kind: str, run: Ru
         client.send(close_frame())
         assert client.closing() == (1000, "")
     assert http(server.url("/"))[0] == 200
+
+
+@pytest.mark.parametrize("kind", ["our server", "stock"])
+def test_a_frame_sent_together_with_the_handshake_comes_first_though_the_hub_is_busy(
+    kind: str, run: Run
+) -> None:
+    server = run(FLASK + SERVE[kind])
+    with WireClient(server.port) as client:
+        client.send(request("/echo?busy") + frame(TEXT, b"early"))
+        assert client.response().status == 101
+        client.send(frame(TEXT, b"late") + frame(TEXT, b"later"))
+        assert [client.message() for _ in range(3)] == [b"early", b"late", b"later"]
+
+
+BODIES = {
+    "Transfer-Encoding twice": (
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+        b"0\r\n\r\n",
+    ),
+    "Transfer-Encoding twice, the last unknown": (
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity",
+        b"0\r\n\r\n",
+    ),
+    "both": ("Transfer-Encoding: chunked\r\nContent-Length: 5", b"0\r\n\r\n"),
+    "both, the other way round": (
+        "Content-Length: 5\r\nTransfer-Encoding: chunked",
+        b"0\r\n\r\n",
+    ),
+    "an unknown Transfer-Encoding": ("Transfer-Encoding: gzip, chunked", b"0\r\n\r\n"),
+    "Content-Length twice": ("Content-Length: 5\r\nContent-Length: 5", b"hello"),
+    "a list of lengths": ("Content-Length: 5, 5", b"hello"),
+    "a sign": ("Content-Length: +5", b"hello"),
+    "a negative length": ("Content-Length: -5", b"hello"),
+    "an underscore": ("Content-Length: 0_5", b"hello"),
+    "a digit that is none of ASCII": ("Content-Length: \xb2", b"hello"),
+    "no length": ("Content-Length: ", b"hello"),
+}
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Our server, for tests that leave it as it is."""
+    with servers_in(tmp_path_factory.mktemp("ours")) as servers:
+        port = unused_port()
+        source = (FLASK + SERVE["our server"]).replace("PORT", str(port))
+        yield servers.script(source, port=port)
+
+
+@pytest.mark.parametrize("case", BODIES)
+def test_a_body_whose_end_is_in_doubt_is_refused_and_what_follows_is_not_served(
+    case: str, ours: Server
+) -> None:
+    """RFC 9112 §6.1, §6.3: else a proxy and we could see different requests."""
+    fields, body = BODIES[case]
+    head = f"POST / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n".encode("latin-1")
+    with WireClient(ours.port) as client:
+        client.send(head + body + b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        came = client.rest()
+    assert came.startswith(b"HTTP/1.1 400 ")
+    assert came.count(b"HTTP/1.1 ") == 1
+    assert b"page" not in came
+
+
+@pytest.mark.parametrize(
+    ("field", "body"),
+    [
+        ("Content-Length: 5", b"hello"),
+        ("Content-Length: 5\r\nConnection: upgrade", b"hello"),
+        ("Content-Length: 5\r\nConnection: upgrade\r\nUpgrade: h2c", b"hello"),
+        ("Transfer-Encoding: chunked", b"5\r\nhello\r\n0\r\n\r\n"),
+        ("Transfer-Encoding: Chunked\r\nConnection: Upgrade", b"5\r\nhello\r\n0\r\n\r\n"),
+    ],
+)
+def test_a_body_ends_where_it_says_and_the_next_request_is_served(
+    field: str, body: bytes, ours: Server
+) -> None:
+    """With ``Connection: upgrade`` pywsgi itself would hand out the bare stream."""
+    head = f"POST / HTTP/1.1\r\nHost: a\r\n{field}\r\n\r\n".encode()
+    with WireClient(ours.port) as client:
+        client.send(head + body)
+        came = b""
+        while not came.endswith(b"page hello"):
+            came += client._take(1, time.monotonic() + TIMEOUT)
+        client.send(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        assert client.rest().endswith(b"\r\n\r\npage")
+
+
+@pytest.mark.parametrize("kind", ["our handler", "stock"])
+def test_a_refusal_says_once_that_it_closes(kind: str, run: Run) -> None:
+    server = run(FLASK + SERVE[kind])
+    for path in ("/refuses", "/no", "/"):
+        with WireClient(server.port) as client:
+            client.send(request(path))
+            head = client.rest().partition(b"\r\n\r\n")[0].lower()
+        assert b"\r\nconnection: close" in head
+        assert head.count(b"\r\nconnection:") == 1
+
+
+def test_without_the_patches_of_gevent_it_is_said_once(run: Run) -> None:
+    """pain 61"""
+    server = run(FLASK + SERVE["our server"])
+    for number in range(3):
+        assert echoed(server.ws_url("/echo"), str(number)) == str(number)
+    server.wait_for_output("gevent has not patched the standard library")
+    assert server.output.count("has not patched") == 1
+    assert "from gevent import monkey; monkey.patch_all()" in server.output
+
+
+def test_with_the_patches_of_gevent_nothing_is_said(run: Run) -> None:
+    server = run(PATCHED + FLASK + SERVE["our server"])
+    assert echoed(server.ws_url("/echo"), "hello") == "hello"
+    assert "patched" not in server.output
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_stop_closes_with_1001_and_is_no_error(signum: int, run: Run) -> None:
+    """pain 60"""
+    server = run(FLASK + SERVE["our server"])
+    with connect(server.port) as first, connect(server.port) as second:
+        server.process.send_signal(signum)
+        for client in (first, second):
+            assert client.frame().payload == b"\x03\xe9server shutdown"
+            client.send(close_frame(1001))
+        assert server.process.wait(TIMEOUT) == 0
+    assert "Traceback" not in server.output
+    assert "KeyboardInterrupt" not in server.output
 
 
 @pytest.mark.parametrize("kind", ["our server", "stock"])

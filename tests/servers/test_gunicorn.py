@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import selectors
 import signal
 import time
@@ -15,11 +16,12 @@ import pytest
 
 from tests.clients import echoed
 from tests.clients import http as ask
-from tests.processes import Certificate, Server, servers_in, wait_until
+from tests.processes import Certificate, Server, ServerFailed, servers_in, wait_until
 from tests.wire_client import (
     CLOSE,
     HANDSHAKE,
     TIMEOUT,
+    Frame,
     WireClient,
     close_frame,
     connect,
@@ -49,6 +51,22 @@ SOURCE = """
     @sockets.route("/ends")
     def ends(ws):
         pass
+
+
+    @sockets.route("/late", accept=False)
+    def late(ws):
+        print("late is there", flush=True)
+        while not ws.handler.server.closed:
+            time.sleep(0.01)
+        ws.accept()
+
+
+    @sockets.route("/hints-after")
+    def hints_after(ws):
+        hint = request.environ["wsgi.early_hints"]
+        ws.send("one")
+        hint([("Link", "a")])
+        ws.send("two")
 
 
     @app.route("/")
@@ -115,6 +133,7 @@ def test_pages_and_websockets_are_served_without_a_warning(gunicorn: StartServer
     assert ask(server.url("/echo"))[0] == 426
     assert server.terminate() == 0
     assert "Warning" not in server.output
+    assert "patched" not in server.output
     assert "Traceback" not in server.output
 
 
@@ -128,6 +147,18 @@ def test_an_application_factory_is_served(gunicorn: StartServer) -> None:
     """pain 11"""
     server = gunicorn(SOURCE, target="app:create_app('name')")
     assert echoed(server.ws_url("/echo"), "hello") == "hello"
+
+
+@pytest.mark.parametrize("value", ["'10'", "0", "True"])
+def test_a_handshake_timeout_that_is_no_number_is_named_at_the_start(
+    value: str, gunicorn: StartServer
+) -> None:
+    source = SOURCE.replace(
+        "sockets =", f"app.config['SOCKETS_HANDSHAKE_TIMEOUT'] = {value}\n    sockets ="
+    )
+    message = f"SOCKETS_HANDSHAKE_TIMEOUT must be a number of seconds, got {value}"
+    with pytest.raises(ServerFailed, match=re.escape(message)):
+        gunicorn(source)
 
 
 def test_several_workers_need_no_sticky_sessions(gunicorn: StartServer) -> None:
@@ -238,6 +269,13 @@ def test_a_client_of_http_1_0_gets_no_early_hints(hinting: Server) -> None:
     assert answer.endswith(b"sent")
 
 
+def test_once_a_websocket_is_accepted_there_are_no_early_hints(hinting: Server) -> None:
+    """They would stand between the frames."""
+    with connect(hinting.port, "/hints-after") as client:
+        assert [client.message(), client.message()] == [b"one", b"two"]
+        assert client.frame() == Frame(True, 0, CLOSE, b"\x03\xe8")
+
+
 # -- stopping ------------------------------------------------------------------------------
 
 
@@ -293,6 +331,23 @@ def test_a_worker_that_drains_sends_new_websockets_elsewhere(gunicorn: StartServ
         client.close()
         stays.send(close_frame(1001))
     assert server.process.wait(TIMEOUT) == 0
+
+
+def test_a_handler_that_accepts_when_the_server_has_stopped_answers_503(
+    gunicorn: StartServer,
+) -> None:
+    """pain 54: nobody would close that connection."""
+    server = gunicorn(SOURCE, args=["--graceful-timeout", "20"])
+    with WireClient(server.port) as client:
+        client.send(request("/late"))
+        server.wait_for_output("late is there")
+        server.process.send_signal(signal.SIGTERM)
+        response = client.response()
+    assert response.status == 503
+    assert response.headers["retry-after"] == "1"
+    assert "connect again" in response.body
+    assert server.process.wait(TIMEOUT) == 0
+    assert "Traceback" not in server.output
 
 
 def test_max_requests_restarts_the_worker_and_closes_its_websockets(

@@ -106,6 +106,27 @@ def test_wait_does_not_wait_while_something_is_unread() -> None:
         transport.close()
 
 
+def test_a_second_thread_is_refused_until_the_first_has_what_it_was_handed() -> None:
+    """pain 26: else it would take the first one's message and leave it waiting."""
+    peer, sock = tcp_pair()
+    got: list[object] = []
+    with peer, sock:
+        transport = ThreadedTransport(sock)
+        transport.start(Recorder())
+        first = threading.Thread(target=lambda: got.append(transport.wait(TIMEOUT)), daemon=True)
+        first.start()
+        wait_until(lambda: transport.waiting is not None, "the first")
+        with transport.lock:  # the first has not run yet
+            transport.wake("for the first")
+            with pytest.raises(RuntimeError, match="another thread waits"):
+                transport.wait(TIMEOUT)
+        first.join(TIMEOUT)
+        with pytest.raises(TimeoutError):
+            transport.wait(0.01)  # now it may
+        transport.close()
+    assert got == ["for the first"]
+
+
 def test_many_threads_write_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """pain 76"""
     peer, sock = tcp_pair(small_buffers=True)

@@ -450,6 +450,21 @@ def test_the_same_host_and_port_is_the_same_origin(
 
 
 @pytest.mark.parametrize(
+    ("origin", "secure", "expected"),
+    [
+        ("https://example.com", True, True),
+        ("http://example.com", True, False),  # whoever is on its way can write that page
+        ("http://example.com", False, True),
+        ("https://example.com", False, True),  # a proxy that ends TLS without telling
+    ],
+)
+def test_a_page_of_plain_http_is_another_origin_than_https(
+    origin: str, secure: bool, expected: bool
+) -> None:
+    assert origin_allowed(origin, "example.com", secure=secure) is expected
+
+
+@pytest.mark.parametrize(
     ("origin", "allowed", "expected"),
     [
         (None, [], True),
@@ -465,6 +480,11 @@ def test_the_same_host_and_port_is_the_same_origin(
         ("https://a.b.example.com", ["https://*.example.com"], True),
         ("https://A.Example.com", ["https://*.example.COM"], True),
         ("https://a.example.com:8443", ["https://*.example.com:8443"], True),
+        ("https://a.example.com", ["https://*.example.com/"], True),
+        ("https://a.example.com", ["https://*.example.com:443"], True),
+        ("https://a.example.com", ["https://*.example.com:443/"], True),
+        ("http://a.example.com", ["http://*.example.com:80"], True),
+        ("https://a.example.com", ["https://*.example.com:80"], False),
         ("https://anything.example", ["*"], True),
         ("null", ["*"], True),
         ("null", ["null"], True),
