@@ -3,6 +3,12 @@
 gunicorn -k flask_sockets2.worker examples.blueprints:app
 """
 
+# First of all, before anything else is imported: without it time.sleep() or a database driver in
+# one handler stops all others.
+from gevent import monkey
+
+monkey.patch_all()
+
 from flask import Blueprint, Flask, url_for
 
 from flask_sockets2 import Sockets, WebSocketServer

@@ -1,5 +1,11 @@
 """One file that is its own server: python examples/standalone.py"""
 
+# First of all, before anything else is imported: without it time.sleep() or a database driver in
+# one handler stops all others.
+from gevent import monkey
+
+monkey.patch_all()
+
 from flask import Flask
 
 from flask_sockets2 import Sockets, WebSocketServer

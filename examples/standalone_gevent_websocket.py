@@ -4,6 +4,12 @@ The route gets gevent-websocket's own object. It cannot be iterated over, so thi
 one message after the other; None says that the browser has left.
 """
 
+# First of all, before anything else is imported: without it time.sleep() or a database driver in
+# one handler stops all others.
+from gevent import monkey
+
+monkey.patch_all()
+
 from flask import Flask
 from gevent import pywsgi
 from geventwebsocket.handler import WebSocketHandler

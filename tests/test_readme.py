@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import re
 import shlex
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
 import pytest
+from websockets.exceptions import ConnectionClosed
 
-from tests.clients import echoed, http
+from flask_sockets2 import WebSocketRejected
+from tests.clients import TIMEOUT, echoed, http, websocket
 from tests.processes import Certificate, Server
 
-README = (Path(__file__).parents[1] / "README.rst").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.rst").read_text()
+RECIPES = (ROOT / "docs" / "recipes.rst").read_text()
 
 StartServer = Callable[..., Server]
 
@@ -32,7 +37,8 @@ def commands(text: str) -> list[str]:
 
 BLOCKS = python_blocks(README)
 PROGRAM = BLOCKS[0]
-ENDINGS = [block for block in BLOCKS if "serve_forever" in block]
+(BEGINNING,) = [block for block in BLOCKS if "patch_all" in block]
+ENDINGS = [block for block in BLOCKS + python_blocks(RECIPES) if "serve_forever" in block]
 GUNICORN = [shlex.split(command)[1:] for command in commands(README) if "gunicorn" in command]
 FLASK = [shlex.split(command)[1:] for command in commands(README) if command.startswith("flask ")]
 
@@ -71,8 +77,35 @@ def test_the_first_program_works_under_flask_run_without_the_reloader(
 def test_the_first_program_works_as_a_program_of_its_own(
     ending: str, pywsgi_server: StartServer, unused_port: int
 ) -> None:
-    source = f"{PROGRAM}\n\n{ending}".replace("5000", str(unused_port))
-    assert_it_works(pywsgi_server(source, port=unused_port))
+    source = f"{BEGINNING}\n{PROGRAM}\n\n{ending}".replace("5000", str(unused_port))
+    server = pywsgi_server(source, port=unused_port)
+    assert_it_works(server)
+    assert "patch_all" not in server.output
+
+
+def test_a_program_of_its_own_without_its_first_lines_is_warned_once(
+    pywsgi_server: StartServer, unused_port: int
+) -> None:
+    source = f"{PROGRAM}\n\n{ENDINGS[0]}".replace("5000", str(unused_port))
+    server = pywsgi_server(source, port=unused_port)
+    assert_it_works(server)
+    assert server.output.count("patch_all") == 1
+
+
+def test_the_server_of_a_program_of_its_own_closes_its_websockets_at_ctrl_c(
+    pywsgi_server: StartServer, unused_port: int
+) -> None:
+    source = f"{BEGINNING}\n{PROGRAM}\n\n{ENDINGS[0]}".replace("5000", str(unused_port))
+    server = pywsgi_server(source, port=unused_port)
+    with websocket(server.ws_url("/echo")) as client:
+        client.send("hello")
+        assert client.recv(timeout=TIMEOUT) == "hello"
+        assert server.terminate(signal.SIGINT) == 0
+        with pytest.raises(ConnectionClosed):
+            client.recv(timeout=TIMEOUT)
+        assert client.close_code == 1001
+    assert "Traceback" not in server.output
+    assert "KeyboardInterrupt" not in server.output
 
 
 def test_the_first_program_works_over_tls(gunicorn: StartServer, certificate: Certificate) -> None:
@@ -94,14 +127,42 @@ def test_nginx_in_front_lets_the_page_of_its_own_origin_in(
     assert echoed(proxy.ws_url("/echo"), "hello", origin=proxy.url("")) == "hello"
 
 
-def test_every_program_runs_in_one_application_and_its_test_passes() -> None:
+@pytest.fixture(scope="module")
+def programs() -> dict[str, Any]:
+    """What the programs define, run one after the other as one application."""
     namespace: dict[str, Any] = {"__name__": "readme"}
     for block in BLOCKS:
-        exec(compile(block, "README.rst", "exec"), namespace)
-    namespace["test_echo"]()
-    client = namespace["sockets"].test_client(namespace["app"])
-    with client.connect("/news/tea?token=secret", subprotocols=["news.v1"]) as ws:
+        if block != BEGINNING:
+            exec(compile(block, "README.rst", "exec"), namespace)
+    return namespace
+
+
+def connect(programs: dict[str, Any], path: str, **options: Any) -> Any:
+    return programs["sockets"].test_client(programs["app"]).connect(path, **options)
+
+
+def test_the_tests_of_the_page_pass(programs: dict[str, Any]) -> None:
+    tests = [name for name in programs if name.startswith("test_")]
+    assert tests == ["test_echo"]
+    for name in tests:
+        programs[name]()
+
+
+def test_the_handler_that_refuses_accepts_who_knows_the_token(programs: dict[str, Any]) -> None:
+    with connect(programs, "/news/tea?token=secret", subprotocols=["news.v1"]) as ws:
+        assert ws.subprotocol == "news.v1"
         assert ws.receive(timeout=1) == "news about tea"
-    with client.connect("/live/time") as ws:
+    with pytest.raises(WebSocketRejected) as refusal:
+        connect(programs, "/news/tea")
+    assert refusal.value.response.status_code == 403
+
+
+def test_a_client_without_a_common_subprotocol_is_accepted(programs: dict[str, Any]) -> None:
+    with connect(programs, "/news/tea?token=secret", subprotocols=["news.v9"]) as ws:
+        assert ws.subprotocol is None
+
+
+def test_the_blueprint_is_found_under_its_prefix(programs: dict[str, Any]) -> None:
+    with connect(programs, "/clock/time") as ws:
         ws.send("what time is it?")
         assert ws.receive(timeout=1) == "noon"
