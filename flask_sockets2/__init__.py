@@ -13,6 +13,7 @@ from ._version import __version__
 from .connection import Connection, Limits
 from .exceptions import ConnectionClosed, HandshakeError, WebSocketError, WebSocketRejected
 from .sockets import Sockets
+from .typing import WebSocket
 
 if TYPE_CHECKING:
     from .servers.gevent import WebSocketHandler, WebSocketServer
@@ -26,6 +27,7 @@ __all__ = [
     "HandshakeError",
     "Limits",
     "Sockets",
+    "WebSocket",
     "WebSocketError",
     "WebSocketHandler",
     "WebSocketRejected",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flask import Flask
 from werkzeug.http import HTTP_STATUS_CODES
@@ -12,9 +12,6 @@ from werkzeug.http import HTTP_STATUS_CODES
 from .connection import Connection
 from .servers.environ import Takeover, take_over
 from .wire.handshake import is_upgrade
-
-if TYPE_CHECKING:
-    from .sockets import Sockets
 
 __all__ = ["RAISE", "SocketMiddleware"]
 
@@ -29,10 +26,10 @@ class SocketMiddleware:
     ends it when the application has returned.
 
     :param wsgi_app: the application's ``wsgi_app``.
-    :param socket: its :class:`Sockets`, kept as :attr:`ws`.
+    :param socket: its :class:`~flask_sockets2.Sockets`, kept as :attr:`ws`.
     """
 
-    def __init__(self, wsgi_app: Any, app: Flask, socket: Sockets) -> None:
+    def __init__(self, wsgi_app: Any, app: Flask, socket: object) -> None:
         self.wsgi_app = wsgi_app
         self.app = app
         self.ws = socket

@@ -33,13 +33,12 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "testing": ANYTHING,
     "pytest_plugin": ANYTHING,
     "cli": ANYTHING,
-    "__init__": frozenset({"_version", "connection", "exceptions", "sockets"}),
+    "__init__": frozenset({"_version", "connection", "exceptions", "sockets", "typing"}),
 }
 """By module or subpackage; within a subpackage its modules may import each other."""
 
 FOR_TYPES_ONLY = {
     ("sockets", "testing"): "what test_client() returns",
-    ("middleware", "sockets"): "its attribute ws",
     ("__init__", "servers"): "type checkers do not see __getattr__",
 }
 """May be imported under TYPE_CHECKING, beyond the table."""
