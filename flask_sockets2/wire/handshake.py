@@ -94,7 +94,7 @@ def _negotiate(offers: str, agreed: list[Extension]) -> str:
             continue
         try:
             answer, extension = _DEFLATE.process_request_params(parameters, agreed)
-        except NegotiationError:
+        except (NegotiationError, ValueError):  # the latter of zlib, for a window of 8 bits
             continue
         agreed.append(extension)
         return build_extension([(name, answer)])
