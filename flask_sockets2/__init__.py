@@ -10,8 +10,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
+from .brokers.base import Broker, Position
 from .connection import Connection, Limits
-from .exceptions import ConnectionClosed, HandshakeError, WebSocketError, WebSocketRejected
+from .exceptions import (
+    BrokerError,
+    ConnectionClosed,
+    HandshakeError,
+    WebSocketError,
+    WebSocketRejected,
+)
+from .fanout import Subscription
+from .publisher import Publisher
 from .sockets import Sockets
 from .typing import WebSocket
 
@@ -22,11 +31,16 @@ if TYPE_CHECKING:
     worker = Worker
 
 __all__ = [
+    "Broker",
+    "BrokerError",
     "Connection",
     "ConnectionClosed",
     "HandshakeError",
     "Limits",
+    "Position",
+    "Publisher",
     "Sockets",
+    "Subscription",
     "WebSocket",
     "WebSocketError",
     "WebSocketHandler",

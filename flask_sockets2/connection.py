@@ -19,14 +19,17 @@ from __future__ import annotations
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from sys import getsizeof
 from time import monotonic
 from typing import Any
+from typing import Protocol as Protocol_
 
 from .exceptions import ConnectionClosed, HandshakeError
 from .keepalive import Keepalive
+from .stats import RouteCounters
 from .transports.base import READ_SIZE, READ_SIZE_LARGE, RETRY, Clock, StreamTransport, Timer
 from .wire import protocol as wire
 from .wire.frames import BINARY, CLOSE, PING, PONG, TEXT
@@ -42,6 +45,7 @@ CONNECTING, OPEN, CLOSING, CLOSED = "CONNECTING", "OPEN", "CLOSING", "CLOSED"
 Take = Callable[[float], tuple[StreamTransport, bytes]]
 """Take the socket over: send_timeout -> transport, bytes that came behind the request's head."""
 
+_LISTEN_STEP = 3600.0  # seconds; a wait that is meant to last for ever needs a number
 _REPLY_GRACE = 1.0  # seconds; how long a peer's close frame waits for the handler's last reply
 
 
@@ -52,13 +56,15 @@ class Limits:
     :param max_message_size: of one message, after decompression; beyond it 1009.
     :param receive_buffer: of memory for messages nobody has taken yet; beyond it nothing more is
         read.
-    :param send_buffer: kept back for a slow peer; beyond it :meth:`Connection.send` waits.
+    :param send_buffer: kept back for a slow peer; beyond it :meth:`Connection.send` waits, and for
+        messages of channels ``slow_client`` says what happens.
     :param send_timeout: how long a send may wait for room, and how long a peer may take nothing,
         before it is dropped.
     :param close_timeout: for the closing handshake, once all before it has been taken.
     :param ping_interval: between pings, None for none.
     :param ping_timeout: for a sign of life after a ping, None for as long as it takes.
     :param compression: agree to permessage-deflate where the client offers it (RFC 7692).
+    :param slow_client: ``disconnect``, ``drop_oldest`` or ``coalesce``, see ``outlet.py``.
     """
 
     max_message_size: int = 2**20
@@ -69,12 +75,61 @@ class Limits:
     ping_interval: float | None = 25.0
     ping_timeout: float | None = 20.0
     compression: bool = False
+    slow_client: str = "disconnect"
 
 
+class Channels(Protocol_):
+    """Who subscribes connections to channels: the application's."""
+
+    def subscribe(
+        self,
+        connection: Connection,
+        channel: str,
+        *,
+        since: Any,
+        envelope: bool,
+        presence: bool,
+        identity: str | None,
+        gap: Any,
+    ) -> Any:
+        """See :meth:`Connection.subscribe`."""
+
+    def unsubscribe(self, connection: Connection, channel: str) -> bool:
+        """See :meth:`Connection.unsubscribe`."""
+
+
+class Outlet(Protocol_):
+    """The way that messages of channels go out of a connection."""
+
+    @property
+    def entries(self) -> Collection[Any]:
+        """What it subscribes to."""
+
+    def remove(self) -> None:
+        """It is closing: let nothing out any more."""
+
+    def drained(self) -> None:
+        """The transport keeps nothing back any more."""
+
+
+class Keeper(Protocol_):
+    """The server that a connection outlives its request in."""
+
+    def forget(self, connection: Connection) -> None:
+        """It has ended."""
+
+
+_uncounted = RouteCounters()
 _opened: set[Connection] = set()  # those that are open or closing, in this process
 
 if hasattr(os, "register_at_fork"):  # a forked child must not close what is its parent's
     os.register_at_fork(after_in_child=_opened.clear)
+
+
+@lru_cache(maxsize=1024)
+def _bare_environ(path: str | None) -> Mapping[str, Any]:
+    """What a connection keeps of its environ once that is gone; one for all with the path."""
+    return {"PATH_INFO": path}
 
 
 def _keepalive(clock: Clock) -> Keepalive:
@@ -114,7 +169,7 @@ class Connection:
     __slots__ = (
         "__weakref__",
         "_close_timer",
-        "_compresses",
+        "_deaf",
         "_encode",
         "_end_told",
         "_handling",
@@ -133,15 +188,20 @@ class Connection:
         "_transport",
         "_upgrade",
         "_wait",
+        "channels",
         "close_code",
         "close_reason",
         "closed",
+        "counters",
+        "detachable",
         "environ",
         "handler",
+        "keeper",
         "latency",
         "limits",
         "on_end",
         "on_open",
+        "outlet",
         "ping_interval",
         "ping_timeout",
         "subprotocol",
@@ -168,6 +228,14 @@ class Connection:
         #: Called once, when it is accepted, and when it has ended after that.
         self.on_open: Callable[[Connection], None] | None = None
         self.on_end: Callable[[Connection], None] | None = None
+        #: What it subscribes to channels with, and where they go out once it has.
+        self.channels: Channels | None = None
+        self.outlet: Outlet | None = None
+        #: Whether it may outlive the request, and who is told when it has ended then.
+        self.detachable = False
+        self.keeper: Keeper | None = None
+        #: What is counted for its route.
+        self.counters = _uncounted
         self._take: Take | None = take
         self._state = CONNECTING
         self._transport: StreamTransport
@@ -179,6 +247,7 @@ class Connection:
         self._end_told = False
         self._handling = False  # the handler has received and not yet come back for more
         self._held = False  # the peer's close frame waits for that
+        self._deaf = False  # its handler has returned; what comes is thrown away
         self._heard = 0
         self._ping: tuple[bytes, float] | None = None
         self._late_pong: bytes | None = None
@@ -275,12 +344,13 @@ class Connection:
         self._transport = transport
         self._protocol = protocol
         self._encode = protocol.send if extensions else protocol.frame
-        self._compresses = bool(extensions)
         self._wait = transport.wait
         self.ping_interval, self.ping_timeout = limits.ping_interval, limits.ping_timeout
+        self.on_open = None
         with transport.lock:
             self._state = OPEN
             _opened.add(self)
+            self.counters.opened += 1
             transport.write(response)
             # What came early goes first, and the hub may poll sockets before it calls us.
             transport.start(self, reading=not early)
@@ -363,11 +433,12 @@ class Connection:
         transport = self._transport
         if transport.buffered:
             self._wait_for_room(message)
-        if not self._compresses:
-            transport.write(self._encode(message, binary))
-            return
-        with transport.lock:  # the order of compressing is the order of sending
-            transport.write(self._encode(message, binary))
+        frame = self._encode(message, binary)
+        transport.write(frame)
+        size = len(frame)
+        counters = self.counters
+        counters.messages_out += 1
+        counters.bytes_out += size
 
     def _can_send(self, message: Any) -> bool:
         if self._state is CONNECTING:
@@ -415,6 +486,113 @@ class Connection:
     def ping(self, payload: str | bytes = b"") -> None:
         """Send a ping of at most 125 bytes; the peer's pong is not waited for."""
         self.send_frame(payload, PING)
+
+    # -- channels --------------------------------------------------------------------------
+
+    def subscribe(
+        self,
+        channel: str,
+        since: Any = None,
+        *,
+        envelope: bool = False,
+        presence: bool = False,
+        identity: str | None = None,
+        gap: Any = None,
+    ) -> Any:
+        """Send the client what is published to a channel, until the end or :meth:`unsubscribe`.
+
+        It goes on when the handler has returned; under our own handler and worker such a
+        connection costs no greenlet. What the client sends then is thrown away.
+
+        :param since: position that the client has seen everything up to, as a page or a message
+            carried it; what came after it is sent first. ``"start"`` for all that the history
+            holds, None for what comes from now on. It may come from the client: whatever it holds
+            is either resumed at or a gap.
+        :param envelope: send each message in a JSON object with its position, and tell of a gap;
+            see ``encoding.py``.
+        :param presence: tell who is there, joins and leaves; needs ``envelope``.
+        :param identity: who this is, for others to be told; a name or an id.
+        :param gap: text, bytes or JSON to send where messages were lost; in an envelope the event
+            ``gap`` by default.
+        :returns: a :class:`~flask_sockets2.Subscription` with ``position`` and ``gap``.
+        :raises BrokerError: when the broker cannot be reached.
+        :raises ConnectionClosed: when the connection has ended.
+        :raises ValueError: for a name that is none, or where it is subscribed to already.
+        """
+        if self._state is CONNECTING:
+            self.accept()
+        if self._state is not OPEN:
+            raise self._closed_error()
+        return self._channels().subscribe(
+            self,
+            channel,
+            since=since,
+            envelope=envelope,
+            presence=presence,
+            identity=identity,
+            gap=gap,
+        )
+
+    def unsubscribe(self, channel: str) -> bool:
+        """Send the client nothing more of a channel; False where it was not subscribed to."""
+        return self._channels().unsubscribe(self, channel)
+
+    def _channels(self) -> Channels:
+        if self.channels is None:
+            raise RuntimeError("this connection has no channels: serve it by a route of Sockets")
+        return self.channels
+
+    @property
+    def window_bits(self) -> int | None:
+        """Window of permessage-deflate for what is sent; None where it was not agreed to."""
+        return self._protocol.window_bits
+
+    @property
+    def transport(self) -> StreamTransport:
+        """What its bytes go through, once it is accepted."""
+        return self._transport
+
+    @property
+    def listening(self) -> bool:
+        """Whether it is open and subscribes to a channel."""
+        return self._state is OPEN and self.outlet is not None and bool(self.outlet.entries)
+
+    def listen(self) -> None:
+        """Leave it to what it subscribes to: its handler has returned.
+
+        Returns at once where it is detachable, else once it has ended.
+        """
+        with self._transport.lock:
+            self._deaf = True
+            self._queue = None
+            self._queued = self._taken = 0
+            self._handling = False
+            if self._paused:
+                self._paused = False
+                self._transport.call_soon(self._go_on)
+            if self._held:
+                self._answer_close()
+        if self.detachable:
+            self.environ = _bare_environ(self.path)
+            self._take = self._upgrade = None
+        else:
+            while not self._transport.closed:
+                self.wait_closed(_LISTEN_STEP)
+            self.finish()
+
+    @property
+    def detached(self) -> bool:
+        """Whether it is to outlive its request, and has not ended yet."""
+        return self._deaf and self.detachable and self._state is not CLOSED
+
+    def too_slow(self) -> None:
+        """Close it with 1013: it does not take the messages of its channels."""
+        logger.info(
+            "too slow %.200r: more than %s bytes kept back (SOCKETS_SEND_BUFFER)",
+            self.path,
+            self.limits.send_buffer,
+        )
+        self.fail(1013, "too slow; connect again")
 
     # -- closing ---------------------------------------------------------------------------
 
@@ -475,7 +653,7 @@ class Connection:
         finally:
             self.abort()
         self._queue = None
-        self.environ = {"PATH_INFO": self.path}  # the environ holds us: break the circle
+        self.environ = _bare_environ(self.path)  # the environ holds us: break the circle
 
     def wait_closed(self, timeout: float) -> None:
         """Wait until the connection is over, at most so many seconds."""
@@ -489,6 +667,8 @@ class Connection:
         """The closing handshake is under way; the handler can send nothing more."""
         self._state = CLOSING
         self._held = False
+        if self.outlet is not None:
+            self.outlet.remove()
         self._set_close_code()
         self._announce_end()
         transport = self._transport
@@ -511,7 +691,9 @@ class Connection:
 
     def _announce_end(self) -> None:
         """Tell the handler, in the next turn: whoever closes may be any greenlet."""
-        if self._end_told:
+        if self._deaf:
+            self.closed = True
+        if self._end_told or self._deaf:
             return
         if not self._queue or not self._handling:
             self.closed = True
@@ -536,6 +718,9 @@ class Connection:
         self._protocol.receive_eof()
         self._state = CLOSED
         self._held = False
+        if self.outlet is not None:
+            self.outlet.remove()
+        self.counters.closed += 1
         self._set_close_code(reason, cut=cut)
         if self._close_timer is not None:
             self._close_timer.cancel()
@@ -548,6 +733,8 @@ class Connection:
         logger.info("closed %.200r with %s %.200r", self.path, self.close_code, self.close_reason)
         if self.on_end is not None:
             self.on_end(self)
+        if self.keeper is not None:
+            self.keeper.forget(self)
 
     # -- the hub or the selector thread ----------------------------------------------------
 
@@ -571,11 +758,16 @@ class Connection:
 
     def _data_received(self, data: bytes) -> None:
         self._heard += 1
-        protocol, transport = self._protocol, self._transport
+        protocol, transport, counters = self._protocol, self._transport, self.counters
+        size = len(data)
+        counters.bytes_in += size
         messages = protocol.receive(data)
         if protocol.attention and protocol.output:
             self._send_pongs()
         for message in messages:
+            counters.messages_in += 1
+            if self._deaf:
+                continue
             if transport.waiting is not None and not self._queue:
                 self._handling = True  # now: its thread may be slower than a close frame behind it
                 transport.wake(message)
@@ -682,6 +874,8 @@ class Connection:
     def write_drained(self) -> None:
         if self._state is CLOSING:
             self._start_close_timer()
+        elif self.outlet is not None:
+            self.outlet.drained()
         if self._late_pong is not None:
             pong, self._late_pong = self._late_pong, None
             self._transport.write(pong)

@@ -3,10 +3,11 @@
 ::
 
     OSError
-    └── WebSocketError             anything that went wrong with one WebSocket
-        ├── ConnectionClosed       it is over: send(), and a second receive() after the end
-        └── HandshakeError         the opening handshake cannot be accepted; has the HTTP status
-            └── WebSocketRejected  the test client was answered with HTTP instead
+    ├── WebSocketError             anything that went wrong with one WebSocket
+    │   ├── ConnectionClosed       it is over: send(), and a second receive() after the end
+    │   └── HandshakeError         the opening handshake cannot be accepted; has the HTTP status
+    │       └── WebSocketRejected  the test client was answered with HTTP instead
+    └── BrokerError                the broker cannot be used or reached
 
 ``WebSocketError`` is an :class:`OSError`, as gevent-websocket's is, so that programs written for
 Flask-Sockets catch it under either name.
@@ -70,3 +71,19 @@ class WebSocketRejected(HandshakeError):
     def __init__(self, response: Any) -> None:
         super().__init__(response.status_code, f"refused with {response.status}")
         self.response = response
+
+
+class BrokerError(OSError):
+    """The broker cannot be used or reached; connections stay open.
+
+    After a ``publish`` it is not always known whether the message was published.
+
+    :param description: what was expected, what came, and the remedy; never a password.
+    """
+
+    def __init__(self, description: str) -> None:
+        super().__init__(description)
+        self.description = description
+
+    def __str__(self) -> str:
+        return self.description

@@ -15,30 +15,57 @@ setting                          default      meaning
                                               has been taken
 ``SOCKETS_PING_INTERVAL``        25           seconds between pings, None for none
 ``SOCKETS_PING_TIMEOUT``         20           seconds for a sign of life after a ping
+``SOCKETS_SLOW_CLIENT``          disconnect   what happens when a client does not take the messages
+                                              of its channels; or ``drop_oldest``, ``coalesce``
 ``SOCKETS_COMPRESSION``          False        agree to permessage-deflate
 ``SOCKETS_MAX_CONNECTIONS``      None         open connections of the application in one process
 ``SOCKETS_HANDSHAKE_TIMEOUT``    10           seconds for the head of a request, under our worker
+``SOCKETS_BROKER_URL``           memory://    where channels are: in this process, or ``redis://``,
+                                              ``rediss://``, ``unix://`` for several
+``SOCKETS_HISTORY_SIZE``         100          messages kept for each channel
+``SOCKETS_HISTORY_BYTES``        1 MiB        bytes of them kept in a process
+``SOCKETS_HISTORY_TTL``          300          seconds they are kept after the channel's last one
+``SOCKETS_PRESENCE_GRACE``       5            seconds after which one who left and has not come back
+                                              is told to be gone
+``SOCKETS_CHANNEL_PREFIX``       flask_sockets2  of all names on a Redis that others use, too
 ===============================  ===========  =====================================================
 
-Each but the last two can also be given to a route, in lower case and without the prefix; the
-first as ``origins``.
+Those before ``SOCKETS_MAX_CONNECTIONS`` can also be given to a route, in lower case and without the
+prefix; the first as ``origins``.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from math import inf
 from threading import Lock
 from typing import Any
+from weakref import WeakSet
 
 from flask import Flask, current_app
 
+from .brokers.base import BrokerOptions
+from .channels import Channels
 from .connection import Connection, Limits
 from .exceptions import HandshakeError
+from .outlet import POLICIES
+from .signals import connection_closed, connection_opened
+from .stats import Counters
 
-__all__ = ["LIMITS", "State", "check_limit", "limits_of", "max_connections_of", "state_of"]
+__all__ = [
+    "LIMITS",
+    "State",
+    "broker_options_of",
+    "broker_url_of",
+    "check_limit",
+    "limits_of",
+    "make_state",
+    "max_connections_of",
+    "state_of",
+]
 
 EXTENSION = "flask_sockets2"
 
@@ -53,17 +80,41 @@ _SIZES = frozenset(("max_message_size", "receive_buffer", "send_buffer"))
 _MAY_BE_NONE = frozenset(("ping_interval", "ping_timeout"))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class State:
     """What the package keeps about one application, in this process.
 
+    :ivar app: that application, which owns the state.
     :ivar connections: those that are open.
     :ivar rules: endpoints of the rules that were registered, by rule, endpoint and handler.
     """
 
+    app: Flask
     connections: set[Connection] = field(default_factory=set)
     rules: dict[Any, str] = field(default_factory=dict)
-    _lock: Lock = field(default_factory=Lock)  # guards counting and adding to connections
+    counters: Counters = field(default_factory=Counters)
+    _channels: Channels | None = None
+    _lock: Lock = field(default_factory=Lock)  # guards connections and making the channels
+
+    @property
+    def channels(self) -> Channels:
+        """The application's channels, made when they are first needed.
+
+        :raises BrokerError: when no broker serves ``SOCKETS_BROKER_URL``.
+        :raises ValueError: when a setting is not what is expected, naming it.
+        """
+        if self._channels is None:
+            with self._lock:
+                if self._channels is None:
+                    self._channels = _make_channels(self)
+        return self._channels
+
+    def forked(self) -> None:
+        """Begin anew in a child: connections, counts and channels are the parent's."""
+        self.connections.clear()
+        self.counters = Counters()
+        self._channels = None
+        self._lock = Lock()
 
     def admit(self, connection: Connection, most: int | None) -> None:
         """Count a connection.
@@ -75,11 +126,83 @@ class State:
             if most is not None and len(self.connections) >= most:
                 raise self.full(most)
             self.connections.add(connection)
+        connection_opened.send(self.app, connection=connection)
+
+    def ended(self, connection: Connection) -> None:
+        """Count a connection no longer."""
+        self.connections.discard(connection)
+        connection_closed.send(self.app, connection=connection)
 
     def full(self, most: int) -> HandshakeError:
         """Log that there are as many connections as there may be, and return what to answer."""
         logger.warning("refused a WebSocket: SOCKETS_MAX_CONNECTIONS is reached (%s)", most)
         return HandshakeError(503, "too many connections", (("Retry-After", "5"),))
+
+
+_states: WeakSet[State] = WeakSet()
+
+
+def _after_fork() -> None:
+    for state in _states:
+        state.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def make_state(app: Flask) -> State:
+    """Give an application its state."""
+    state = app.extensions[EXTENSION] = State(app)
+    _states.add(state)
+    return state
+
+
+def _make_channels(state: State) -> Channels:
+    config = state.app.config
+    return Channels(
+        state.app,
+        broker_url_of(config),
+        broker_options_of(config),
+        state.counters,
+        limits_of(config, {}).max_message_size,
+    )
+
+
+def broker_url_of(config: Mapping[str, Any]) -> str:
+    """Return where the broker is."""
+    url = config.get("SOCKETS_BROKER_URL", "memory://")
+    if not isinstance(url, str):
+        raise ValueError(f"SOCKETS_BROKER_URL must be a URL, got {type(url).__name__}")
+    return url
+
+
+def broker_options_of(config: Mapping[str, Any]) -> BrokerOptions:
+    """Return what is set for the broker.
+
+    :raises ValueError: when a setting is not what is expected, naming it.
+    """
+    values: dict[str, Any] = {}
+    for name in ("history_size", "history_bytes", "history_ttl", "presence_grace"):
+        setting = f"SOCKETS_{name.upper()}"
+        if setting in config:
+            values[name] = _check_option(name, config[setting], setting)
+    prefix = config.get("SOCKETS_CHANNEL_PREFIX")
+    if prefix is not None:
+        if not isinstance(prefix, str) or not prefix or set(prefix) & set("{}"):
+            raise ValueError("SOCKETS_CHANNEL_PREFIX must be a text without braces")
+        values["prefix"] = prefix
+    return BrokerOptions(**values)
+
+
+def _check_option(name: str, value: Any, setting: str) -> Any:
+    whole = name in ("history_size", "history_bytes")
+    least = 0 if name in ("history_size", "presence_grace") else 1
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        raise ValueError(f"{setting} must be a {'whole ' if whole else ''}number, got {value!r}")
+    if not least <= value < inf:
+        raise ValueError(f"{setting} must be at least {least}, got {value!r}")
+    return value
 
 
 def state_of(app: Flask | None = None) -> State:
@@ -107,8 +230,13 @@ def check_limit(name: str, value: Any, called: str) -> Any:
     """Return the value of a limit.
 
     :param called: what its user calls it.
-    :raises ValueError: when it is no positive number, or no bool for ``compression``.
+    :raises ValueError: when it is no positive number, no bool for ``compression`` or no policy for
+        ``slow_client``.
     """
+    if name == "slow_client":
+        if value not in POLICIES:
+            raise ValueError(f"{called} must be one of {', '.join(POLICIES)}; got {value!r}")
+        return value
     if name == "compression":
         if not isinstance(value, bool):
             raise ValueError(f"{called} must be True or False, got {value!r}")

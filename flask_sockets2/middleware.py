@@ -90,8 +90,11 @@ class SocketMiddleware:
             if hasattr(body, "close"):
                 body.close()
         finally:
-            if ws.accepted:
+            if ws.accepted and ws.listening and status.startswith("101"):
+                ws.listen()
+            elif ws.accepted:
                 ws.finish(*_close_code(status))
+            if ws.accepted:
                 environ.pop("wsgi.websocket", None)
         return taken.release(start_response) if taken is not None else []
 

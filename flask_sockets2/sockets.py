@@ -13,17 +13,19 @@ function's name instead of the function.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from inspect import signature
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import ref
 
-from flask import Blueprint, Flask
+from flask import Blueprint, Flask, current_app
 from werkzeug.routing import Map, Rule
 from werkzeug.routing.exceptions import WebsocketMismatch
 
-from .extension import EXTENSION, State, limits_of, state_of
+from .brokers.base import Position
+from .channels import Channels
+from .extension import EXTENSION, broker_options_of, limits_of, make_state, state_of
 from .middleware import SocketMiddleware
 from .view import OPTIONS, View, mismatch
 
@@ -72,8 +74,9 @@ class Sockets:
         :raises ValueError: when a setting is not what is expected, naming it.
         """
         limits_of(app.config, {})
+        broker_options_of(app.config)
         if EXTENSION not in app.extensions:
-            app.extensions[EXTENSION] = State()
+            make_state(app)
             # The bound method: calling an object that has __call__ goes through C, whose stack
             # each waiting greenlet keeps a copy of.
             app.wsgi_app = SocketMiddleware(app.wsgi_app, app, self).__call__  # type: ignore[method-assign]  # as Flask documents it
@@ -178,6 +181,63 @@ class Sockets:
         if not apps:
             self._recorded[blueprint, name] = register
         self.blueprints[name] = blueprint
+
+    # -- channels --------------------------------------------------------------------------
+
+    def publish(
+        self, channel: str, data: Any, *, key: str = "", transient: bool = False
+    ) -> Position:
+        """Publish a message to all who subscribe to a channel, in all processes.
+
+        From handlers, views, other greenlets and threads; does not wait for any client. Takes and
+        raises what :meth:`flask_sockets2.Publisher.publish` does.
+        """
+        return self._channels().publish(channel, data, key=key, transient=transient)
+
+    def publish_many(self, messages: Iterable[tuple[str, Any]]) -> list[Position]:
+        """Publish many messages at the cost of few round trips; pairs of a channel and the data."""
+        return self._channels().publish_many(messages)
+
+    def position(self, channel: str) -> Position:
+        """Return the position of a channel's newest message, for a page to carry.
+
+        A client that comes with it, ``ws.subscribe(channel, since=position)``, gets everything
+        published after the page was rendered.
+        """
+        return self._channels().position(channel)
+
+    def subscribers(self, channel: str) -> int:
+        """Return how many connections subscribe to a channel, in all processes."""
+        return self._channels().subscribers(channel)
+
+    def present(self, channel: str) -> list[str]:
+        """Return the identities that are in a channel, in all processes, sorted."""
+        return self._channels().present(channel)
+
+    def stats(self) -> dict[str, Any]:
+        """Return what has been counted in this process, by route and channel prefix.
+
+        See :mod:`flask_sockets2.stats` for the names.
+        """
+        state = state_of(self._app())
+        return {"connections": len(state.connections), **state.counters.as_dict()}
+
+    def _channels(self) -> Channels:
+        return state_of(self._app()).channels
+
+    def _app(self) -> Flask:
+        """The current application, else the one that is served."""
+        apps = self._served()
+        if current_app:
+            current: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # a proxy, as Flask documents it
+            if current in apps:
+                return current
+        if len(apps) != 1:
+            raise RuntimeError(
+                f"these sockets serve {len(apps)} applications; call this within "
+                "app.app_context() of one of them"
+            )
+        return apps[0]
 
     # -- testing ---------------------------------------------------------------------------
 

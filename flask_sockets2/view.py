@@ -18,7 +18,7 @@ from werkzeug.routing import Rule
 from werkzeug.routing.exceptions import WebsocketMismatch
 
 from .connection import Connection
-from .exceptions import ConnectionClosed, HandshakeError, WebSocketError
+from .exceptions import BrokerError, ConnectionClosed, HandshakeError, WebSocketError
 from .extension import LIMITS, check_limit, limits_of, max_connections_of, state_of
 from .wire.handshake import origin_allowed, parse_upgrade, select_subprotocol
 
@@ -28,6 +28,9 @@ logger = logging.getLogger("flask_sockets2.sockets")
 
 OPTIONS = frozenset(("accept", "subprotocols", "origins")) | LIMITS
 """Options of a route that are ours; all others are Werkzeug's."""
+
+_NO_BROKER = "messages cannot be delivered just now; connect again"
+_LATER = (("Retry-After", "5"),)
 
 _NO_SOCKET = (
     "this server gives no access to the connection, so it cannot serve WebSockets; start the "
@@ -115,6 +118,13 @@ class View:
             if not ours or ws.accepted:
                 raise
             raise Refusal(exc) from exc
+        except BrokerError as exc:
+            if not ours:
+                raise
+            logger.error("a WebSocket was turned away: %s", exc)
+            if not ws.accepted:
+                raise Refusal(HandshakeError(503, _NO_BROKER, _LATER)) from exc
+            ws.close(1013, _NO_BROKER)
         except OSError as exc:
             if not _is_end_of(ws, exc):
                 raise
@@ -150,7 +160,9 @@ class View:
         if most is not None and len(state.connections) >= most:
             raise state.full(most)
         ws.on_open = lambda connection: state.admit(connection, most)
-        ws.on_end = state.connections.discard
+        ws.on_end = state.ended
+        ws.counters = state.counters.of_route(str(request.url_rule))
+        ws.channels = state.channels
         if self.subprotocols:
             ws.subprotocol = select_subprotocol(ws.subprotocols, self.subprotocols)
         if self.accept:

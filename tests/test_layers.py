@@ -19,21 +19,44 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "_version": frozenset(),
     "exceptions": frozenset(),
     "typing": frozenset(),
+    "stats": frozenset(),
+    "signals": frozenset(),
     "wire": frozenset({"exceptions"}),
     "transports": frozenset({"exceptions"}),
     "keepalive": frozenset({"transports"}),
-    "connection": frozenset({"wire", "transports", "keepalive", "exceptions"}),
+    "connection": frozenset({"wire", "transports", "keepalive", "stats", "exceptions"}),
+    "brokers": frozenset({"exceptions"}),
+    "encoding": frozenset({"brokers", "wire.frames"}),
+    "outlet": frozenset({"brokers.base", "encoding", "stats"}),
+    "fanout": frozenset({"brokers", "encoding", "outlet", "stats", "exceptions"}),
+    "publisher": frozenset({"brokers", "encoding", "exceptions"}),
+    "channels": frozenset(
+        {"brokers", "encoding", "fanout", "outlet", "publisher", "signals", "stats"}
+    ),
     "servers": frozenset({"connection", "transports", "wire", "exceptions"}),
-    "extension": frozenset({"connection", "exceptions"}),
+    "extension": frozenset(
+        {"brokers.base", "channels", "connection", "outlet", "signals", "stats", "exceptions"}
+    ),
     "view": frozenset({"extension", "connection", "wire.handshake", "exceptions"}),
     "middleware": frozenset({"servers", "connection", "wire.handshake"}),
-    "sockets": frozenset({"extension", "view", "middleware"}),
+    "sockets": frozenset({"brokers.base", "channels", "extension", "view", "middleware"}),
     "findings": frozenset(),
     "doctor": frozenset({"findings"}),
     "testing": ANYTHING,
     "pytest_plugin": ANYTHING,
     "cli": ANYTHING,
-    "__init__": frozenset({"_version", "connection", "exceptions", "sockets", "typing"}),
+    "__init__": frozenset(
+        {
+            "_version",
+            "brokers.base",
+            "connection",
+            "exceptions",
+            "fanout",
+            "publisher",
+            "sockets",
+            "typing",
+        }
+    ),
 }
 """By module or subpackage; within a subpackage its modules may import each other."""
 
@@ -45,12 +68,25 @@ FOR_TYPES_ONLY = {
 
 WITHIN_FUNCTIONS = {
     ("sockets", "testing"): "only test_client() needs it",
+    ("brokers.registry", "brokers.redis"): "the redis package is an extra",
     ("servers.environ", "transports.green"): "gevent is imported where the server runs on it",
     ("servers.environ", "transports.threaded"): "its selector thread is not for gevent's servers",
 }
 """May be imported when a function runs, beyond the table, and nothing else may."""
 
-FLASK = frozenset({"extension", "view", "middleware", "sockets", "testing", "pytest_plugin", "cli"})
+FLASK = frozenset(
+    {
+        "channels",
+        "cli",
+        "extension",
+        "middleware",
+        "publisher",
+        "pytest_plugin",
+        "sockets",
+        "testing",
+        "view",
+    }
+)
 
 FOREIGN: dict[str, frozenset[str]] = {
     "gevent": frozenset({"transports.green", "servers.gevent", "servers.gunicorn"}),
@@ -59,8 +95,10 @@ FOREIGN: dict[str, frozenset[str]] = {
     "gunicorn": frozenset({"servers.gunicorn"}),
     "flask": FLASK,
     "werkzeug": FLASK,
+    "blinker": frozenset({"signals"}),
     "click": frozenset({"cli"}),
     "pytest": frozenset({"pytest_plugin"}),
+    "redis": frozenset({"brokers"}),
     "websockets": frozenset({"wire", "testing", "doctor", "cli"}),
 }
 """Who may import which package from elsewhere; no other is imported at all."""
@@ -216,7 +254,7 @@ def test_no_imports_go_in_a_circle() -> None:
         pytest.fail(" -> ".join(exc.args[1]))
 
 
-@pytest.mark.parametrize("package", ["wire", "transports", "servers"])
+@pytest.mark.parametrize("package", ["brokers", "wire", "transports", "servers"])
 def test_the_subpackages_themselves_import_nothing(package: str) -> None:
     assert imports_of(package, MODULES[package]) == []
 
@@ -246,6 +284,9 @@ def test_every_exception_from_the_table_is_needed(exception: tuple[str, str]) ->
         ("wire.protocol", "import redis"),
         ("exceptions", "from .typing import WebSocket"),
         ("keepalive", "from .connection import Connection"),
+        ("connection", "from .brokers.base import Broker"),
+        ("brokers.memory", "from ..wire.frames import build"),
+        ("fanout", "from .connection import Connection"),
         ("connection", "if x:\n    from flask import request"),
         ("connection", "try:\n    import gevent\nexcept ImportError:\n    pass"),
         ("connection", "def f():\n    import gevent"),

@@ -20,6 +20,7 @@ from typing import Any
 
 import gevent
 from gevent.monkey import is_module_patched
+from gevent.pool import Pool
 from gevent.pywsgi import WSGIHandler, WSGIServer
 from geventwebsocket.exceptions import WebSocketError as GeventWebSocketError
 
@@ -163,6 +164,7 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
     #: Seconds to wait for the next request on the same connection.
     keep_alive_timeout = 75.0
 
+    socket: Any
     rfile: Any
     response_headers: list[tuple[bytes, bytes]]
     environ: Any
@@ -248,6 +250,9 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
             return
         connection = GreenConnection(self.environ, self._take)
         connection.handler = self
+        # Only our own server knows to leave a TLS socket open.
+        tls = hasattr(self.socket, "pending")
+        connection.detachable = not tls or isinstance(self.server, WebSocketServer)
         self._connection = connection
         self.environ["wsgi.websocket"] = connection
         self.environ["wsgi.websocket_version"] = connection.version
@@ -266,8 +271,11 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
                 connection.abort()
             raise
         finally:
-            if connection.accepted:
+            if connection.detached:
+                self._let_go(connection)
+            elif connection.accepted:
                 connection.finish()
+            if connection.accepted:
                 self._log_as_upgraded()
             connection.handler = None
 
@@ -277,6 +285,15 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
         self.start_response(status, headers)
         self.result = [f"{error}\n".encode()]
         self.process_result()
+
+    def _let_go(self, connection: GreenConnection) -> None:
+        """Give the socket to a connection that outlives this request."""
+        transport = connection.transport
+        assert isinstance(transport, GreenTransport)
+        transport.detach()
+        if isinstance(self.server, WebSocketServer):
+            self.server.keep(connection)
+        self.socket = None  # pywsgi would read it empty and close it
 
     def _take(self, send_timeout: float) -> tuple[StreamTransport, bytes]:
         """Take the socket over; what is needed no more is let go, since it may be for long."""
@@ -328,8 +345,36 @@ class WebSocketServer(WSGIServer):  # type: ignore[misc]  # gevent's stubs make 
     """
 
     handler_class = WebSocketHandler
+    pool: Any
     #: Seconds over which connections are closed when the server stops.
     drain_time = 0.0
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._kept: set[Connection] = set()  # whose requests are over
+        self._kept_sockets: set[Any] = set()  # those that the server would close
+        super().__init__(*args, **kwargs)
+
+    def set_spawn(self, spawn: Any) -> None:
+        if isinstance(spawn, Pool):
+            spawn = _Pool(spawn.size, self._kept)
+        elif type(spawn) is int:
+            spawn = _Pool(spawn, self._kept)
+        super().set_spawn(spawn)
+
+    def keep(self, connection: Connection) -> None:
+        """Count a connection whose request is over; see :meth:`forget`."""
+        self._kept.add(connection)
+        if hasattr(connection.transport.sock, "pending"):  # TLS
+            self._kept_sockets.add(connection.transport.sock)
+        connection.keeper = self
+
+    def forget(self, connection: Connection) -> None:
+        """Count a connection that was kept no longer."""
+        was_full = self.full()
+        self._kept.discard(connection)
+        self._kept_sockets.discard(connection.transport.sock)
+        if was_full:
+            self._start_accepting_if_started()
 
     def serve_forever(self, stop_timeout: float | None = None) -> None:
         """Serve until Ctrl-C or SIGTERM, or until :meth:`stop` is called."""
@@ -365,7 +410,20 @@ class WebSocketServer(WSGIServer):  # type: ignore[misc]  # gevent's stubs make 
         try:
             self.handle(tls_socket, address)
         finally:
-            tls_socket.close()
+            if tls_socket not in self._kept_sockets:
+                tls_socket.close()
+
+
+class _Pool(Pool):
+    """Handlers of one server, whose size limits connections that outlive their request, too."""
+
+    def __init__(self, size: int | None, kept: set[Connection]) -> None:
+        super().__init__(size)
+        self._kept = kept
+
+    def free_count(self) -> int:
+        free: int = super().free_count()
+        return free if self.size is None else max(0, free - len(self._kept))
 
 
 def drain(seconds: float) -> None:

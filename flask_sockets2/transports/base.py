@@ -51,6 +51,16 @@ class Clock(Protocol):
 
     #: Kept for who keeps connections alive by this clock.
     keepalive: Any
+    #: Whether other threads use its transports, too, under their locks.
+    threaded: bool
+    #: Whether waiting for a network there would stop all its connections.
+    blocks: bool
+
+    def call_soon(self, function: Callable[[], None]) -> None:
+        """Call a function there, not before the next turn; from any thread."""
+
+    def inside(self) -> bool:
+        """Whether the caller runs in its thread."""
 
     def call_later(self, delay: float, function: Callable[[], None]) -> Timer:
         """Call a function there after so many seconds."""

@@ -7,6 +7,7 @@ and none is switched away from inside this module, so nothing here is locked.
 
 from __future__ import annotations
 
+import _socket
 import socket
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -15,6 +16,7 @@ from weakref import WeakKeyDictionary
 
 from gevent import get_hub
 from gevent.event import Event
+from gevent.monkey import get_original, is_module_patched
 from greenlet import getcurrent
 
 from .base import StreamTransport
@@ -22,6 +24,7 @@ from .base import StreamTransport
 __all__ = ["GreenTransport"]
 
 _READ, _WRITE = 1, 2  # libev's event masks
+_get_ident = get_original("_thread", "get_ident")  # of the native thread
 _EXPIRED = object()
 
 
@@ -32,6 +35,7 @@ class GreenTransport(StreamTransport):
     """
 
     __slots__ = (
+        "_detached",
         "_event",
         "_loop",
         "_read_watcher",
@@ -55,6 +59,7 @@ class GreenTransport(StreamTransport):
         self._read_watcher: Any = self._loop.io(sock.fileno(), _READ)
         self._write_watcher: Any = None
         self._reading = False
+        self._detached = False
         if self._pending is not None:  # TLS
             sock.setblocking(False)
         else:
@@ -87,6 +92,20 @@ class GreenTransport(StreamTransport):
     def call_inside(self, function: Callable[[], None]) -> None:
         function()
 
+    def detach(self) -> None:
+        """Keep the socket beyond the request that it came with, whose server may close its own.
+
+        A plain socket's descriptor is taken away from the object that the server holds; a TLS one
+        stays what it is, and the server must leave it open.
+        """
+        if self._pending is None:
+            sock = self.sock
+            raw = _socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
+            raw.settimeout(0.0)
+            self.sock = raw  # type: ignore[assignment]  # all that is used of it is in the C class
+            self._recv, self._send = raw.recv, raw.send
+        self._detached = True
+
     def _watch_writing(self, wanted: bool) -> None:
         if wanted:
             if self._write_watcher is None:
@@ -109,6 +128,8 @@ class GreenTransport(StreamTransport):
             self._reading = False
             self._watch_writing(False)
             super().close()
+            if self._detached:
+                self.sock.close()
 
     # -- waiting ---------------------------------------------------------------------------
 
@@ -151,13 +172,26 @@ class GreenTransport(StreamTransport):
 
 
 class _GreenClock:
-    """One hub's timers, without a connection that they would keep alive."""
+    """One hub's timers, without a connection that they would keep alive; made in its thread."""
 
-    __slots__ = ("__weakref__", "_loop", "keepalive")
+    __slots__ = ("__weakref__", "_loop", "_thread", "blocks", "keepalive")
+
+    threaded = False
 
     def __init__(self, loop: Any) -> None:
         self._loop = loop
+        self._thread = _get_ident()
         self.keepalive: Any = None
+        self.blocks = not is_module_patched("socket")
+
+    def inside(self) -> bool:
+        return bool(_get_ident() == self._thread)
+
+    def call_soon(self, function: Callable[[], None]) -> None:
+        if _get_ident() == self._thread:
+            self._loop.run_callback(function)
+        else:
+            self._loop.run_callback_threadsafe(function)
 
     def call_later(self, delay: float, function: Callable[[], None]) -> _GreenTimer:
         return _GreenTimer(self._loop, delay, function)

@@ -46,6 +46,9 @@ class _Timer:
 class _Reactor:
     """The selector thread. Only it touches the selector and the timers; others queue calls."""
 
+    threaded = True
+    blocks = False
+
     def __init__(self) -> None:
         self.keepalive: Any = None
         self._selector = selectors.DefaultSelector()
@@ -67,6 +70,9 @@ class _Reactor:
             self._waker.send(b"\0")
         except BlockingIOError:
             pass  # so many wake it already
+
+    def inside(self) -> bool:
+        return threading.current_thread() is self._thread
 
     def call_later(self, delay: float, function: Callable[[], None]) -> _Timer:
         timer = _Timer(monotonic() + delay, function)

@@ -5,6 +5,7 @@ RFC 6455 §5.2. Only what a server needs: it reads masked frames and sends unmas
 
 from __future__ import annotations
 
+import zlib
 from struct import Struct
 
 try:
@@ -21,6 +22,7 @@ __all__ = [
     "TEXT",
     "apply_mask",
     "build",
+    "build_deflated",
     "parse_header",
 ]
 
@@ -28,6 +30,9 @@ CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 
 FIN = 0x80
 MASKED = 0x80
+DEFLATED = 0x40  # RSV1, RFC 7692 §6
+
+_WORTH_DEFLATING = 64  # bytes; below it nothing is gained
 
 _SMALL_HEADERS = [[bytes((FIN | opcode, size)) for size in range(126)] for opcode in range(16)]
 
@@ -49,6 +54,21 @@ def build(opcode: int, payload: bytes) -> bytes:
     if size < 65536:
         return _pack_16(FIN | opcode, 126, size) + payload
     return _pack_64(FIN | opcode, 127, size) + payload
+
+
+def build_deflated(opcode: int, payload: bytes, window_bits: int) -> bytes:
+    """Return a whole, unmasked, final frame, compressed where that makes it smaller.
+
+    Without context takeover (RFC 7692 §7.1.1.1): the frame does for every connection that agreed
+    to a window of so many bits or more.
+    """
+    if len(payload) >= _WORTH_DEFLATING:
+        deflate = zlib.compressobj(wbits=-window_bits, memLevel=5)
+        small = (deflate.compress(payload) + deflate.flush(zlib.Z_SYNC_FLUSH))[:-4]  # §7.2.1
+        if len(small) < len(payload):
+            frame = build(opcode, small)
+            return bytes((frame[0] | DEFLATED,)) + frame[1:]
+    return build(opcode, payload)
 
 
 def parse_header(data: bytes | bytearray, position: int, end: int) -> tuple[int, int] | None:

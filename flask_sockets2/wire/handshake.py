@@ -26,9 +26,13 @@ __all__ = ["Upgrade", "is_upgrade", "origin_allowed", "parse_upgrade", "select_s
 _VERSION = (("Sec-WebSocket-Version", "13"),)
 _UPGRADE = (("Upgrade", "websocket"), ("Connection", "Upgrade"), *_VERSION)
 
-# The window of 4 KiB and memory level 5 keep a compressed connection below 64 KiB of zlib state.
+# Without context takeover of ours, one compressed message serves all clients, and a connection
+# keeps no compressor. A small window is made quickly; the client's keeps its decompressor small.
 _DEFLATE = ServerPerMessageDeflateFactory(
-    server_max_window_bits=12, client_max_window_bits=12, compress_settings={"memLevel": 5}
+    server_no_context_takeover=True,
+    server_max_window_bits=12,
+    client_max_window_bits=12,
+    compress_settings={"memLevel": 5},
 )
 
 _OURS = frozenset(

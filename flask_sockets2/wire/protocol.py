@@ -29,6 +29,7 @@ from __future__ import annotations
 import logging
 from codecs import getincrementaldecoder
 from collections.abc import Sequence
+from typing import Any
 
 from websockets.extensions import Extension
 from websockets.frames import Frame, Opcode
@@ -43,6 +44,7 @@ from .frames import (
     TEXT,
     apply_mask,
     build,
+    build_deflated,
     parse_header,
 )
 
@@ -94,7 +96,6 @@ class Protocol:
         "attention",
         "close_received",
         "close_sent",
-        "compresses",
         "failed",
         "finished",
         "max_message_size",
@@ -102,6 +103,7 @@ class Protocol:
         "output",
         "pong",
         "state",
+        "window_bits",
     )
 
     def __init__(self, *, max_message_size: int, extensions: Sequence[Extension] = ()) -> None:
@@ -111,8 +113,10 @@ class Protocol:
         self.finished = False
         #: There may be more to do than to take the messages; the caller sets it back.
         self.attention = False
-        #: Whether messages are compressed, so that they must be sent in the order of encoding.
-        self.compresses = bool(extensions)
+        #: Window of what we compress, each message by itself; None where nothing is.
+        self.window_bits: int | None = None
+        for extension in extensions:
+            self.window_bits = getattr(extension, "local_max_window_bits", None)
         #: Whether the stream ended with a failure (§7.1.7) and not with a closing handshake.
         self.failed = False
         #: Whole frames may be waiting: call ``receive(b"")`` in the next turn.
@@ -130,7 +134,7 @@ class Protocol:
         self._idle = True  # nothing is buffered and no message is under way
         self._message: bytearray | None = None  # fragments so far, fast lane
         self._opcode = TEXT  # of that message, or of the strict lane's
-        self._decoder = _Utf8Decoder()
+        self._decoder: Any = None  # made with the first fragmented text
         self._inflated: bytearray | None = None  # fragments so far, strict lane
 
     # -- reading ---------------------------------------------------------------------------
@@ -300,7 +304,7 @@ class Protocol:
         if self._message is None:
             self._message = bytearray()
             self._opcode = opcode
-            self._decoder.reset()
+            self._decoder = _Utf8Decoder()
         self._message += payload
         if self._opcode == TEXT:
             try:
@@ -353,7 +357,7 @@ class Protocol:
         if self._inflated is None:
             self._inflated = bytearray()
             self._opcode = int(frame.opcode)
-            self._decoder.reset()
+            self._decoder = _Utf8Decoder()
         self._inflated += frame.data
         if len(self._inflated) > self.max_message_size:
             # zlib may hold a last match back until a final frame, of which it is given no limit
@@ -413,15 +417,9 @@ class Protocol:
         :param binary: None: text for ``str``, binary for anything else.
         :raises TypeError: when the message is neither text nor bytes.
         """
-        if not self.compresses or self.state is not OPEN:  # the last replies go uncompressed
+        if self.window_bits is None:
             return self.frame(message, binary)
-        opcode, payload = _opcode_and_payload(message, binary)
-        strict = self._server_protocol()
-        if opcode == TEXT:
-            strict.send_text(payload)
-        else:
-            strict.send_binary(payload)
-        return b"".join(strict.data_to_send())
+        return build_deflated(*_opcode_and_payload(message, binary), self.window_bits)
 
     @staticmethod
     def frame(message: str | bytes, binary: bool | None = None) -> bytes:

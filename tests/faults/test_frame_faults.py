@@ -124,7 +124,7 @@ def test_endless_empty_fragments_cost_nothing_but_their_time(
         for client in clients:
             client.send(frame(CONTINUATION, whole[3:]))
         for client in clients:
-            assert client.message(30) == whole
+            assert client.message(30) == b"12345"  # too short to gain by compressing
 
 
 def test_a_million_fragments_are_one_message(target: Target) -> None:

@@ -330,18 +330,24 @@ def test_no_extension_is_agreed_to_that_was_not_offered(field: str) -> None:
 @pytest.mark.parametrize(
     ("offer", "answer"),
     [
-        ("permessage-deflate", "permessage-deflate; server_max_window_bits=12"),
+        (
+            "permessage-deflate",
+            "permessage-deflate; server_no_context_takeover; server_max_window_bits=12",
+        ),
         (
             "permessage-deflate; client_max_window_bits",  # as browsers ask
-            "permessage-deflate; server_max_window_bits=12; client_max_window_bits=12",
+            "permessage-deflate; server_no_context_takeover; server_max_window_bits=12; "
+            "client_max_window_bits=12",
         ),
         (
             "permessage-deflate; client_max_window_bits=15",
-            "permessage-deflate; server_max_window_bits=12; client_max_window_bits=12",
+            "permessage-deflate; server_no_context_takeover; server_max_window_bits=12; "
+            "client_max_window_bits=12",
         ),
         (
             'permessage-deflate; client_max_window_bits="10"; server_max_window_bits=9',
-            "permessage-deflate; server_max_window_bits=9; client_max_window_bits=10",
+            "permessage-deflate; server_no_context_takeover; server_max_window_bits=9; "
+            "client_max_window_bits=10",
         ),
         (
             "permessage-deflate; server_no_context_takeover; client_no_context_takeover",
@@ -350,11 +356,11 @@ def test_no_extension_is_agreed_to_that_was_not_offered(field: str) -> None:
         ),
         (
             "foo, permessage-deflate; server_max_window_bits=10, permessage-deflate",
-            "permessage-deflate; server_max_window_bits=10",  # the first one, once
+            "permessage-deflate; server_no_context_takeover; server_max_window_bits=10",  # the first one, once
         ),
         (
             "permessage-deflate; unknown=1, permessage-deflate",
-            "permessage-deflate; server_max_window_bits=12",  # the first that can be kept
+            "permessage-deflate; server_no_context_takeover; server_max_window_bits=12",  # the first that can be kept
         ),
     ],
 )

@@ -807,17 +807,25 @@ def test_a_deflate_bomb_stops_at_the_limit(fragments: int) -> None:
     assert seen.close_sent[0] == 1009
 
 
-def test_a_compressed_message_is_sent_with_rsv1_and_shares_its_window() -> None:
-    """RFC 7692 §7.2.1, §7.2.3.2."""
+def test_a_compressed_message_is_sent_with_rsv1_and_stands_by_itself() -> None:
+    """RFC 7692 §7.2.1, §7.1.1.1: one frame does for all who agreed to the same."""
     protocol = Protocol(max_message_size=1000, extensions=[deflate()])
-    assert protocol.compresses
-    frames = [protocol.send("Hello" * 9), protocol.send(b"Hello" * 9), protocol.send("")]
-    assert [frame[0] for frame in frames] == [0xC1, 0xC2, 0xC1]
-    assert len(frames[1]) < len(frames[0])
-    decoder = zlib.decompressobj(wbits=-15)
-    sent = [decoder.decompress(frame[2:] + b"\x00\x00\xff\xff") for frame in frames]
-    assert sent == [b"Hello" * 9, b"Hello" * 9, b""]
+    assert protocol.window_bits == 15
+    frames = [protocol.send("Hello" * 19), protocol.send(b"Hello" * 19)]
+    assert [frame[0] for frame in frames] == [0xC1, 0xC2]
+    assert frames[0][1:] == frames[1][1:]
+    for frame in frames:
+        decoder = zlib.decompressobj(wbits=-15)
+        assert decoder.decompress(frame[2:] + b"\x00\x00\xff\xff") == b"Hello" * 19
     assert protocol.output == []
+
+
+def test_a_message_that_compressing_makes_no_smaller_is_sent_as_it_is() -> None:
+    """RFC 7692 §6: an endpoint may leave a message uncompressed."""
+    protocol = Protocol(max_message_size=1000, extensions=[deflate()])
+    noise = bytes(range(256))[:200]
+    assert protocol.send("short") == b"\x81\x05short"
+    assert protocol.send(noise) == b"\x82\x7e\x00\xc8" + noise
 
 
 def test_control_frames_are_never_compressed() -> None:

@@ -1,0 +1,1 @@
+"""Brokers: channels, their history, and delivery to every process that subscribes."""

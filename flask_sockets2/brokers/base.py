@@ -1,0 +1,270 @@
+"""What a broker is: an ordered log of messages for each channel, delivered to who subscribes.
+
+A broker of your own (NATS, Kafka, PostgreSQL) derives from :class:`Broker` and is found by the
+scheme of its URL, through an entry point::
+
+    [project.entry-points."flask_sockets2.brokers"]
+    nats = "my_package:NatsBroker"
+
+The laws that every broker keeps, and that ``tests/brokers/test_contract.py`` checks:
+
+1.  Messages of one channel have one order, the same in every process. Their offsets within an
+    epoch are 1, 2, 3 and so on; transient messages have none of their own and are in no history.
+2.  After :meth:`Broker.subscribe` has returned position P, each message after P is delivered, in
+    order and once, until :meth:`Broker.unsubscribe`.
+3.  Where that cannot be kept (messages were lost, a server was replaced), the broker calls
+    ``missed`` with the position from which it is kept again, before it delivers what follows.
+4.  A position of an epoch that is over, or that the history does not reach, is never answered with
+    part of the messages: :attr:`History.complete` is False then.
+5.  What was published is delivered in the publishing process, too, and by no other way.
+
+It may be called from any thread, under gevent from any greenlet, and one that only publishes also
+by the children of a fork.
+"""
+
+from __future__ import annotations
+
+import _thread
+import re
+import secrets
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+__all__ = [
+    "BINARY",
+    "JSON",
+    "TEXT",
+    "Broker",
+    "BrokerOptions",
+    "Draft",
+    "History",
+    "Message",
+    "Position",
+    "Receiver",
+    "native_lock",
+    "new_epoch",
+]
+
+TEXT, BINARY, JSON = "text", "binary", "json"
+"""Kinds of messages: what their bytes are, UTF-8 in the first and the last."""
+
+_POSITION = re.compile(r"([0-9a-f]{16})-(0|[1-9][0-9]{0,15})")
+
+
+class Position(NamedTuple):
+    """A place in a channel's log: behind the message of that offset.
+
+    :ivar epoch: 16 hexadecimal digits that name the log; another epoch is another log.
+    :ivar offset: number of the message in it, from 1; 0 is before the first.
+
+    As text, for pages and clients: ``"9f86d081884c7d65-42"``.
+    """
+
+    epoch: str
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.epoch}-{self.offset}"
+
+    @classmethod
+    def parse(cls, text: str) -> Position | None:
+        """Read a position as text; None for what is none, since it comes from a client."""
+        match = _POSITION.fullmatch(text)
+        return cls(match[1], int(match[2])) if match else None
+
+
+def new_epoch() -> str:
+    """Return the name of a new log."""
+    return secrets.token_hex(8)
+
+
+class Draft(NamedTuple):
+    """What is to be published.
+
+    :ivar channel: 1 to 1,024 bytes of UTF-8.
+    :ivar kind: ``TEXT``, ``BINARY`` or ``JSON``.
+    :ivar data: the message.
+    :ivar key: of two messages with the same, a client that is behind needs only the newer.
+    :ivar event: ``join`` or ``leave``, of presence; empty for what applications publish.
+    :ivar transient: for who listens now: neither in the history nor numbered.
+    """
+
+    channel: str
+    kind: str
+    data: bytes
+    key: str = ""
+    event: str = ""
+    transient: bool = False
+
+
+class Message:
+    """What was published; the fields of :class:`Draft`, and its position.
+
+    ``position`` of a transient message is that of the log at the time. ``encoded`` keeps what has
+    been made of the message for the wire, by encoding, so that it is made once.
+    """
+
+    __slots__ = ("channel", "data", "encoded", "event", "key", "kind", "position", "transient")
+
+    def __init__(
+        self,
+        channel: str,
+        kind: str,
+        data: bytes,
+        position: Position,
+        key: str = "",
+        event: str = "",
+        transient: bool = False,
+    ) -> None:
+        self.channel = channel
+        self.kind = kind
+        self.data = data
+        self.position = position
+        self.key = key
+        self.event = event
+        self.transient = transient
+        self.encoded: dict[Any, Any] = {}
+
+    def __repr__(self) -> str:
+        return f"<Message {self.channel!r} {self.position}, {len(self.data)} bytes of {self.kind}>"
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What followed a position.
+
+    :ivar messages: those after it, in order; none where it is not complete.
+    :ivar position: the newest of the log.
+    :ivar complete: whether that is all that followed.
+    """
+
+    messages: Sequence[Message]
+    position: Position
+    complete: bool = True
+
+
+class Receiver(Protocol):
+    """Where a broker delivers, in any thread; what it calls never waits.
+
+    The calls for one channel come one after another.
+    """
+
+    def deliver(self, message: Message) -> None:
+        """Take a message of a channel that was subscribed to."""
+
+    def missed(self, channel: str, position: Position) -> None:
+        """What was published before a position may be lost; what comes next follows it."""
+
+    def reconnected(self) -> None:
+        """The broker was out of reach and is back: for the counters."""
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerOptions:
+    """What is set for every broker.
+
+    :ivar history_size: messages kept for each channel.
+    :ivar history_bytes: bytes of their data kept for each channel, where the broker can count them.
+    :ivar history_ttl: seconds that the history of a channel is kept after its last message.
+    :ivar presence_grace: seconds after which an identity that left and did not come back is gone.
+    :ivar prefix: of all names on a server that is shared.
+    """
+
+    history_size: int = 100
+    history_bytes: int = 2**20
+    history_ttl: float = 300.0
+    presence_grace: float = 5.0
+    prefix: str = "flask_sockets2"
+
+
+class Broker(ABC):
+    """Base of the brokers.
+
+    :param url: where it is, with a scheme of its own.
+    :param options: what is set for every broker.
+    :param receiver: where it delivers; None for one that only publishes.
+
+    Nothing is opened before the first call. Each method but :meth:`close` raises
+    :class:`~flask_sockets2.BrokerError` when the broker cannot be reached; nothing is lost on this
+    side then, and a later call may succeed.
+    """
+
+    #: Whether it reaches other processes.
+    shared = False
+    #: Whether its methods wait for a network, so that under gevent it must be patched.
+    waits = False
+
+    def __init__(self, url: str, options: BrokerOptions, receiver: Receiver | None = None) -> None:
+        self.url = url
+        self.options = options
+        self.receiver = receiver
+
+    @abstractmethod
+    def publish(self, drafts: Sequence[Draft]) -> list[Position]:
+        """Publish messages, in their order, and return the position of each.
+
+        When it raises, some of them may have been published, the first ones first.
+        """
+
+    @abstractmethod
+    def subscribe(self, channel: str) -> Position:
+        """Have a channel delivered to the receiver from the position returned on."""
+
+    @abstractmethod
+    def unsubscribe(self, channel: str) -> None:
+        """Have a channel delivered no more; does not wait and never fails."""
+
+    @abstractmethod
+    def position(self, channel: str) -> Position:
+        """Return the newest position of a channel; for one without messages, offset 0."""
+
+    @abstractmethod
+    def history(self, channel: str, since: Position | None) -> History:
+        """Return what was published after a position, None: all that is kept."""
+
+    # -- who is there ----------------------------------------------------------------------
+
+    @abstractmethod
+    def count(self, channel: str, subscribers: int) -> None:
+        """Take note of how many subscribers a channel has in this process; does not wait."""
+
+    @abstractmethod
+    def subscribers(self, channel: str) -> int:
+        """Return how many subscribers a channel has in all processes, at most seconds ago."""
+
+    @abstractmethod
+    def join(self, channel: str, identity: str) -> None:
+        """Take note of one more connection of an identity; its first publishes ``join``."""
+
+    @abstractmethod
+    def leave(self, channel: str, identity: str) -> None:
+        """Take note that one has ended; does not wait and never fails.
+
+        Where it was the last of them in all processes and none has come ``presence_grace`` seconds
+        later, ``leave`` is published.
+        """
+
+    @abstractmethod
+    def present(self, channel: str) -> list[str]:
+        """Return the identities that are in a channel, in all processes, sorted."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of everything; can be repeated.
+
+        Its identities leave, as if their process had been killed, unless they are seen elsewhere.
+        """
+
+
+def native_lock() -> Any:
+    """Return a lock between native threads, also where gevent has patched ``threading``.
+
+    It blocks the thread, so it is held only where no greenlet can be switched away from.
+    """
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is None:
+        return _thread.allocate_lock()
+    return monkey.get_original("_thread", "allocate_lock")()

@@ -1,0 +1,63 @@
+"""Later: calls that are put off, all by the same time, in one thread that ends when it is idle."""
+
+from __future__ import annotations
+
+import _thread
+import logging
+from collections import deque
+from collections.abc import Callable
+from time import monotonic, sleep
+
+from .base import native_lock
+
+__all__ = ["Later"]
+
+logger = logging.getLogger("flask_sockets2.brokers")
+
+_STEP = 0.5  # seconds; the longest that close() may have to wait for the thread's end
+
+
+class Later:
+    """Calls functions after a delay, in their order.
+
+    :param delay: seconds, the same for all.
+    """
+
+    def __init__(self, delay: float) -> None:
+        self._delay = delay
+        self._calls: deque[tuple[float, Callable[[], None]]] = deque()
+        self._running = False
+        self._lock = native_lock()  # guards starting and ending the thread
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Call a function later; does not wait."""
+        self._calls.append((monotonic() + self._delay, function))
+        with self._lock:
+            if self._running:
+                return
+            self._running = True
+        # threading.Thread would wait until it runs, and a hub's callback cannot wait.
+        _thread.start_new_thread(self._run, ())
+
+    def close(self) -> None:
+        """Forget what has not been called yet."""
+        self._calls.clear()
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._calls:
+                    self._running = False
+                    return
+                due, function = self._calls[0]
+            left = due - monotonic()
+            if left > 0:
+                sleep(min(left, _STEP))
+                continue
+            try:
+                self._calls.popleft()
+                function()
+            except IndexError:
+                pass  # closed meanwhile
+            except Exception:
+                logger.exception("a call that was put off raised")

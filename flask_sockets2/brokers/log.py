@@ -1,0 +1,60 @@
+"""Log: the newest messages of one channel, bounded by number and by bytes."""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import islice
+
+from .base import History, Message, Position
+
+__all__ = ["Log"]
+
+
+class Log:
+    """The newest messages of one channel, without a gap between them.
+
+    :param position: the newest so far; what is appended follows it.
+    :param size: messages kept.
+    :param size_bytes: bytes of their data kept; the newest message is, however long.
+
+    Not safe for concurrent use; its owner's lock guards it.
+    """
+
+    __slots__ = ("_bytes", "_messages", "_size", "_size_bytes", "position")
+
+    def __init__(self, position: Position, size: int, size_bytes: int) -> None:
+        #: Of the newest message, or what was given.
+        self.position = position
+        self._size = size
+        self._size_bytes = size_bytes
+        self._messages: deque[Message] | None = None  # made with the first message
+        self._bytes = 0
+
+    def append(self, message: Message) -> None:
+        """Add the next message; its position becomes that of the log."""
+        self.position = message.position
+        if not self._size:
+            return
+        messages = self._messages
+        if messages is None:
+            messages = self._messages = deque()
+        messages.append(message)
+        self._bytes += len(message.data)
+        while len(messages) > self._size or (self._bytes > self._size_bytes and len(messages) > 1):
+            self._bytes -= len(messages.popleft().data)
+
+    def since(self, since: Position | None) -> History:
+        """Return what follows a position, None: all that is kept."""
+        messages = self._messages or ()
+        if since is None:
+            return History(tuple(messages), self.position)
+        epoch, newest = self.position
+        behind = newest - since.offset
+        if since.epoch != epoch or not 0 <= behind <= len(messages):
+            return History((), self.position, complete=False)
+        return History(tuple(islice(messages, len(messages) - behind, None)), self.position)
+
+    def clear(self) -> None:
+        """Forget the messages; the position stays."""
+        self._messages = None
+        self._bytes = 0

@@ -1,0 +1,166 @@
+"""The broker of one process: history in ring buffers, delivery by a call."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from time import monotonic
+
+from .base import (
+    TEXT,
+    Broker,
+    BrokerOptions,
+    Draft,
+    History,
+    Message,
+    Position,
+    Receiver,
+    native_lock,
+    new_epoch,
+)
+from .later import Later
+from .log import Log
+
+__all__ = ["MemoryBroker"]
+
+
+class _Channel:
+    """A channel's log, until when it is kept, and whether it is subscribed to."""
+
+    __slots__ = ("expires", "log", "subscribed")
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+        self.subscribed = False
+        self.expires = 0.0
+
+
+class MemoryBroker(Broker):
+    """Channels within one process (``memory://``).
+
+    A channel that nobody subscribes to is forgotten ``history_ttl`` seconds after its last use; one
+    of the same name is another log then, of another epoch.
+    """
+
+    def __init__(self, url: str, options: BrokerOptions, receiver: Receiver | None = None) -> None:
+        super().__init__(url, options, receiver)
+        # Guards all below. Held while the receiver is called, which keeps the channel's order.
+        self._lock = native_lock()
+        self._channels: OrderedDict[str, _Channel] = OrderedDict()  # least recently used first
+        self._counts: dict[str, int] = {}
+        self._present: dict[str, Counter[str]] = {}
+        self._leaving = Later(options.presence_grace)
+
+    # -- messages --------------------------------------------------------------------------
+
+    def publish(self, drafts: Sequence[Draft]) -> list[Position]:
+        with self._lock:
+            return [self._publish(draft) for draft in drafts]
+
+    def _publish(self, draft: Draft) -> Position:
+        channel = self._use(draft.channel)
+        log = channel.log
+        epoch, offset = log.position
+        position = log.position if draft.transient else Position(epoch, offset + 1)
+        message = Message(
+            draft.channel, draft.kind, draft.data, position, draft.key, draft.event, draft.transient
+        )
+        if not draft.transient:
+            log.append(message)
+        if channel.subscribed and self.receiver is not None:
+            self.receiver.deliver(message)
+        return position
+
+    def _use(self, name: str) -> _Channel:
+        """Return a channel, made where there is none, and forget those whose time is over."""
+        now = monotonic()
+        channels = self._channels
+        channel = channels.get(name)
+        if channel is not None and channel.expires < now:
+            if not channel.subscribed:
+                channel = None
+            else:
+                channel.log.clear()
+        if channel is None:
+            options = self.options
+            log = Log(Position(new_epoch(), 0), options.history_size, options.history_bytes)
+            channel = channels[name] = _Channel(log)
+        channel.expires = now + self.options.history_ttl
+        channels.move_to_end(name)
+        for _ in range(2):  # faster than they come, and never many at once
+            oldest, other = next(iter(channels.items()))
+            if other.expires >= now:
+                break
+            if other.subscribed:
+                other.log.clear()
+                other.expires = now + self.options.history_ttl
+                channels.move_to_end(oldest)
+            else:
+                del channels[oldest]
+        return channel
+
+    def subscribe(self, channel: str) -> Position:
+        with self._lock:
+            used = self._use(channel)
+            used.subscribed = True
+            return used.log.position
+
+    def unsubscribe(self, channel: str) -> None:
+        with self._lock:
+            if channel in self._channels:
+                self._channels[channel].subscribed = False
+
+    def position(self, channel: str) -> Position:
+        with self._lock:
+            return self._use(channel).log.position
+
+    def history(self, channel: str, since: Position | None) -> History:
+        with self._lock:
+            return self._use(channel).log.since(since)
+
+    # -- who is there ----------------------------------------------------------------------
+
+    def count(self, channel: str, subscribers: int) -> None:
+        if subscribers:
+            self._counts[channel] = subscribers
+        else:
+            self._counts.pop(channel, None)
+
+    def subscribers(self, channel: str) -> int:
+        return self._counts.get(channel, 0)
+
+    def join(self, channel: str, identity: str) -> None:
+        with self._lock:
+            present = self._present.setdefault(channel, Counter())
+            present[identity] += 1
+            if present[identity] == 1:
+                self._tell(channel, identity, "join")
+
+    def leave(self, channel: str, identity: str) -> None:
+        self._leaving.call(lambda: self._left(channel, identity))
+
+    def _left(self, channel: str, identity: str) -> None:
+        with self._lock:
+            present = self._present.get(channel)
+            if present is None or not present[identity]:
+                return
+            present[identity] -= 1
+            if not present[identity]:
+                del present[identity]
+                self._tell(channel, identity, "leave")
+            if not present:
+                del self._present[channel]
+
+    def _tell(self, channel: str, identity: str, event: str) -> None:
+        self._publish(Draft(channel, TEXT, identity.encode(), event=event, transient=True))
+
+    def present(self, channel: str) -> list[str]:
+        with self._lock:
+            return sorted(self._present.get(channel, ()))
+
+    def close(self) -> None:
+        self._leaving.close()
+        with self._lock:
+            self._channels.clear()
+            self._counts.clear()
+            self._present.clear()

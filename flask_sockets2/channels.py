@@ -1,0 +1,180 @@
+"""Channels of one application: publish to them, and subscribe connections."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Protocol
+
+from flask import Flask
+
+from .brokers.base import BrokerOptions, Draft, Position
+from .brokers.registry import open_broker
+from .encoding import Frames
+from .fanout import ALL, Fanout, Observer, Subscription
+from .outlet import Outlet, Owner, SocketWriter
+from .publisher import Publisher, check_channel, payload_of
+from .signals import broker_reconnected, client_too_slow, gap_told, message_dropped
+from .stats import Counters
+
+__all__ = ["Channels", "Subscriber"]
+
+logger = logging.getLogger("flask_sockets2.channels")
+
+_MAX_IDENTITY = 1024  # bytes of UTF-8
+_FOREIGN = Position("", 0)  # of no log
+
+
+class Subscriber(Owner, Protocol):
+    """A connection, as far as its channels need it."""
+
+    environ: Any
+    limits: Any
+    outlet: Any
+
+    @property
+    def transport(self) -> SocketWriter:
+        """What its bytes go through."""
+
+    @property
+    def window_bits(self) -> int | None:
+        """Of permessage-deflate."""
+
+
+class _Signals(Observer):
+    """Sends an application's signals."""
+
+    def __init__(self, app: Flask) -> None:
+        self._app = app
+
+    def gap(self, channel: str) -> None:
+        gap_told.send(self._app, channel=channel)
+
+    def dropped(self, owner: Owner, channel: str) -> None:
+        message_dropped.send(self._app, connection=owner, channel=channel)
+
+    def too_slow(self, owner: Owner) -> None:
+        client_too_slow.send(self._app, connection=owner)
+
+    def reconnected(self) -> None:
+        broker_reconnected.send(self._app)
+
+
+class Channels(Publisher):
+    """The channels of one application in this process.
+
+    :param app: the application.
+    :param url: of the broker.
+    :param options: for the broker.
+    :param counters: to count in.
+    :param max_message_size: bytes of one message.
+    """
+
+    def __init__(
+        self,
+        app: Flask,
+        url: str,
+        options: BrokerOptions,
+        counters: Counters,
+        max_message_size: int,
+    ) -> None:
+        self._fanout = Fanout(lambda fanout: open_broker(url, options, fanout), options, counters)
+        self._fanout.observer = _Signals(app)
+        self._broker = self._fanout.broker
+        self._counters = counters
+        self._max_message_size = max_message_size
+        self._dumps = app.json.dumps
+        self._warned = False
+
+    def _publish(self, drafts: list[Draft]) -> list[Position]:
+        positions = self._broker.publish(drafts)
+        for draft in drafts:
+            self._counters.of_channel(draft.channel).published += 1
+        self._fanout.relieve()
+        return positions
+
+    def subscribe(
+        self,
+        connection: Subscriber,
+        channel: str,
+        *,
+        since: Any = None,
+        envelope: bool = False,
+        presence: bool = False,
+        identity: str | None = None,
+        gap: Any = None,
+    ) -> Subscription:
+        """Subscribe a connection; see :meth:`flask_sockets2.Connection.subscribe`."""
+        check_channel(channel)
+        if presence and not envelope:
+            raise ValueError("presence=True needs envelope=True: who joins comes in an envelope")
+        if identity is not None:
+            _check_identity(identity)
+        encoding = Frames.of(
+            envelope=envelope,
+            presence=presence,
+            gap=None if gap is None else payload_of(gap, self._dumps),
+            window_bits=connection.window_bits,
+        )
+        self._warn_of_processes(connection)
+        outlet = connection.outlet
+        if outlet is None:
+            limits = connection.limits
+            outlet = Outlet(
+                connection.transport,
+                connection,
+                self._fanout,
+                limits.send_buffer,
+                limits.slow_client,
+            )
+            connection.outlet = outlet
+        return self._fanout.subscribe(
+            outlet,
+            channel,
+            encoding,
+            since=_since(since),
+            identity=identity,
+            presence=presence,
+        )
+
+    def unsubscribe(self, connection: Subscriber, channel: str) -> bool:
+        """Send a connection nothing more of a channel."""
+        outlet = connection.outlet
+        return outlet is not None and self._fanout.unsubscribe(outlet, channel)
+
+    def here(self) -> dict[str, int]:
+        """Return the channels with subscribers in this process, and how many they have."""
+        return self._fanout.channels()
+
+    def close(self) -> None:
+        """Let go of the broker."""
+        self._fanout.close()
+
+    def _warn_of_processes(self, connection: Subscriber) -> None:
+        """Say once that a message would not leave this process, where there are others."""
+        if self._warned or self._broker.shared:
+            return
+        self._warned = True
+        if connection.environ.get("wsgi.multiprocess"):
+            logger.warning(
+                "this server has several workers, and with %s what is published stays in its "
+                "process; set SOCKETS_BROKER_URL to a redis:// URL, or run one worker",
+                self._broker.url,
+            )
+
+
+def _since(given: Any) -> Any:
+    """Return the position that a client names; one that makes no sense is a gap."""
+    if given is None or given == "":
+        return None
+    if isinstance(given, Position):
+        return given
+    if not isinstance(given, str):
+        raise TypeError(f"since= is a position as text, got {type(given).__name__}")
+    return ALL if given == "start" else Position.parse(given) or _FOREIGN
+
+
+def _check_identity(identity: Any) -> None:
+    if not isinstance(identity, str):
+        raise TypeError(f"identity= is a str, got {type(identity).__name__}; use str(user.id)")
+    if not 0 < len(identity.encode()) <= _MAX_IDENTITY:
+        raise ValueError(f"identity= is 1 to {_MAX_IDENTITY} bytes long")

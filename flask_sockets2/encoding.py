@@ -1,0 +1,145 @@
+"""How a message of a channel looks on the wire; made once for all clients that want it so.
+
+A client gets what was published, as it is: text as a text message, JSON as text, bytes as a binary
+message. One that is to resume where it was gets envelopes, text messages with a JSON object::
+
+    {"channel": "news", "position": "9f86d081884c7d65-42", "data": "hello"}
+    {"channel": "news", "position": "9f86d081884c7d65-43", "data": "AAE=", "encoding": "base64"}
+    {"channel": "news", "position": "9f86d081884c7d65-43", "event": "gap"}
+    {"channel": "news", "event": "presence", "identities": ["ann", "bob"]}
+    {"channel": "news", "event": "join", "identity": "cy"}
+    {"channel": "news", "event": "leave", "identity": "bob"}
+
+``data`` is the string or the JSON value; bytes are a string of base64, and ``encoding`` says so.
+``gap`` says that messages before that position were lost to this client; the others tell who is
+there. A transient message has no position: there is nothing to resume at.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64encode
+from typing import ClassVar, NamedTuple, Protocol
+from weakref import WeakValueDictionary
+
+from .brokers.base import BINARY as BINARY_KIND
+from .brokers.base import JSON, Message
+from .wire.frames import BINARY, TEXT, build, build_deflated
+
+__all__ = ["GAP", "PRESENCE", "Encoding", "Frames", "Payload"]
+
+GAP, PRESENCE, JOIN, LEAVE = "gap", "presence", "join", "leave"
+
+
+class Payload(NamedTuple):
+    """A message for one client: whether it is binary, and its bytes."""
+
+    binary: bool
+    data: bytes
+
+
+class Encoding(Protocol):
+    """How messages go out to one kind of client. Equal ones are one object."""
+
+    def encode(self, message: Message) -> bytes:
+        """Return the bytes to write for a message, empty where it is not for such clients."""
+
+
+class Frames:
+    """WebSocket frames; made by :meth:`of`.
+
+    :ivar envelope: each message in an envelope.
+    :ivar presence: who joins and leaves is told.
+    :ivar gap: sent where messages were lost, in place of the envelope's event.
+    :ivar window_bits: of permessage-deflate without context takeover (RFC 7692), None without.
+    """
+
+    __slots__ = ("__weakref__", "_shared", "envelope", "gap", "presence", "window_bits")
+
+    _made: ClassVar[WeakValueDictionary[tuple[object, ...], Frames]] = WeakValueDictionary()
+
+    def __init__(
+        self, envelope: bool, presence: bool, gap: Payload | None, window_bits: int | None
+    ) -> None:
+        self.envelope = envelope
+        self.presence = presence
+        self.gap = gap
+        self.window_bits = window_bits
+        # What is but for the gap the same shares all other frames.
+        self._shared = self
+        if gap is not None:
+            self._shared = self.of(envelope=envelope, presence=presence, window_bits=window_bits)
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        envelope: bool = False,
+        presence: bool = False,
+        gap: Payload | None = None,
+        window_bits: int | None = None,
+    ) -> Frames:
+        """Return the encoding of these properties, always the same object."""
+        key = (envelope, presence, gap, window_bits)
+        made = cls._made.get(key)
+        if made is None:
+            made = cls._made.setdefault(key, cls(*key))
+        return made
+
+    def encode(self, message: Message) -> bytes:
+        """Return the frame of a message, made once; empty where it is not for such clients."""
+        shared = self if message.event == GAP else self._shared
+        frame: bytes | None = message.encoded.get(shared)
+        if frame is None:
+            frame = message.encoded[shared] = shared._make(message)
+        return frame
+
+    def _make(self, message: Message) -> bytes:
+        payload = self._payload(message)
+        if payload is None:
+            return b""
+        opcode = BINARY if payload.binary else TEXT
+        if self.window_bits is not None:
+            return build_deflated(opcode, payload.data, self.window_bits)
+        return build(opcode, payload.data)
+
+    def _payload(self, message: Message) -> Payload | None:
+        if message.event == GAP and self.gap is not None:
+            return self.gap
+        if message.event in (JOIN, LEAVE, PRESENCE) and not self.presence:
+            return None
+        if self.envelope:
+            return Payload(False, _envelope(message))
+        if message.event:
+            return None
+        return Payload(message.kind == BINARY_KIND, message.data)
+
+
+def _envelope(message: Message) -> bytes:
+    fields = {"channel": message.channel}
+    if message.event == GAP or not message.transient:
+        fields["position"] = str(message.position)
+    if message.event:
+        fields["event"] = message.event
+    if message.event in (JOIN, LEAVE):
+        fields["identity"] = message.data.decode()
+    elif message.event == PRESENCE:
+        return _with_json(fields, "identities", message.data)
+    elif not message.event:
+        if message.kind == JSON:
+            return _with_json(fields, "data", message.data)
+        if message.kind == BINARY_KIND:
+            fields["data"] = b64encode(message.data).decode()
+            fields["encoding"] = "base64"
+        else:
+            fields["data"] = message.data.decode()
+    return json.dumps(fields, ensure_ascii=False).encode()
+
+
+def _with_json(fields: dict[str, str], name: str, data: bytes) -> bytes:
+    """An object with one more field, whose value is JSON already."""
+    return b'%b, "%b": %b}' % (
+        json.dumps(fields, ensure_ascii=False).encode()[:-1],
+        name.encode(),
+        data,
+    )

@@ -1,0 +1,672 @@
+"""Fan-out: from a channel to its subscribers in this process.
+
+::
+
+    broker ─ deliver() ─> channel ─> one audience for each hub or selector thread
+                                        what came in one turn, joined, once for each encoding
+                                           └─> one write for each client
+
+A message is encoded once for all clients that want it alike (``encoding.py``). What is published
+within one turn of the hub reaches a client in one write. A publisher never waits for a client, and
+one that does not yield is made to write (:meth:`Fanout.relieve`).
+
+How a subscription begins, without a gap and without a duplicate: the client is put into the
+audience at once, but *held*, so that live messages collect. Then the history after its position is
+fetched, and both are released in order, without what they share. Where the messages wanted are
+still at hand in this process, all of that is one step.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from math import inf
+from time import monotonic
+from typing import Any, NamedTuple, Protocol
+
+from .brokers.base import TEXT, Broker, BrokerOptions, History, Message, Position, native_lock
+from .brokers.later import Later
+from .brokers.log import Log
+from .encoding import GAP, PRESENCE, Encoding
+from .exceptions import BrokerError
+from .outlet import Batch, Outlet, Owner
+from .stats import ChannelCounters, Counters
+
+__all__ = ["ALL", "Fanout", "Observer", "Subscription"]
+
+logger = logging.getLogger("flask_sockets2.channels")
+
+ALL = object()
+"""In place of a position: all that the history holds."""
+
+_PENDING = 65536  # bytes of messages of one turn; a publisher writes them itself then
+_FLOOD = 2**20  # the same in all; another thread waits until the hub has written some
+_FLOOD_TIMEOUT = 5.0  # seconds that it does, at most
+_FLOOD_STEP = 0.002  # seconds between two looks
+_SLICE = 0.02  # seconds of writing after which the hub sees to others
+_SLICE_CHECK = 64  # writes between two looks at the clock
+_OPEN_TIMEOUT = 30.0  # seconds to wait for another's subscription to the same channel
+_LINGER = 10.0  # seconds that a remote channel is kept after its last subscriber: they come back
+
+
+_UNPATCHED = (
+    "gevent has not patched the standard library, so waiting for the broker would stop all "
+    "connections; begin the program with: from gevent import monkey; monkey.patch_all()"
+)
+
+
+class Clock(Protocol):
+    """A hub or selector thread."""
+
+    def call_soon(self, function: Callable[[], None]) -> None:
+        """Call a function there in the next turn; from any thread."""
+
+    def inside(self) -> bool:
+        """Whether this is its thread."""
+
+    #: Whether other threads write to its sockets, too, under the transports' locks.
+    threaded: bool
+    #: Whether waiting for a network in one of its greenlets would stop all others.
+    blocks: bool
+
+
+class Subscription(NamedTuple):
+    """How a subscription begins.
+
+    :ivar channel: its name.
+    :ivar position: after which everything is sent.
+    :ivar gap: whether messages after the position asked for are lost.
+    """
+
+    channel: str
+    position: Position
+    gap: bool
+
+
+class _Entry(NamedTuple):
+    """One outlet's subscription to one channel."""
+
+    channel: _Channel
+    encoding: Encoding
+    identity: str | None
+
+
+class _Held:
+    """Live messages for an outlet whose history is on its way.
+
+    :ivar after: once known, the position that the history has brought it to, which may be ahead of
+        what this process has seen.
+    """
+
+    __slots__ = ("after", "messages")
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.after: Position | None = None
+
+
+class _Audience:
+    """The subscribers of a channel that share a hub or selector thread."""
+
+    __slots__ = ("channel", "groups", "held", "pending", "writer")
+
+    def __init__(self, channel: _Channel, writer: _Writer) -> None:
+        self.channel = channel
+        self.writer = writer
+        self.groups: dict[Encoding, dict[Outlet, None]] = {}
+        self.held: dict[Outlet, _Held] = {}
+        self.pending: list[Message] = []
+
+
+class _Channel:
+    """A channel that has or had subscribers in this process."""
+
+    __slots__ = (
+        "audiences",
+        "closing",
+        "counters",
+        "error",
+        "log",
+        "name",
+        "opened",
+        "position",
+        "subscribers",
+    )
+
+    def __init__(self, name: str, counters: ChannelCounters) -> None:
+        self.name = name
+        self.counters = counters
+        self.subscribers = 0
+        self.audiences: dict[Any, _Audience] = {}  # by clock
+        #: Of the newest message that was delivered here.
+        self.position: Position | None = None
+        #: The newest messages, where the broker's history is far away.
+        self.log: Log | None = None
+        #: Set once the broker delivers, or will not; None from then on.
+        self.opened: threading.Event | None = threading.Event()
+        self.error: BrokerError | None = None
+        self.closing = False
+
+
+class Observer:
+    """Who wants to know of what should not happen; does nothing by itself."""
+
+    def gap(self, channel: str) -> None:
+        """Clients of a channel are told that messages were lost."""
+
+    def dropped(self, owner: Owner, channel: str) -> None:
+        """A slow client was not sent a message."""
+
+    def too_slow(self, owner: Owner) -> None:
+        """A client is closed, being too slow."""
+
+    def reconnected(self) -> None:
+        """The broker was out of reach and is back."""
+
+
+class Fanout:
+    """The subscribers of one application in this process; the receiver of its broker.
+
+    :param make_broker: called with the fan-out, returns its broker.
+    :param options: what is set for the broker.
+    :param counters: to count in.
+    """
+
+    def __init__(
+        self,
+        make_broker: Callable[[Fanout], Broker],
+        options: BrokerOptions,
+        counters: Counters,
+    ) -> None:
+        self._options = options
+        self._counters = counters
+        # Guards channels, audiences and what is pending; nothing waits and no socket is written
+        # while it is held. A broker may hold its own lock while it delivers, so none of a broker's
+        # methods but count() is called under it.
+        self._lock = native_lock()
+        self._channels: dict[str, _Channel] = {}
+        self._writers: dict[Any, _Writer] = {}
+        self._lingering = Later(_LINGER)
+        #: Told what happens; see :class:`Observer`.
+        self.observer = Observer()
+        self.broker = make_broker(self)
+
+    # -- the broker ------------------------------------------------------------------------
+
+    def deliver(self, message: Message) -> None:
+        """Take a message from the broker; see :class:`~flask_sockets2.brokers.base.Receiver`."""
+        with self._lock:
+            channel = self._channels.get(message.channel)
+            if channel is None:
+                return
+            if not message.transient:
+                self._advance(channel, message)
+            self._put(channel, message)
+
+    def _advance(self, channel: _Channel, message: Message) -> None:
+        channel.position = position = message.position
+        if self.broker.waits:
+            log = channel.log
+            if log is None or log.position != (position.epoch, position.offset - 1):
+                log = self._log(channel, Position(position.epoch, position.offset - 1))
+            log.append(message)
+
+    def _log(self, channel: _Channel, position: Position) -> Log:
+        channel.log = Log(position, self._options.history_size, self._options.history_bytes)
+        return channel.log
+
+    def missed(self, channel: str, position: Position) -> None:
+        """Tell all subscribers of a channel that messages were lost."""
+        with self._lock:
+            known = self._channels.get(channel)
+            if known is None:
+                return
+            known.position = position
+            known.log = None
+            self._put(known, _gap(channel, position))
+            known.counters.gaps += sum(
+                len(group) for a in known.audiences.values() for group in a.groups.values()
+            )
+        logger.warning("messages of channel %.200r were lost before %s", channel, position)
+        self.observer.gap(channel)
+
+    def reconnected(self) -> None:
+        """Count that the broker was out of reach and is back."""
+        self._counters.broker_reconnects += 1
+        self.observer.reconnected()
+
+    def _put(self, channel: _Channel, message: Message) -> None:
+        for audience in channel.audiences.values():
+            audience.pending.append(message)
+            audience.writer.note(audience, len(message.data))
+
+    def relieve(self) -> None:
+        """Write what is pending, where it is much; a publisher calls this after each message.
+
+        Within the hub's own thread it is written at once. Any other thread waits until the hub has
+        written some of it, a few seconds at most.
+        """
+        for writer in list(self._writers.values()):
+            if writer.pending > _PENDING:
+                if writer.clock.inside():
+                    writer.flush_all()
+                elif writer.pending > _FLOOD:
+                    writer.wait_for_room()
+
+    # -- subscribing -----------------------------------------------------------------------
+
+    def subscribe(
+        self,
+        outlet: Outlet,
+        name: str,
+        encoding: Encoding,
+        *,
+        since: Position | object | None = None,
+        identity: str | None = None,
+        presence: bool = False,
+    ) -> Subscription:
+        """Send a client what is published to a channel.
+
+        :param since: the position that it has seen everything up to; ``ALL`` for all that the
+            history holds, None for what comes from now on.
+        :param identity: who it is, for :meth:`Broker.present`.
+        :param presence: tell it who is there.
+        :raises BrokerError: when the broker cannot be reached; the client is not subscribed then.
+        :raises ValueError: when it subscribes to the channel already.
+        """
+        if name in outlet.entries:
+            raise ValueError(f"already subscribed to {name!r}; unsubscribe() first")
+        if self.broker.waits and outlet.transport.clock.blocks:
+            raise BrokerError(_UNPATCHED)
+        channel = self._open(name)
+        simple = identity is None and not presence
+        with self._lock:
+            audience = self._audience(channel, outlet.transport.clock)
+            self._seal(audience)  # what is pending is for those before
+            assert channel.position is not None
+            at_hand = self._at_hand(channel, since) if simple else None
+            if at_hand is not None:
+                outlet.entries[channel.name] = _Entry(channel, encoding, None)
+                audience.groups.setdefault(encoding, {})[outlet] = None
+                self._replay(channel, audience, encoding, outlet, at_hand.messages)
+                return Subscription(name, at_hand.position, False)
+            outlet.entries[channel.name] = _Entry(channel, encoding, None)
+            held = audience.held[outlet] = _Held()
+        try:
+            return self._begin(channel, audience, outlet, held, since, encoding, identity, presence)
+        except BaseException:
+            self.unsubscribe(outlet, name)
+            raise
+
+    def _open(self, name: str) -> _Channel:
+        """Return a channel that the broker delivers, and count one more subscriber."""
+        deadline = monotonic() + _OPEN_TIMEOUT
+        while True:
+            with self._lock:
+                channel = self._channels.get(name)
+                if channel is None:
+                    channel = _Channel(name, self._counters.of_channel(name))
+                    self._channels[name] = channel
+                    break
+                if channel.opened is None and not channel.closing:
+                    channel.subscribers += 1
+                    self.broker.count(name, channel.subscribers)
+                    return channel
+                opened = channel.opened
+            # Another one opens it, or it is being closed just now.
+            if opened is not None and not opened.wait(max(0.0, deadline - monotonic())):
+                raise BrokerError(f"the broker did not subscribe to a channel in {_OPEN_TIMEOUT} s")
+            if channel.error is not None:
+                raise channel.error
+        return self._open_first(channel)
+
+    def _open_first(self, channel: _Channel) -> _Channel:
+        opened = channel.opened
+        assert opened is not None
+        try:
+            position = self.broker.subscribe(channel.name)
+        except BaseException as exc:
+            channel.error = exc if isinstance(exc, BrokerError) else BrokerError(str(exc))
+            with self._lock:
+                del self._channels[channel.name]
+            opened.set()
+            raise
+        with self._lock:
+            if channel.position is None:
+                channel.position = position
+                if self.broker.waits:
+                    self._log(channel, position)
+            channel.subscribers = 1
+            self.broker.count(channel.name, 1)
+            channel.opened = None
+        opened.set()
+        return channel
+
+    def _audience(self, channel: _Channel, clock: Any) -> _Audience:
+        audience = channel.audiences.get(clock)
+        if audience is None:
+            writer = self._writers.get(clock)
+            if writer is None:
+                writer = self._writers[clock] = _Writer(clock, self._lock, self._seal)
+            audience = channel.audiences[clock] = _Audience(channel, writer)
+        return audience
+
+    def _at_hand(self, channel: _Channel, since: Any) -> History | None:
+        """Return what follows a position, where that is known without asking the broker."""
+        position = channel.position
+        assert position is not None
+        if since is None or since == position:
+            return History((), position)
+        if channel.log is None or since is ALL:
+            return None
+        history = channel.log.since(since)
+        return history if history.complete else None
+
+    def _replay(
+        self,
+        channel: _Channel,
+        audience: _Audience,
+        encoding: Encoding,
+        outlet: Outlet,
+        messages: Iterable[Message],
+    ) -> None:
+        """Send one client messages before all that is published from now on."""
+        batch = Batch(channel, encoding, [outlet], list(messages))
+        if batch.messages:
+            channel.counters.replays += 1
+            channel.counters.replayed += len(batch.messages)
+            audience.writer.add(batch)
+
+    def _begin(
+        self,
+        channel: _Channel,
+        audience: _Audience,
+        outlet: Outlet,
+        held: _Held,
+        since: Any,
+        encoding: Encoding,
+        identity: str | None,
+        presence: bool,
+    ) -> Subscription:
+        """Fetch what the client wants first and release what was held meanwhile."""
+        history = None
+        if since is not None:
+            history = self.broker.history(channel.name, None if since is ALL else since)
+        if identity is not None:
+            self.broker.join(channel.name, identity)
+            outlet.entries[channel.name] = _Entry(channel, encoding, identity)
+        first: list[Message] = []
+        if presence:
+            first.append(_presence(channel.name, self.broker.present(channel.name)))
+        with self._lock:
+            assert channel.position is not None
+            position = channel.position
+            gap = history is not None and not history.complete
+            if history is not None:
+                position = history.position
+                first[:0] = [_gap(channel.name, position)] if gap else history.messages
+                self._count_replay(channel, history)
+            if outlet.closed:
+                return Subscription(channel.name, position, gap)
+            self._seal(audience)
+            after = position if history is not None else None
+            live = [m for m in held.messages if after is None or _is_newer(m, after)]
+            messages = [*first, *live]
+            if messages:
+                audience.writer.add(Batch(channel, encoding, [outlet], messages))
+            if after is not None and not _has_reached(channel.position, after):
+                held.after = after  # the history is ahead of what has been delivered here
+                held.messages.clear()
+            elif audience.held.pop(outlet, None) is not None:
+                audience.groups.setdefault(encoding, {})[outlet] = None
+        if gap:
+            self.observer.gap(channel.name)
+        return Subscription(channel.name, position, gap)
+
+    @staticmethod
+    def _count_replay(channel: _Channel, history: History) -> None:
+        if not history.complete:
+            channel.counters.gaps += 1
+        elif history.messages:
+            channel.counters.replays += 1
+            channel.counters.replayed += len(history.messages)
+
+    def unsubscribe(self, outlet: Outlet, name: str) -> bool:
+        """Send a client nothing more of a channel; False where it does not subscribe to it."""
+        return self._leave(outlet, name)
+
+    def remove(self, outlet: Outlet) -> None:
+        """Forget a client: it is closing."""
+        for name in list(outlet.entries):
+            self._leave(outlet, name)
+
+    def _leave(self, outlet: Outlet, name: str) -> bool:
+        with self._lock:
+            entry: _Entry | None = outlet.entries.pop(name, None)
+            if entry is None:
+                return False
+            channel = entry.channel
+            audience = channel.audiences[outlet.transport.clock]
+            audience.held.pop(outlet, None)
+            group = audience.groups.get(entry.encoding)
+            if group is not None:
+                group.pop(outlet, None)
+                if not group:
+                    del audience.groups[entry.encoding]
+            channel.subscribers -= 1
+            self.broker.count(channel.name, channel.subscribers)
+            idle = not channel.subscribers
+        if entry.identity is not None:
+            self.broker.leave(channel.name, entry.identity)
+        if idle and self.broker.waits:
+            self._lingering.call(lambda: self._close(channel))
+        elif idle:
+            self._close(channel)
+        return True
+
+    def _close(self, channel: _Channel) -> None:
+        with self._lock:
+            if channel.subscribers or channel.closing:
+                return
+            channel.closing = True  # who subscribes now waits until that is done
+            channel.opened = closed = threading.Event()
+        self.broker.unsubscribe(channel.name)
+        with self._lock:
+            if self._channels.get(channel.name) is channel:
+                del self._channels[channel.name]
+        closed.set()
+
+    def too_slow(self, outlet: Outlet) -> None:
+        """A client is about to be closed, being too slow."""
+        self.observer.too_slow(outlet.owner)
+
+    def dropped(self, outlet: Outlet, channel: str) -> None:
+        """A message was not sent to a client."""
+        self.observer.dropped(outlet.owner, channel)
+
+    def subscribers(self, name: str) -> int:
+        """Return how many subscribers a channel has in this process."""
+        channel = self._channels.get(name)
+        return 0 if channel is None else channel.subscribers
+
+    def channels(self) -> dict[str, int]:
+        """Return the channels with subscribers in this process, and how many they have."""
+        with self._lock:
+            return {c.name: c.subscribers for c in self._channels.values() if c.subscribers}
+
+    def close(self) -> None:
+        """Let go of the broker; nothing is delivered any more."""
+        self._lingering.close()
+        self.broker.close()
+
+    # -- writing ---------------------------------------------------------------------------
+
+    def _seal(self, audience: _Audience) -> None:
+        """Assign what is pending to those who subscribe now; under the lock."""
+        messages = audience.pending
+        if not messages:
+            return
+        audience.pending = []
+        channel, writer = audience.channel, audience.writer
+        for encoding, outlets in audience.groups.items():
+            writer.batches.append(Batch(channel, encoding, list(outlets), messages))
+        for outlet, held in list(audience.held.items()):
+            if held.after is None:
+                held.messages.extend(messages)
+                continue
+            encoding = outlet.entries[channel.name].encoding
+            newer = [m for m in messages if _is_newer(m, held.after)]
+            if newer:
+                writer.batches.append(Batch(channel, encoding, [outlet], newer))
+            if channel.position is not None and _has_reached(channel.position, held.after):
+                del audience.held[outlet]
+                audience.groups.setdefault(encoding, {})[outlet] = None
+
+
+class _Writer:
+    """What is to be written in one hub or selector thread.
+
+    :param clock: that thread; only there the sockets are written.
+    :param lock: the fan-out's.
+    :param seal: the fan-out's, called under the lock.
+    """
+
+    def __init__(self, clock: Clock, lock: Any, seal: Callable[[_Audience], None]) -> None:
+        self.clock = clock
+        self._lock = lock
+        self._seal = seal
+        self._scheduled = False
+        self._audiences: dict[_Audience, None] = {}  # with something pending
+        #: To be written, in this order; the lock guards them.
+        self.batches: list[Batch] = []
+        #: Bytes of messages that wait for their turn.
+        self.pending = 0
+        # Under way, and whether just now; only the clock's thread looks at them.
+        self._writes: Iterator[tuple[Outlet, tuple[bytes, tuple[Batch, ...]]]] | None = None
+        self._busy = False
+
+    def note(self, audience: _Audience, size: int) -> None:
+        """Something is pending in an audience; under the lock."""
+        self._audiences[audience] = None
+        self.pending += size
+        self._schedule()
+
+    def add(self, batch: Batch) -> None:
+        """Write a batch, after those before it; under the lock."""
+        self.batches.append(batch)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self.clock.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        """Write what has come up to now, for a while; the rest in the next turn."""
+        with self._lock:
+            self._scheduled = False
+        if self._busy:
+            return
+        if self._writes is None:
+            self._gather()
+        self._write(monotonic() + _SLICE)
+        if self._writes is not None:
+            with self._lock:
+                self._schedule()
+
+    def flush_all(self) -> None:
+        """Write everything that has come up to now."""
+        if not self._busy:
+            self._write(inf)
+            self._gather()
+            self._write(inf)
+
+    def wait_for_room(self) -> None:
+        """Wait, in another thread, until some of it has been written."""
+        deadline = monotonic() + _FLOOD_TIMEOUT
+        pause = native_lock()
+        pause.acquire()
+        while self.pending > _FLOOD and monotonic() < deadline:
+            pause.acquire(timeout=_FLOOD_STEP)  # a sleep of the thread, whatever is patched
+
+    def _gather(self) -> None:
+        """Take everything that has come up to now, to be written."""
+        with self._lock:
+            for audience in self._audiences:
+                self._seal(audience)
+            self._audiences.clear()
+            batches, self.batches = self.batches, []
+            self.pending = 0
+        if len(batches) == 1:
+            batch = batches[0]
+            piece = (_join(batch), (batch,))
+            self._writes = iter([(outlet, piece) for outlet in batch.outlets] if piece[0] else ())
+        elif batches:
+            self._writes = iter(_by_outlet(batches).items())
+
+    def _write(self, deadline: float) -> None:
+        """Write until everything is written, or the time is over."""
+        writes = self._writes
+        if writes is None:
+            return
+        self._busy = True  # a write may end a connection, and who is told of it may publish
+        try:
+            one_thread = not self.clock.threaded
+            for number, (outlet, (data, batches)) in enumerate(writes, 1):
+                transport = outlet.transport
+                if one_thread and not transport.buffered:
+                    if not outlet.closed:
+                        transport.write(data)
+                else:
+                    outlet.put(data, batches)
+                if not number % _SLICE_CHECK and monotonic() > deadline:
+                    return
+            self._writes = None
+        finally:
+            self._busy = False
+
+
+def _join(batch: Batch) -> bytes:
+    """The bytes of a batch for one client, counted for all of them."""
+    encode = batch.encoding.encode
+    data = b"".join([encode(message) for message in batch.messages])
+    if data:
+        counters, clients = batch.channel.counters, len(batch.outlets)
+        counters.delivered += clients * len(batch.messages)
+        counters.bytes_out += clients * len(data)
+    return data
+
+
+def _by_outlet(batches: list[Batch]) -> dict[Outlet, tuple[bytes, tuple[Batch, ...]]]:
+    """What each client gets of several batches, in one write."""
+    pieces: dict[Outlet, tuple[bytes, tuple[Batch, ...]]] = {}
+    for batch in batches:
+        data = _join(batch)
+        if not data:
+            continue
+        piece = (data, (batch,))
+        for outlet in batch.outlets:
+            before = pieces.get(outlet)
+            pieces[outlet] = piece if before is None else (before[0] + data, (*before[1], batch))
+    return pieces
+
+
+def _gap(channel: str, position: Position) -> Message:
+    return Message(channel, TEXT, b"", position, event=GAP, transient=True)
+
+
+def _presence(channel: str, identities: list[str]) -> Message:
+    data = json.dumps(identities, ensure_ascii=False).encode()
+    return Message(channel, TEXT, data, Position("", 0), event=PRESENCE, transient=True)
+
+
+def _is_newer(message: Message, position: Position) -> bool:
+    if message.transient or message.position.epoch != position.epoch:
+        return True
+    return message.position.offset > position.offset
+
+
+def _has_reached(here: Position, position: Position) -> bool:
+    return here.epoch != position.epoch or here.offset >= position.offset

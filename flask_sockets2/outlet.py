@@ -1,0 +1,218 @@
+"""Outlet: the way out to one client, and what is kept back for it when it is slow.
+
+What the kernel takes at once is written at once. What comes while something is kept back waits in
+the outlet, message by message, up to ``send_buffer`` bytes. Beyond it, by policy:
+
+``disconnect``
+    The client is closed with 1013. It comes back and resumes where it was.
+``drop_oldest``
+    The oldest messages are dropped, and the client is told of a gap in their place.
+``coalesce``
+    A newer message with the same key takes the place of an older one; what has no key, or is too
+    much even so, ends as under ``disconnect``.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from itertools import count
+from typing import Any, NamedTuple, Protocol
+
+from .brokers.base import Message
+from .encoding import GAP, Encoding
+from .stats import ChannelCounters
+
+__all__ = ["POLICIES", "Batch", "Outlet", "Owner", "SocketWriter"]
+
+DISCONNECT, DROP_OLDEST, COALESCE = "disconnect", "drop_oldest", "coalesce"
+POLICIES = (DISCONNECT, DROP_OLDEST, COALESCE)
+
+_CHUNK = 65536  # bytes handed to the kernel at a time once it takes some again
+
+
+class SocketWriter(Protocol):
+    """A transport, as far as an outlet needs it."""
+
+    clock: Any
+    lock: Any
+    buffered: int
+
+    def write(self, data: bytes) -> None:
+        """Write at once what the kernel takes and keep the rest."""
+
+
+class Owner(Protocol):
+    """Whose outlet it is: a connection."""
+
+    def too_slow(self) -> None:
+        """End: the client does not keep up."""
+
+
+class Source(Protocol):
+    """Where its messages come from: the fan-out."""
+
+    def remove(self, outlet: Outlet) -> None:
+        """Forget it."""
+
+    def too_slow(self, outlet: Outlet) -> None:
+        """It is about to be closed, being too slow."""
+
+    def dropped(self, outlet: Outlet, channel: str) -> None:
+        """A message was not sent."""
+
+
+class Batch(NamedTuple):
+    """Messages of one channel for outlets with one encoding."""
+
+    channel: Any
+    encoding: Encoding
+    outlets: list[Outlet]
+    messages: list[Message]
+
+
+class _Kept(NamedTuple):
+    """One message that is kept back."""
+
+    message: Message
+    data: bytes
+    encoding: Encoding
+    counters: ChannelCounters
+
+
+class Outlet:
+    """The way out to one client.
+
+    :param transport: of the client's connection; its lock guards the backlog.
+    :param owner: told when the client is too slow.
+    :param source: told of that and of all that was not sent.
+    :param limit: bytes kept back for it.
+    :param policy: one of :data:`POLICIES`.
+    """
+
+    __slots__ = (
+        "_backlog",
+        "_size",
+        "closed",
+        "entries",
+        "limit",
+        "owner",
+        "policy",
+        "source",
+        "transport",
+    )
+
+    def __init__(
+        self, transport: SocketWriter, owner: Owner, source: Source, limit: int, policy: str
+    ) -> None:
+        self.transport = transport
+        self.owner = owner
+        self.source = source
+        self.limit = limit
+        self.policy = policy
+        #: What it subscribes to; the fan-out's.
+        self.entries: dict[Any, Any] = {}
+        #: Nothing goes out any more.
+        self.closed = False
+        self._backlog: OrderedDict[Any, _Kept] | None = None
+        self._size = 0
+
+    def put(self, data: bytes, batches: Iterable[Batch]) -> None:
+        """Write the bytes of some batches, or keep them back behind what is; any thread."""
+        with self.transport.lock:
+            if self.closed:
+                return
+            if self._backlog is None and not self.transport.buffered:
+                self.transport.write(data)
+                return
+            for batch in batches:
+                self._keep(batch)
+            if self._size + self.transport.buffered > self.limit:
+                self._make_room()
+            if not self.transport.buffered:
+                self.drained()
+
+    def _keep(self, batch: Batch) -> None:
+        if self._backlog is None:
+            self._backlog = OrderedDict()
+        for message in batch.messages:
+            data = batch.encoding.encode(message)
+            if data:
+                self._append(_Kept(message, data, batch.encoding, batch.channel.counters))
+
+    def _append(self, kept: _Kept) -> None:
+        assert self._backlog is not None
+        key: Any = next(_numbers)
+        if self.policy == COALESCE and kept.message.key:
+            key = (kept.message.channel, kept.message.key)
+            older = self._backlog.pop(key, None)
+            if older is not None:
+                self._size -= len(older.data)
+                kept.counters.coalesced += 1
+                self._drop(older)
+        self._backlog[key] = kept
+        self._size += len(kept.data)
+
+    def _make_room(self) -> None:
+        if self.policy == DROP_OLDEST:
+            self._drop_oldest()
+            return
+        for kept in (self._backlog or {}).values():
+            kept.counters.slow_disconnects += 1
+            break
+        self.source.too_slow(self)
+        self.remove()
+        self.owner.too_slow()
+
+    def _drop_oldest(self) -> None:
+        """Drop messages from the front, and put a gap of each channel of theirs there."""
+        backlog = self._backlog
+        assert backlog is not None
+        gaps: dict[str, _Kept] = {}
+        while backlog and self._size + self.transport.buffered > self.limit // 2:
+            _, kept = backlog.popitem(last=False)
+            self._size -= len(kept.data)
+            if kept.message.event != GAP:
+                self._drop(kept)
+            if not kept.message.transient or kept.message.event == GAP:
+                gaps[kept.message.channel] = kept
+        for channel, kept in gaps.items():
+            last = kept.message
+            gap = Message(channel, last.kind, b"", last.position, event=GAP, transient=True)
+            data = kept.encoding.encode(gap)
+            if data:
+                key = next(_numbers)
+                backlog[key] = _Kept(gap, data, kept.encoding, kept.counters)
+                backlog.move_to_end(key, last=False)
+                self._size += len(data)
+
+    def _drop(self, kept: _Kept) -> None:
+        kept.counters.dropped += 1
+        self.source.dropped(self, kept.message.channel)
+
+    def drained(self) -> None:
+        """Go on: the kernel has taken all that the transport kept; by the hub or the selector
+        thread, or under the transport's lock."""
+        backlog = self._backlog
+        while backlog and not self.transport.buffered:
+            chunk: list[bytes] = []
+            size = 0
+            while backlog and size < _CHUNK:
+                _, kept = backlog.popitem(last=False)
+                chunk.append(kept.data)
+                size += len(kept.data)
+            self._size -= size
+            self.transport.write(b"".join(chunk))
+        if not backlog:
+            self._backlog = None
+
+    def remove(self) -> None:
+        """The client is closing: let nothing out any more, and be forgotten."""
+        if not self.closed:
+            self.closed = True
+            self.source.remove(self)
+        self._backlog = None
+        self._size = 0
+
+
+_numbers = count()

@@ -1,0 +1,189 @@
+"""Publisher: publish to channels from anywhere, with or without an application.
+
+From Celery, cron or a script::
+
+    from flask_sockets2 import Publisher
+
+    with Publisher("redis://localhost:6379/0") as publisher:
+        publisher.publish("news", {"headline": "It rains"})
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from itertools import islice
+from types import TracebackType
+from typing import Any
+
+from flask.json.provider import DefaultJSONProvider
+
+from .brokers.base import BINARY, JSON, TEXT, Broker, BrokerOptions, Draft, Position
+from .brokers.registry import open_broker
+from .encoding import Payload
+from .exceptions import BrokerError
+
+__all__ = ["Publisher", "check_channel", "payload_of"]
+
+_DEFAULTS = BrokerOptions()
+_MAX_CHANNEL = 1024  # bytes of UTF-8
+_MAX_MESSAGE_SIZE = 2**20  # bytes, as SOCKETS_MAX_MESSAGE_SIZE
+_CHUNK = 100  # messages; and
+_CHUNK_BYTES = 65536  # of their data, that are published in one go
+
+Dumps = Callable[[Any], str]
+
+
+def _dumps(data: Any) -> str:
+    """What Flask serialises without an application: dates, decimals, UUIDs and dataclasses, too."""
+    return json.dumps(data, default=DefaultJSONProvider.default, ensure_ascii=False)
+
+
+class Publisher:
+    """Publishes to channels.
+
+    :param url: of the broker, ``redis://…`` for example.
+    :param prefix: of all names on the broker, as ``SOCKETS_CHANNEL_PREFIX``.
+    :param history_size: messages kept for each channel, as ``SOCKETS_HISTORY_SIZE``.
+    :param history_ttl: seconds they are kept, as ``SOCKETS_HISTORY_TTL``.
+    :param max_message_size: bytes of one message, as ``SOCKETS_MAX_MESSAGE_SIZE``.
+    :param dumps: makes JSON of what is neither text nor bytes; as Flask does by default.
+    :raises BrokerError: when there is no broker for the URL.
+
+    Nothing is opened before it is first used. It may be used by any number of threads and
+    greenlets, and by the children of a fork.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str = _DEFAULTS.prefix,
+        history_size: int = _DEFAULTS.history_size,
+        history_ttl: float = _DEFAULTS.history_ttl,
+        max_message_size: int = _MAX_MESSAGE_SIZE,
+        dumps: Dumps = _dumps,
+    ) -> None:
+        options = BrokerOptions(history_size, history_ttl=history_ttl, prefix=prefix)
+        self._broker = open_broker(url, options)
+        if not self._broker.shared:
+            raise BrokerError(
+                f"{url} reaches no other process, so nobody would hear; use a redis:// URL, the "
+                "same as SOCKETS_BROKER_URL of the application"
+            )
+        self._max_message_size = max_message_size
+        self._dumps = dumps
+
+    def publish(
+        self, channel: str, data: Any, *, key: str = "", transient: bool = False
+    ) -> Position:
+        """Publish a message to all who subscribe to a channel, in all processes.
+
+        :param channel: any name of at most 1,024 bytes.
+        :param data: ``str``, bytes, or what becomes JSON.
+        :param key: of two messages with the same key a slow client needs only the newer, where its
+            policy is ``coalesce``.
+        :param transient: for who listens now: not kept in the history.
+        :returns: the message's position in the channel.
+        :raises BrokerError: when the broker cannot be reached.
+        :raises TypeError: when the data can be no message.
+        :raises ValueError: when the channel's name is none, or the message is too big.
+        """
+        return self._publish([self._draft(channel, data, key, transient)])[0]
+
+    def publish_many(self, messages: Iterable[tuple[str, Any]]) -> list[Position]:
+        """Publish many messages at the cost of few round trips.
+
+        :param messages: pairs of a channel and the data, in the order to publish.
+        :returns: the position of each.
+        :raises BrokerError: as :meth:`publish`; the first of them may have been published then.
+        """
+        positions: list[Position] = []
+        drafts = (self._draft(channel, data) for channel, data in messages)
+        while chunk := list(islice(drafts, 1)):
+            size = len(chunk[0].data)
+            for draft in drafts:
+                chunk.append(draft)
+                size += len(draft.data)
+                if len(chunk) >= _CHUNK or size >= _CHUNK_BYTES:
+                    break
+            positions += self._publish(chunk)
+        return positions
+
+    def position(self, channel: str) -> Position:
+        """Return the position of a channel's newest message, for a page to carry.
+
+        A client that subscribes with ``since`` set to it gets everything published afterwards.
+        """
+        return self._broker.position(check_channel(channel))
+
+    def subscribers(self, channel: str) -> int:
+        """Return how many connections subscribe to a channel, in all processes."""
+        return self._broker.subscribers(check_channel(channel))
+
+    def present(self, channel: str) -> list[str]:
+        """Return the identities that are in a channel, in all processes, sorted."""
+        return self._broker.present(check_channel(channel))
+
+    def close(self) -> None:
+        """Let go of the connections to the broker; can be repeated."""
+        self._broker.close()
+
+    def __enter__(self) -> Publisher:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def broker(self) -> Broker:
+        """The broker, with its own interface."""
+        return self._broker
+
+    def _publish(self, drafts: list[Draft]) -> list[Position]:
+        return self._broker.publish(drafts)
+
+    def _draft(self, channel: str, data: Any, key: str = "", transient: bool = False) -> Draft:
+        kind, payload = _encode(data, self._dumps)
+        if len(payload) > self._max_message_size:
+            raise ValueError(
+                f"a message of {len(payload)} bytes is over the limit of {self._max_message_size}; "
+                "publish where it can be fetched, or raise SOCKETS_MAX_MESSAGE_SIZE"
+            )
+        return Draft(check_channel(channel), kind, payload, key, transient=transient)
+
+
+def check_channel(name: Any) -> str:
+    """Return the name of a channel.
+
+    :raises TypeError: when it is no text.
+    :raises ValueError: when it is empty, too long or cannot be encoded.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"a channel's name is a str, got {type(name).__name__}")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError as exc:
+        raise ValueError("a channel's name cannot hold half a surrogate pair") from exc
+    if not 0 < size <= _MAX_CHANNEL:
+        raise ValueError(f"a channel's name is 1 to {_MAX_CHANNEL} bytes long, got {size}")
+    return name
+
+
+def payload_of(data: Any, dumps: Dumps) -> Payload:
+    """Return what a client is sent for data, as ``str``, bytes or JSON."""
+    kind, payload = _encode(data, dumps)
+    return Payload(kind == BINARY, payload)
+
+
+def _encode(data: Any, dumps: Dumps) -> tuple[str, bytes]:
+    if isinstance(data, str):
+        return TEXT, data.encode()
+    if isinstance(data, bytes | bytearray | memoryview):
+        return BINARY, bytes(data)
+    return JSON, dumps(data).encode()

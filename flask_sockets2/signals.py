@@ -1,0 +1,45 @@
+"""Signals (blinker's): what an application may want to act on or to count.
+
+::
+
+    from flask_sockets2.signals import client_too_slow
+
+    @client_too_slow.connect_via(app)
+    def note(app, connection, **extra):
+        app.logger.warning("%s does not keep up", connection.path)
+
+The sender is the application. Receivers run in the hub or the selector thread, so they must not
+wait for anything.
+"""
+
+from __future__ import annotations
+
+from blinker import Namespace
+
+__all__ = [
+    "broker_reconnected",
+    "client_too_slow",
+    "connection_closed",
+    "connection_opened",
+    "gap_told",
+    "message_dropped",
+]
+
+_signals = Namespace()
+
+connection_opened = _signals.signal("connection-opened", "With ``connection``.")
+connection_closed = _signals.signal(
+    "connection-closed", "With ``connection``; its ``close_code`` and ``close_reason`` are known."
+)
+client_too_slow = _signals.signal(
+    "client-too-slow", "With ``connection``: it is closed with 1013, not keeping up with channels."
+)
+message_dropped = _signals.signal(
+    "message-dropped", "With ``connection`` and ``channel``: a slow client was not sent a message."
+)
+gap_told = _signals.signal(
+    "gap-told", "With ``channel``: clients are told that messages of it were lost."
+)
+broker_reconnected = _signals.signal(
+    "broker-reconnected", "The broker was out of reach and is back."
+)
