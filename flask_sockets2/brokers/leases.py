@@ -1,0 +1,424 @@
+"""Leases: who is in a channel, in all processes, and who is there no more since its process died.
+
+Each process takes part under a random token and a lease that it renews. What it says of a channel
+(identities with their connections, number of subscribers) is said in numbers, not in changes, so
+that it can be repeated after an error. A process whose lease is over is dead: readers ignore it at
+once, and the next process that renews its own lease takes it out of each channel, which publishes
+``leave`` for those who are nowhere else. A process that was only paused finds its lease gone, takes
+another token and says everything again.
+"""
+
+from __future__ import annotations
+
+import _thread
+import logging
+import secrets
+import threading
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, Protocol
+
+from ..exceptions import BrokerError
+from .base import TEXT, native_lock, new_epoch
+from .later import Later
+from .scripts import (
+    CLAIM,
+    COUNT,
+    COUNTS,
+    DEAD,
+    END,
+    REAP,
+    RENEW,
+    SETTLE,
+    SHORTEN,
+    TOUCH,
+    WHO,
+    Call,
+    Names,
+    body_of,
+)
+
+__all__ = ["LeaseTimes", "Leases"]
+
+logger = logging.getLogger("flask_sockets2.brokers")
+
+_BATCH = 100  # scripts in one exchange
+_KEPT = 3600.0  # seconds that the server keeps what nobody touches; all processes are gone then
+_JOIN, _LEAVE = (body_of(TEXT, b"", "", event, True) for event in ("join", "leave"))
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseTimes:
+    """Seconds.
+
+    :ivar lease: after its last sign of life, when a process is taken for dead.
+    :ivar renew: between two signs of life.
+    :ivar tick: within which changed counts are told to other processes.
+    """
+
+    lease: float = 10.0
+    renew: float = 3.0
+    tick: float = 1.0
+
+
+class Runner(Protocol):
+    """What runs scripts."""
+
+    @property
+    def verb(self) -> str: ...
+
+    def run(self, calls: Sequence[Call]) -> list[Any]: ...
+
+
+class Leases:
+    """Presence and counts of this process, and what others say of theirs.
+
+    :param runner: runs scripts, and raises BrokerError.
+    :param grace: seconds after which an identity that left is gone.
+
+    One thread, begun with the first join or count, tells what changed and renews the lease.
+    """
+
+    def __init__(self, runner: Runner, names: Names, grace: float, times: LeaseTimes) -> None:
+        self._runner = runner
+        self._names = names
+        self._grace = grace
+        self._times = times
+        self._lease_ms = int(times.lease * 1000)
+        self._kept_ms = int((_KEPT + times.lease) * 1000)
+        self._leaving = Later(grace)
+        self._lock = native_lock()  # guards what follows, never while anything waits
+        self._counts: dict[str, int] = {}
+        self._uncounted: set[str] = set()  # channels whose count was not told yet
+        self._identities: dict[str, Counter[str]] = {}
+        self._unsettled: set[tuple[str, str]] = set()  # channel and identity, not told yet
+        self._begun = False
+        self._closed = False
+        # Guards what follows, also while the server is asked: registrations come one by one.
+        self._registering = threading.Lock()
+        self._process: str | None = None
+        self._channels: set[str] = set()  # that the server knows this process to be in
+        self._renewed = 0.0
+        self._reapable: list[str] = []  # processes found dead with the last renewal
+        self._touched = monotonic()
+        self._changed = threading.Event()
+        self._stop = threading.Event()
+        self._ended = threading.Event()
+
+    # -- counts ----------------------------------------------------------------------------
+
+    def count(self, channel: str, subscribers: int) -> None:
+        with self._lock:
+            if self._counts.get(channel, 0) == subscribers:
+                return
+            if subscribers:
+                self._counts[channel] = subscribers
+            else:
+                del self._counts[channel]
+            self._uncounted.add(channel)
+        self._begin()
+
+    def subscribers(self, channel: str) -> int:
+        key = self._names.key(channel, "counts")
+        found = self._runner.run([Call(COUNTS, [key], [])])[0]
+        counts = dict(zip(found[::2], map(int, found[1::2]), strict=True))
+        for process in self._dead() if counts else ():
+            counts.pop(process, None)
+        if self._process is not None:
+            counts.pop(self._process.encode(), None)
+        return sum(counts.values()) + self._counts.get(channel, 0)
+
+    # -- presence --------------------------------------------------------------------------
+
+    def join(self, channel: str, identity: str) -> None:
+        with self._lock:
+            self._identities.setdefault(channel, Counter())[identity] += 1
+        try:
+            self._settle([(channel, identity)])
+        except BaseException:  # a greenlet may be killed here
+            self._left(channel, identity)
+            raise
+        self._begin()
+
+    def leave(self, channel: str, identity: str) -> None:
+        self._leaving.call(lambda: self._left(channel, identity))
+
+    def _left(self, channel: str, identity: str) -> None:
+        with self._lock:
+            present = self._identities.get(channel)
+            if present is None or not present[identity]:
+                return
+            present[identity] -= 1
+            if not present[identity]:
+                del present[identity]
+            if not present:
+                del self._identities[channel]
+            self._unsettled.add((channel, identity))
+        self._begin()
+        self._changed.set()
+
+    def present(self, channel: str) -> list[str]:
+        if self._process is not None:
+            self._register(())  # after a pause it would ignore its own identities
+        who = self._names.key(channel, "who")
+        dead = [f"{who}:{process.decode()}" for process in self._dead()]
+        found = self._runner.run([Call(WHO, [who, *dead], [])])[0]
+        return sorted(identity.decode() for identity in found)
+
+    def _dead(self) -> list[bytes]:
+        keys = [self._names.processes, self._names.reaping]
+        dead: list[bytes] = self._runner.run([Call(DEAD, keys, [])])[0]
+        return dead
+
+    def _settle(self, wanted: Iterable[tuple[str, str]]) -> None:
+        """Tell the connections of identities, until what was told last is what is the case."""
+        left = list(wanted)
+        while left:
+            batch, left = left[:_BATCH], left[_BATCH:]
+            process = self._register(channel for channel, _ in batch)
+            told = [self._connections(*each) for each in batch]
+            self._runner.run(
+                [
+                    Call(
+                        SETTLE,
+                        self._presence_keys(channel, process),
+                        [*self._event_args(channel), identity, connections, self._kept_ms],
+                    )
+                    for (channel, identity), connections in zip(batch, told, strict=True)
+                ]
+            )
+            # Who told it at the same time may have been overtaken; the last one is right.
+            left += [
+                each
+                for each, connections in zip(batch, told, strict=True)
+                if self._connections(*each) != connections
+            ]
+
+    def _connections(self, channel: str, identity: str) -> int:
+        with self._lock:
+            present = self._identities.get(channel)
+            return present[identity] if present is not None else 0
+
+    def _presence_keys(self, channel: str, process: str) -> list[str]:
+        who = self._names.key(channel, "who")
+        return [*self._names.log(channel), who, f"{who}:{process}"]
+
+    def _event_args(self, channel: str) -> list[Any]:
+        return [self._runner.verb, new_epoch(), self._names.pubsub(channel), _JOIN, _LEAVE]
+
+    # -- the lease -------------------------------------------------------------------------
+
+    def _register(self, channels: Iterable[str], *, renew: bool = False) -> str:
+        """Have the server know this process to be in channels, and to be alive.
+
+        :returns: the name of this process.
+        """
+        with self._registering:
+            new = {each for each in channels if each not in self._channels}
+            stale = monotonic() - self._renewed > self._times.lease / 2
+            if self._process is not None and not (new or stale or renew):
+                return self._process
+            alive, *dead = self._renew(sorted(new))
+            if not alive:
+                logger.warning("this process was taken for dead, and joins again")
+                self._begin_anew()
+                _, *dead = self._renew(sorted(new))
+            self._reapable = [process.decode() for process in dead]
+            self._channels |= new
+            assert self._process is not None
+            return self._process
+
+    def _renew(self, channels: Sequence[str], *, out: bool = False) -> list[Any]:
+        process = self._process or secrets.token_hex(8)
+        names = self._names
+        began = monotonic()
+        reply: list[Any] = self._runner.run(
+            [
+                Call(
+                    RENEW,
+                    [names.processes, names.reaping, names.channels_of(process)],
+                    [
+                        process,
+                        self._lease_ms,
+                        self._kept_ms,
+                        int(self._process is not None),
+                        int(out),
+                        *channels,
+                    ],
+                )
+            ]
+        )[0]
+        if reply[0]:
+            self._process = process
+            self._renewed = began
+        return reply
+
+    def _begin_anew(self) -> None:
+        """Take another name, under which everything is said again."""
+        self._process = None
+        self._channels.clear()
+        with self._lock:
+            self._uncounted.update(self._counts)
+            for channel, present in self._identities.items():
+                self._unsettled.update((channel, identity) for identity in present)
+        self._changed.set()
+
+    # -- the thread ------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        with self._lock:
+            if self._begun or self._closed:
+                return
+            self._begun = True
+        # threading.Thread would wait until it runs, and a hub's callback cannot wait.
+        _thread.start_new_thread(self._run, ())
+
+    def _run(self) -> None:
+        failing = False
+        while not self._closed:
+            try:
+                self._round()
+                failing = False
+            except BrokerError as exc:
+                if not failing:
+                    logger.warning("cannot tell who is there: %s; trying again", exc)
+                failing = True
+            except Exception:
+                logger.exception("telling who is there failed; trying again")
+                failing = True
+            (self._stop if failing else self._changed).wait(self._times.tick)
+            self._changed.clear()
+        self._ended.set()
+
+    def _round(self) -> None:
+        """Tell what changed, and see to what is due."""
+        due = monotonic() - self._renewed >= self._times.renew
+        self._register((), renew=due)
+        self._settle_rest()
+        self._tell_counts()
+        if due:
+            self._reap()
+            self._forget_idle()
+        if monotonic() - self._touched > _KEPT / 4:
+            self._touch()
+
+    def _settle_rest(self) -> None:
+        with self._lock:
+            unsettled, self._unsettled = self._unsettled, set()
+        try:
+            self._settle(unsettled)
+        except BrokerError:
+            with self._lock:
+                self._unsettled |= unsettled
+            raise
+
+    def _tell_counts(self) -> None:
+        with self._lock:
+            uncounted, self._uncounted = self._uncounted, set()
+        try:
+            for batch in _batches(uncounted):
+                process = self._register(batch)
+                self._runner.run(
+                    [
+                        Call(
+                            COUNT,
+                            [self._names.key(channel, "counts")],
+                            [process, self._counts.get(channel, 0), self._kept_ms],
+                        )
+                        for channel in batch
+                    ]
+                )
+        except BrokerError:
+            with self._lock:
+                self._uncounted |= uncounted
+            raise
+
+    def _reap(self) -> None:
+        """Take dead processes out of the channels that they were in."""
+        names = self._names
+        for process in self._reapable:
+            own = names.channels_of(process)
+            registry = [names.processes, names.reaping, own]
+            claim = Call(CLAIM, registry, [process, self._lease_ms, self._kept_ms])
+            channels = self._runner.run([claim])[0]
+            if channels is None:
+                continue  # another process was faster
+            logger.info("a process has ended without a word; reaping %d channels", len(channels))
+            for batch in _batches(channel.decode() for channel in channels):
+                self._register(())  # reaping must not cost the own lease
+                self._runner.run(
+                    [
+                        Call(
+                            REAP,
+                            [
+                                *self._presence_keys(channel, process),
+                                names.key(channel, "counts"),
+                            ],
+                            [*self._event_args(channel), process],
+                        )
+                        for channel in batch
+                    ]
+                )
+            self._runner.run([Call(END, [names.reaping, own], [process])])
+
+    def _forget_idle(self) -> None:
+        """Have this process taken out of channels that it has nothing to say of."""
+        with self._registering:
+            with self._lock:
+                told = {channel for channel, _ in self._unsettled}
+                told.update(self._uncounted, self._counts, self._identities)
+            idle = sorted(self._channels - told)
+            if idle and self._process is not None:
+                self._renew(idle, out=True)
+                self._channels.difference_update(idle)
+
+    def _touch(self) -> None:
+        """Have the server keep what has not changed for long."""
+        with self._registering:
+            channels, process = list(self._channels), self._process or ""
+        for batch in _batches(channels):
+            calls = []
+            for channel in batch:
+                keys = [
+                    *self._presence_keys(channel, process)[2:],
+                    self._names.key(channel, "counts"),
+                ]
+                calls.append(Call(TOUCH, keys, [self._kept_ms]))
+            self._runner.run(calls)
+        self._touched = monotonic()
+
+    # -- the end ---------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End; what this process said holds for as long as identities that left are kept."""
+        self._leaving.close()
+        with self._lock:
+            self._closed = True
+        self._stop.set()
+        self._changed.set()
+        if self._begun:
+            self._ended.wait(self._times.tick)
+        with self._lock:
+            self._counts.clear()
+            self._identities.clear()
+        process, self._process = self._process, None
+        if process is None or monotonic() - self._renewed > self._times.lease:
+            return
+        try:
+            args = [process, int(self._grace * 1000)]
+            self._runner.run([Call(SHORTEN, [self._names.processes], args)])
+        except BrokerError as exc:
+            logger.debug("could not give up the lease, which ends by itself: %s", exc)
+
+    def forget(self) -> None:
+        """End, in a child of a fork, what goes on in the parent."""
+        self._closed = True
+        self._leaving.close()
+
+
+def _batches(channels: Iterable[str]) -> Iterator[list[str]]:
+    left = list(channels)
+    for start in range(0, len(left), _BATCH):
+        yield left[start : start + _BATCH]

@@ -1,0 +1,565 @@
+"""The broker of many processes and hosts: history in Redis Streams, delivery by pub/sub.
+
+It speaks to Redis 6.2 and newer, Valkey, their replicas that were promoted, and their clusters
+(Redis 7.0 and newer, Valkey). Needs ``pip install "flask-sockets2[redis]"``.
+
+What is published is added to the log and delivered by one script, so that history and delivery
+cannot disagree. Each process has one connection for pub/sub (on a cluster one for each node), and
+some for commands, opened at their first use.
+
+Under gevent that has patched ``socket``, each native thread has connections of its own, since a
+socket belongs to the hub of its thread.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl, urlencode
+
+from ..exceptions import BrokerError
+
+try:
+    from redis import exceptions as errors
+    from redis.backoff import NoBackoff
+    from redis.cluster import RedisCluster
+    from redis.connection import BlockingConnectionPool
+    from redis.retry import Retry
+except ImportError as exc:
+    raise BrokerError(
+        "a broker of redis://, rediss:// or unix:// needs the package redis, which is not "
+        'installed; run pip install "flask-sockets2[redis]"'
+    ) from exc
+
+from .base import (
+    Broker,
+    BrokerOptions,
+    Draft,
+    History,
+    Message,
+    Position,
+    Receiver,
+    native_lock,
+    new_epoch,
+)
+from .leases import Leases, LeaseTimes
+from .listener import Listener, ListenerTimes
+from .scripts import APPEND, HISTORY, POSITION, Call, Names, body_of, parse
+
+__all__ = ["Client", "RedisBroker"]
+
+_SOCKET_TIMEOUT = 5.0  # seconds for one answer, and for connecting; a URL may set others
+_CONNECTIONS = 32  # for commands at the same time; more callers wait, as long as for an answer
+_ROUND_MESSAGES = (
+    64  # published by one run of the script, during which the server does nothing else
+)
+_ROUND_BYTES = 2**20
+_PAGE = 100  # messages of a history in one answer
+_BATCH = 100  # histories asked for in one exchange
+_DAY = 86_400_000  # milliseconds
+
+_OURS = frozenset({"protocol", "decode_responses", "encoding", "encoding_errors"})
+"""Options of a URL that are not its user's choice: bytes are read as they come."""
+
+_MESSAGES = re.compile(r", with args| script: ")
+"""Where in an answer begins what a program sent, or where in a script it happened."""
+
+_REMEDIES: tuple[tuple[type[errors.RedisError], str, str], ...] = (
+    (errors.OutOfMemoryError, "", "raise its maxmemory, or keep less history"),
+    (errors.ReadOnlyError, "", "it is a replica; use the URL of the primary"),
+    (errors.NoPermissionError, "", "grant its user the commands, keys and channels of the prefix"),
+    (errors.AuthenticationError, "", "correct user and password in the URL"),
+    (errors.ResponseError, "NOAUTH", "put user and password in the URL"),
+    (errors.ResponseError, "WRONGTYPE", "another program uses its names; choose another prefix"),
+    (errors.ResponseError, "", "see the server's log"),
+)
+"""What helps, by the class of an answer and its beginning; the first that fits."""
+
+
+class RedisBroker(Broker):
+    """Channels of all processes that use one server (``redis://``, ``rediss://``, ``unix://``).
+
+    :param client_timeout: seconds for one answer of the server, where the URL sets none.
+    :param listener_times: of the connection that listens.
+    :param lease_times: of what a process says about itself.
+    """
+
+    shared = True
+    waits = True
+
+    def __init__(
+        self,
+        url: str,
+        options: BrokerOptions,
+        receiver: Receiver | None = None,
+        *,
+        client_timeout: float = _SOCKET_TIMEOUT,
+        listener_times: ListenerTimes | None = None,
+        lease_times: LeaseTimes | None = None,
+    ) -> None:
+        super().__init__(url, options, receiver)
+        self._client = Client(url, client_timeout)
+        self._names = Names(options.prefix, self._client.db)
+        self._listener_times = listener_times or ListenerTimes()
+        self._lease_times = lease_times or LeaseTimes()
+        log_ttl = max(int(options.history_ttl * 1000), 1)
+        self._kept = (options.history_size, log_ttl, max(_DAY, 10 * log_ttl))
+        self._begin()
+        _forked_with(self)
+
+    def _begin(self) -> None:
+        """Make what belongs to one process."""
+        self._listener = Listener(
+            self._client,
+            self._names,
+            self.receiver,
+            self.position,
+            self._histories,
+            self._listener_times,
+        )
+        self._leases = Leases(
+            self._client, self._names, self.options.presence_grace, self._lease_times
+        )
+
+    def _after_fork(self) -> None:
+        """Let go, in a child, of what is its parent's: its threads, locks and connections."""
+        self._client.forget()
+        self._listener.forget()
+        self._leases.forget()
+        self._begin()
+
+    # -- messages --------------------------------------------------------------------------
+
+    def publish(self, drafts: Sequence[Draft]) -> list[Position]:
+        if len(drafts) == 1:
+            return self._append(drafts)
+        positions: list[Position] = []
+        for together in _rounds(drafts):
+            positions += self._append(together)
+        return positions
+
+    def _append(self, drafts: Sequence[Draft]) -> list[Position]:
+        """Publish at once, each channel's messages together or not at all.
+
+        A script that the server has forgotten, a slot that has moved or a memory that is full
+        concerns one call then, and no channel's messages are in two: they keep their order.
+        """
+        if len(drafts) == 1 or not self._client.clustered:
+            return _positions(self._client.run([self._append_call(drafts)])[0])
+        by_channel: dict[str, list[int]] = {}
+        for i, draft in enumerate(drafts):
+            by_channel.setdefault(draft.channel, []).append(i)
+        calls = [self._append_call([drafts[i] for i in own]) for own in by_channel.values()]
+        found: dict[int, Position] = {}
+        for own, reply in zip(by_channel.values(), self._client.run(calls), strict=True):
+            found.update(zip(own, _positions(reply), strict=True))
+        return [found[i] for i in range(len(drafts))]
+
+    def _append_call(self, drafts: Sequence[Draft]) -> Call:
+        keys: list[str] = []
+        channels: dict[str, tuple[int, bytes]] = {}
+        args: list[Any] = [self._client.verb, new_epoch(), *self._kept]
+        for channel, kind, data, key, event, transient in drafts:
+            if channel not in channels:
+                channels[channel] = (len(channels) + 1, self._names.pubsub(channel))
+                keys += self._names.log(channel)
+            args += channels[channel]
+            args += (int(transient), body_of(kind, data, key, event, transient))
+        return Call(APPEND, keys, args)
+
+    def subscribe(self, channel: str) -> Position:
+        return self._listener.subscribe(channel)
+
+    def unsubscribe(self, channel: str) -> None:
+        self._listener.unsubscribe(channel)
+
+    def position(self, channel: str) -> Position:
+        call = Call(POSITION, self._names.log(channel), [new_epoch()])
+        epoch, offset = self._client.run([call])[0]
+        return Position(epoch.decode(), int(offset))
+
+    def history(self, channel: str, since: Position | None) -> History:
+        return self._histories([(channel, since)])[0]
+
+    def _histories(self, wanted: Sequence[tuple[str, Position | None]]) -> list[History]:
+        """Return the histories of several channels."""
+        found: list[History] = []
+        for start in range(0, len(wanted), _BATCH):
+            batch = wanted[start : start + _BATCH]
+            replies = self._client.run([self._page(*each) for each in batch])
+            found += [
+                self._read(channel, since, reply)
+                for (channel, since), reply in zip(batch, replies, strict=True)
+            ]
+        return found
+
+    def _page(self, channel: str, since: Position | None) -> Call:
+        args = [new_epoch(), *(since or ("", "")), _PAGE, self.options.history_size]
+        return Call(HISTORY, self._names.log(channel), args)
+
+    def _read(self, channel: str, since: Position | None, reply: Any) -> History:
+        """Read a history whose first page has come, and the pages that follow it.
+
+        The offsets are compared, since a log can have gaps: what is trimmed between two pages
+        leaves one, and another process may have been told to keep nothing.
+        """
+        epoch, newest = reply[0].decode(), int(reply[1])
+        position = Position(epoch, newest)
+        if since is not None and (since.epoch != epoch or since.offset > newest):
+            return History((), position, complete=False)
+        messages: list[Message] = []
+        last = since.offset if since else 0
+        try:
+            for offset, body in self._entries(channel, position, reply):
+                if offset != last + 1:
+                    if since is not None:
+                        return History((), position, complete=False)
+                    messages.clear()
+                last = offset
+                messages.append(parse(channel, body, Position(epoch, offset)))
+        except ValueError:
+            last = -1
+        if last != newest:
+            return History((), position, complete=since is None)
+        return History(messages, position)
+
+    def _entries(self, channel: str, newest: Position, reply: Any) -> Iterator[tuple[int, bytes]]:
+        """Yield what follows in a log, up to its newest message at the time of the first page."""
+        while reply[2]:
+            offset = 0
+            for entry, fields in reply[2]:
+                offset = int(entry.partition(b"-")[0])
+                if offset > newest.offset:
+                    return
+                yield offset, fields[1]
+            if offset == newest.offset:
+                return
+            reply = self._client.run([self._page(channel, Position(newest.epoch, offset))])[0]
+            if reply[0].decode() != newest.epoch:
+                return
+
+    # -- who is there ----------------------------------------------------------------------
+
+    def count(self, channel: str, subscribers: int) -> None:
+        self._leases.count(channel, subscribers)
+
+    def subscribers(self, channel: str) -> int:
+        return self._leases.subscribers(channel)
+
+    def join(self, channel: str, identity: str) -> None:
+        self._leases.join(channel, identity)
+
+    def leave(self, channel: str, identity: str) -> None:
+        self._leases.leave(channel, identity)
+
+    def present(self, channel: str) -> list[str]:
+        return self._leases.present(channel)
+
+    def close(self) -> None:
+        self._leases.close()
+        self._listener.close()
+        self._client.close()
+
+
+def _rounds(drafts: Sequence[Draft]) -> Iterator[list[Draft]]:
+    """Cut drafts into what is published at once."""
+    together: list[Draft] = []
+    size = 0
+    for draft in drafts:
+        if together and (len(together) == _ROUND_MESSAGES or size > _ROUND_BYTES):
+            yield together
+            together, size = [], 0
+        together.append(draft)
+        size += len(draft.data)
+    if together:
+        yield together
+
+
+def _positions(reply: bytes) -> list[Position]:
+    return [Position(text[:16], int(text[17:])) for text in reply.decode().split()]
+
+
+# -- the connections for commands --------------------------------------------------------------
+
+
+class _Servers(NamedTuple):
+    """The connections of one process, or of one native thread of it."""
+
+    pool: BlockingConnectionPool
+    cluster: Any  # RedisCluster, half of which has no types; None where there is one server
+
+
+class Client:
+    """Runs scripts on a server, or on the nodes of a cluster.
+
+    :param url: where it is, as redis-py reads it.
+    :param timeout: seconds for one answer, where the URL sets none.
+    :raises BrokerError: when the URL cannot be read.
+
+    Nothing is tried twice, since it might be published twice then: a connection that was closed
+    while it was idle is noticed before it is used.
+    """
+
+    def __init__(self, url: str, timeout: float) -> None:
+        scheme, address = url.partition("?")[0].split("://", 1)
+        query = parse_qsl(url.partition("?")[2])
+        ours = urlencode([(name, value) for name, value in query if name not in _OURS])
+        self._url = f"{scheme}://{address}?{ours}"
+        self._timeout = timeout
+        self._clustered: bool | None = None  # not known before the first use
+        try:
+            pool = self._new_pool()
+            pool.connection_class(**pool.connection_kwargs)
+        except (TypeError, ValueError) as exc:
+            # The message may hold a part of the password, where that holds a slash.
+            wrong = str(exc) if "keyword argument" in str(exc) else "it cannot be read"
+            raise BrokerError(
+                "expected a URL such as redis://user:password@host:6379/0, got one of the scheme "
+                f"{scheme!r}: {wrong}; write special characters of the password as %2F"
+            ) from None
+        options = pool.connection_kwargs
+        self.db = int(options.get("db") or 0)
+        self._password = str(options.get("password") or "")
+        place = options.get("path") or f"{options.get('host')}:{options.get('port', 6379)}"
+        self.shown = f"{scheme}://{place}/{self.db}"
+        """The URL without user and password."""
+        self._local: Any = _store()
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "socket_timeout": self._timeout,
+            "socket_connect_timeout": self._timeout,
+            "retry": Retry(NoBackoff(), 0),
+            "protocol": 2,
+        }
+
+    def _new_pool(self) -> BlockingConnectionPool:
+        return BlockingConnectionPool.from_url(
+            self._url,
+            **{"max_connections": _CONNECTIONS, "timeout": self._timeout, **self._options()},
+        )
+
+    def _servers(self) -> _Servers:
+        servers: _Servers | None = getattr(self._local, "servers", None)
+        if servers is None:
+            pool = self._new_pool()
+            if self._clustered is None:
+                self._clustered = _is_cluster(pool)
+            cluster = (
+                RedisCluster.from_url(self._url, **self._options()) if self._clustered else None
+            )
+            servers = self._local.servers = _Servers(pool, cluster)
+        return servers
+
+    @property
+    def clustered(self) -> bool:
+        """Whether it is a cluster; asks the server the first time."""
+        if self._clustered is None:
+            self._translated(self._servers)
+        return bool(self._clustered)
+
+    @property
+    def verb(self) -> str:
+        """The command that publishes."""
+        return "SPUBLISH" if self.clustered else "PUBLISH"
+
+    def run(self, calls: Sequence[Call]) -> list[Any]:
+        """Run scripts and return what each returned, in that order.
+
+        On a cluster the keys of each are in one slot, and no two calls depend on their order.
+
+        :raises BrokerError: when the server cannot be reached, or refuses one of them.
+        """
+        replies: list[Any] = self._translated(lambda: self._run(calls))
+        return replies
+
+    def _run(self, calls: Sequence[Call]) -> list[Any]:
+        servers = self._servers()
+        if servers.cluster is None:
+            replies = _exchange(servers.pool, calls)
+        else:
+            replies = self._run_on_nodes(servers.cluster, calls)
+        for reply in replies:
+            if isinstance(reply, errors.RedisError):
+                raise reply
+        return replies
+
+    def _run_on_nodes(self, cluster: Any, calls: Sequence[Call]) -> list[Any]:
+        by_node: dict[str, list[int]] = {}
+        for i, call in enumerate(calls):
+            by_node.setdefault(cluster.get_node_from_key(call.keys[0]).name, []).append(i)
+        replies: list[Any] = [None] * len(calls)
+        for name, own in by_node.items():
+            try:
+                found = _exchange(_pool_of(cluster, name), [calls[i] for i in own])
+            except (errors.ConnectionError, errors.TimeoutError):
+                cluster.nodes_manager.initialize()  # its slots may be with another node by now
+                raise
+            for i, reply in zip(own, found, strict=True):
+                if isinstance(reply, (errors.AskError, errors.TryAgainError, errors.ClusterError)):
+                    reply = cluster.execute_command(*calls[i].in_full())
+                replies[i] = reply
+        return replies
+
+    # -- for the listener ------------------------------------------------------------------
+
+    def node_of(self, name: bytes) -> str:
+        """Return the node of a cluster that has a pub/sub channel, '' where there is no cluster.
+
+        :raises BrokerError: when the servers cannot be reached.
+        """
+
+        def ask() -> Any:
+            cluster = self._servers().cluster
+            return cluster.get_node_from_key(name).name if cluster is not None else ""
+
+        return str(self._translated(ask))
+
+    def refresh(self) -> None:
+        """Ask the cluster again which node has what.
+
+        :raises BrokerError: when the servers cannot be reached.
+        """
+
+        def ask() -> None:
+            cluster = self._servers().cluster
+            if cluster is not None:
+                cluster.nodes_manager.initialize()
+
+        self._translated(ask)
+
+    def connection(self, node: str) -> Any:
+        """Return a connection to a node, not yet connected, that no pool knows.
+
+        :raises BrokerError: when the servers cannot be reached.
+        """
+
+        def make() -> Any:
+            servers = self._servers()
+            pool = _pool_of(servers.cluster, node) if servers.cluster is not None else servers.pool
+            return pool.connection_class(**pool.connection_kwargs)
+
+        return self._translated(make)
+
+    # -- errors ----------------------------------------------------------------------------
+
+    def _translated(self, function: Callable[[], Any]) -> Any:
+        try:
+            return function()
+        except (errors.RedisError, errors.RedisClusterException, OSError) as exc:
+            if isinstance(exc, BrokerError):
+                raise
+            raise self.error(exc) from exc
+
+    def error(self, exc: Exception) -> BrokerError:
+        """Return an error of redis-py in our words."""
+        said = _MESSAGES.split(str(exc), maxsplit=1)[0].strip().rstrip(".")
+        if self._password:
+            said = said.replace(self._password, "***")
+        if isinstance(exc, errors.TimeoutError):
+            return BrokerError(
+                f"{self.shown} did not answer in time ({said}); see whether it is overloaded or "
+                "the network is interrupted"
+            )
+        for kind, start, remedy in _REMEDIES:
+            if isinstance(exc, kind) and said.startswith(start):
+                return BrokerError(f"{self.shown} refused: {said}; {remedy}")
+        return BrokerError(
+            f"cannot reach {self.shown}: {said}; start the server or correct the URL"
+        )
+
+    # -- the end ---------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """Leave all connections to the parent, in a child of a fork."""
+        self._local = _store()
+
+    def close(self) -> None:
+        """Close the connections; those of other native threads under gevent end with these."""
+        servers: _Servers | None = getattr(self._local, "servers", None)
+        self._local = _store()
+        if servers is not None:
+            servers.pool.disconnect()
+            if servers.cluster is not None:
+                servers.cluster.close()
+
+
+def _store() -> Any:
+    """Return where a process keeps its connections, under a patched gevent each native thread."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is None or not monkey.is_module_patched("socket"):
+        return SimpleNamespace()
+    return monkey.get_original("_thread", "_local")()
+
+
+def _is_cluster(pool: BlockingConnectionPool) -> bool:
+    reply = _converse(pool, [("INFO", "cluster")])[0]
+    if isinstance(reply, errors.NoPermissionError):
+        return False
+    if isinstance(reply, errors.RedisError):
+        raise reply
+    return b"cluster_enabled:1" in reply
+
+
+def _pool_of(cluster: Any, name: str) -> Any:
+    node = cluster.get_node(node_name=name)
+    if node is None:
+        raise errors.ConnectionError(f"the node {name} has left the cluster")
+    return cluster.get_redis_connection(node).connection_pool
+
+
+def _exchange(pool: Any, calls: Sequence[Call]) -> list[Any]:
+    """Run scripts; an error of the server is in the place of what it answers."""
+    replies = _converse(pool, [call.by_name() for call in calls])
+    unknown = [i for i, reply in enumerate(replies) if isinstance(reply, errors.NoScriptError)]
+    if unknown:
+        # The text runs in any case, and the server knows the script afterwards.
+        again = _converse(pool, [calls[i].in_full() for i in unknown])
+        for i, reply in zip(unknown, again, strict=True):
+            replies[i] = reply
+    return replies
+
+
+def _converse(pool: Any, commands: Sequence[Sequence[Any]]) -> list[Any]:
+    """Send commands in one piece and read the answers."""
+    connection = pool.get_connection()
+    try:
+        connection.send_packed_command(connection.pack_commands(commands))
+        replies: list[Any] = []
+        for _ in commands:
+            try:
+                replies.append(connection.read_response())
+            except errors.ResponseError as exc:
+                replies.append(exc)
+        return replies
+    except BaseException:
+        connection.disconnect()  # answers that nobody reads are still to come
+        raise
+    finally:
+        pool.release(connection)
+
+
+# -- fork --------------------------------------------------------------------------------------
+
+_brokers: weakref.WeakSet[RedisBroker] = weakref.WeakSet()
+_lock = native_lock()  # guards both
+_registered: list[bool] = []
+
+
+def _forked_with(broker: RedisBroker) -> None:
+    """Have a broker renewed in the children of this process."""
+    with _lock:
+        _brokers.add(broker)
+        if not _registered and hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_renew)
+            _registered.append(True)
+
+
+def _renew() -> None:
+    for broker in list(_brokers):
+        broker._after_fork()

@@ -1,0 +1,471 @@
+"""Scripts: what the Redis broker runs on the server, each one step that nothing comes between.
+
+They need no more than Redis 6.2 (sharded pub/sub of clusters: 7.0), and Valkey.
+
+All that is kept of a channel has a hash tag of its own, so that a cluster holds it in one slot::
+
+    P:{channel}:meta            hash: run, epoch, offset
+    P:{channel}:log             stream: the history; the entry of offset 7 is 7-0
+    P:{channel}:who             hash: identity -> connections in all processes
+    P:{channel}:who:<process>   hash: identity -> connections in that process
+    P:{channel}:counts          hash: process -> subscribers
+    P:<db>:{channel}            pub/sub channel; these know no databases, so that it names its own
+    P:processes:{processes}               sorted set: process -> end of its lease
+    P:processes:{processes}:reaping       sorted set: dead process -> end of its reaper's lease
+    P:processes:{processes}:<process>     set: channels that it has presence or counts in
+
+``P`` is :attr:`BrokerOptions.prefix`. An epoch ends with the server's run: a server that restarts,
+or a replica that is promoted, may have lost the newest messages, and nobody could tell.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from .base import BINARY, JSON, TEXT, Message, Position
+
+__all__ = [
+    "APPEND",
+    "CLAIM",
+    "COUNT",
+    "COUNTS",
+    "DEAD",
+    "END",
+    "HISTORY",
+    "POSITION",
+    "REAP",
+    "RENEW",
+    "SETTLE",
+    "SHORTEN",
+    "TOUCH",
+    "WHO",
+    "Call",
+    "Names",
+    "Script",
+    "body_of",
+    "parse",
+]
+
+
+class Script:
+    """A Lua script.
+
+    :ivar text: its source.
+    :ivar sha: the name that a server knows it by, once it has seen it.
+    """
+
+    __slots__ = ("sha", "text")
+
+    def __init__(self, *parts: str) -> None:
+        self.text = "".join(parts)
+        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+class Call(NamedTuple):
+    """A script with the names of its keys and its other arguments."""
+
+    script: Script
+    keys: Sequence[str]
+    args: Sequence[Any]
+
+    def by_name(self) -> tuple[Any, ...]:
+        """Return the command for a server that knows the script."""
+        return ("EVALSHA", self.script.sha, len(self.keys), *self.keys, *self.args)
+
+    def in_full(self) -> tuple[Any, ...]:
+        """Return the command for a server that does not."""
+        return ("EVAL", self.script.text, len(self.keys), *self.keys, *self.args)
+
+
+class Names:
+    """Names on the server.
+
+    :param prefix: of all of them; may hold no braces, which would be the hash tag.
+    :param db: number of the database.
+    """
+
+    def __init__(self, prefix: str, db: int) -> None:
+        if "{" in prefix or "}" in prefix:
+            raise ValueError(f"expected a prefix without braces, got {prefix!r}; take others")
+        self._prefix = prefix
+        self._pubsub = f"{prefix}:{db}:{{"
+        self.processes = f"{prefix}:processes:{{processes}}"
+        self.reaping = f"{self.processes}:reaping"
+
+    def key(self, channel: str, what: str) -> str:
+        """Return the name of a key of a channel."""
+        return f"{self._prefix}:{{{_tag(channel)}}}:{what}"
+
+    def log(self, channel: str) -> list[str]:
+        """Return the names of the two keys of a channel's log."""
+        start = f"{self._prefix}:{{{_tag(channel)}}}:"
+        return [start + "meta", start + "log"]
+
+    def pubsub(self, channel: str) -> bytes:
+        """Return the name of a channel in pub/sub."""
+        return f"{self._pubsub}{_tag(channel)}}}".encode()
+
+    def channels_of(self, process: str) -> str:
+        """Return the name of the set of channels that a process is in."""
+        return f"{self.processes}:{process}"
+
+
+def _tag(channel: str) -> str:
+    """Return a channel's name without braces, which would end the hash tag."""
+    if "%" in channel or "{" in channel or "}" in channel:
+        return channel.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
+    return channel
+
+
+# -- messages on the wire ----------------------------------------------------------------------
+#
+# In the log:    flags and kind (1 byte), length of event (1), length of key (4), event, key, data.
+# In pub/sub:    position as text, a space, and the same.
+
+_HEADER = struct.Struct(">BBI")
+_TRANSIENT = 0x10
+_FLAGS = {TEXT: 0, BINARY: 1, JSON: 2}
+_KINDS = (TEXT, BINARY, JSON)
+
+
+def body_of(kind: str, data: bytes, key: str, event: str, transient: bool) -> bytes:
+    """Return a message as it lies in the log."""
+    flags = _FLAGS[kind] | _TRANSIENT if transient else _FLAGS[kind]
+    if not key and not event:
+        return _HEADER.pack(flags, 0, 0) + data
+    event_bytes, key_bytes = event.encode(), key.encode()
+    header = _HEADER.pack(flags, len(event_bytes), len(key_bytes))
+    return b"".join((header, event_bytes, key_bytes, data))
+
+
+def parse(channel: str, payload: bytes, position: Position | None = None) -> Message:
+    """Read a message.
+
+    :param payload: from the log; from pub/sub where no position is given.
+    :raises ValueError: when it is none: whoever can publish on the server could have sent it.
+    """
+    start = 0
+    if position is None:
+        start = payload.index(b" ", 0, 64) + 1
+        position = Position(payload[:16].decode("ascii"), int(payload[17 : start - 1]))
+    try:
+        flags, event_length, key_length = _HEADER.unpack_from(payload, start)
+        kind = _KINDS[flags & 0x0F]
+    except (struct.error, IndexError) as exc:
+        raise ValueError("no message of a channel") from exc
+    start += 6
+    if not event_length and not key_length:
+        transient = bool(flags & _TRANSIENT)
+        return Message(channel, kind, payload[start:], position, "", "", transient)
+    key = start + event_length
+    data = key + key_length
+    return Message(
+        channel,
+        kind,
+        payload[data:],
+        position,
+        payload[key:data].decode(),
+        payload[start:key].decode(),
+        bool(flags & _TRANSIENT),
+    )
+
+
+# -- Lua: messages -----------------------------------------------------------------------------
+
+# log_of(meta, log, fresh) -> epoch, offset of the newest message; begins the log anew, under the
+# epoch `fresh`, where there is none or another run of a server wrote it. Its first write is one
+# that a server out of memory refuses, so that nothing has changed then. Where an access control
+# list forbids INFO, all runs are taken for the same.
+_LOG_OF = """
+local META_TTL = '86400000'
+local run
+local function log_of(meta, log, fresh)
+  if not run then
+    local info = redis.pcall('INFO', 'server')
+    run = type(info) == 'string' and string.match(info, 'run_id:(%x+)') or ''
+  end
+  local found = redis.call('HMGET', meta, 'run', 'epoch', 'offset')
+  if found[1] == run and found[2] and found[3] then
+    return found[2], tonumber(found[3])
+  end
+  redis.call('HSET', meta, 'run', run, 'epoch', fresh, 'offset', '0')
+  redis.call('PEXPIRE', meta, META_TTL)
+  redis.call('DEL', log)
+  return fresh, 0
+end
+local function text(number)
+  return string.format('%.0f', number)
+end
+"""
+
+# Publishes messages, in their order: all of them, or none with an error.
+#   KEYS: meta and log of each channel.
+#   ARGV: PUBLISH or SPUBLISH, fresh epoch, size of the log, milliseconds that the log and the meta
+#         are kept; then for each message: number of its channel (1 is the first), name of that in
+#         pub/sub, '1' for a transient one, the message.
+#   Returns the positions as one text, with spaces between them.
+APPEND = Script(
+    _LOG_OF,
+    """
+local epochs, offsets, appended, positions = {}, {}, {}, {}
+for i = 6, #ARGV, 4 do
+  local channel = tonumber(ARGV[i])
+  local meta, log = KEYS[2 * channel - 1], KEYS[2 * channel]
+  if not epochs[channel] then
+    epochs[channel], offsets[channel] = log_of(meta, log, ARGV[2])
+  end
+  if ARGV[i + 2] ~= '1' then
+    offsets[channel] = redis.call('HINCRBY', meta, 'offset', 1)
+    appended[channel] = true
+    if ARGV[3] ~= '0' then
+      redis.call('XADD', log, 'MAXLEN', '~', ARGV[3], text(offsets[channel]) .. '-0',
+                 'm', ARGV[i + 3])
+    end
+  end
+  local position = epochs[channel] .. '-' .. text(offsets[channel])
+  redis.call(ARGV[1], ARGV[i + 1], position .. ' ' .. ARGV[i + 3])
+  positions[#positions + 1] = position
+end
+for channel in pairs(appended) do
+  redis.call('PEXPIRE', KEYS[2 * channel - 1], ARGV[5])
+  redis.call('PEXPIRE', KEYS[2 * channel], ARGV[4])
+end
+return table.concat(positions, ' ')
+""",
+)
+
+# Returns the newest position as {epoch, offset}.
+#   KEYS: meta, log.  ARGV: fresh epoch.
+POSITION = Script(
+    _LOG_OF,
+    """
+local epoch, offset = log_of(KEYS[1], KEYS[2], ARGV[1])
+return {epoch, text(offset)}
+""",
+)
+
+# Returns the newest position and a page of what follows another: {epoch, offset, {{id, fields}..}}.
+#   KEYS: meta, log.
+#   ARGV: fresh epoch; epoch and offset of the other position, both '' for all that is kept; entries
+#         on the page; size of the log.
+HISTORY = Script(
+    _LOG_OF,
+    """
+local epoch, newest = log_of(KEYS[1], KEYS[2], ARGV[1])
+local offset
+if ARGV[2] == '' then
+  offset = math.max(newest - tonumber(ARGV[5]), 0)
+elseif ARGV[2] == epoch then
+  offset = tonumber(ARGV[3])
+end
+if not offset or offset >= newest then
+  return {epoch, text(newest), {}}
+end
+local entries = redis.call('XRANGE', KEYS[2], text(offset + 1) .. '-0', '+', 'COUNT', ARGV[4])
+return {epoch, text(newest), entries}
+""",
+)
+
+# -- Lua: who is there -------------------------------------------------------------------------
+
+# now() -> milliseconds, by the server's clock.
+_NOW = """
+local function now()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+"""
+
+# settle(identity, old, new) sets the connections of an identity in a process, and publishes `join`
+# for its first and `leave` for its last in all processes.
+#   KEYS: meta, log, who, who of the process, ...
+#   ARGV: PUBLISH or SPUBLISH, fresh epoch, name of the channel in pub/sub, the messages `join` and
+#         `leave` without their data, ...
+_SETTLE = """
+local function settle(identity, old, new)
+  if new == old then return end
+  local total = redis.call('HINCRBY', KEYS[3], identity, new - old)
+  if new > 0 then
+    redis.call('HSET', KEYS[4], identity, text(new))
+  else
+    redis.call('HDEL', KEYS[4], identity)
+  end
+  local event
+  if total <= 0 then
+    redis.call('HDEL', KEYS[3], identity)
+    event = ARGV[5]
+  elseif total == new - old then
+    event = ARGV[4]
+  end
+  if event then
+    local epoch, offset = log_of(KEYS[1], KEYS[2], ARGV[2])
+    redis.call(ARGV[1], ARGV[3], epoch .. '-' .. text(offset) .. ' ' .. event .. identity)
+  end
+end
+"""
+
+# Sets the connections of an identity in a process; can be repeated.
+#   KEYS and ARGV: as above; then identity, connections, milliseconds that it is kept.
+SETTLE = Script(
+    _LOG_OF,
+    _SETTLE,
+    """
+settle(ARGV[6], tonumber(redis.call('HGET', KEYS[4], ARGV[6]) or 0), tonumber(ARGV[7]))
+redis.call('PEXPIRE', KEYS[3], ARGV[8])
+redis.call('PEXPIRE', KEYS[4], ARGV[8])
+return 1
+""",
+)
+
+# Takes a dead process out of a channel; can be repeated.
+#   KEYS and ARGV: as above, and KEYS[5]: counts; ARGV[6]: the process.
+REAP = Script(
+    _LOG_OF,
+    _SETTLE,
+    """
+local found = redis.call('HGETALL', KEYS[4])
+for i = 1, #found, 2 do
+  settle(found[i], tonumber(found[i + 1]), 0)
+end
+redis.call('HDEL', KEYS[5], ARGV[6])
+return 1
+""",
+)
+
+# Returns the identities that are in a channel.
+#   KEYS: who, who of each dead process.
+WHO = Script(
+    """
+local total = {}
+local found = redis.call('HGETALL', KEYS[1])
+for i = 1, #found, 2 do
+  total[found[i]] = tonumber(found[i + 1])
+end
+for k = 2, #KEYS do
+  found = redis.call('HGETALL', KEYS[k])
+  for i = 1, #found, 2 do
+    total[found[i]] = (total[found[i]] or 0) - tonumber(found[i + 1])
+  end
+end
+local identities = {}
+for identity, connections in pairs(total) do
+  if connections > 0 then identities[#identities + 1] = identity end
+end
+return identities
+""",
+)
+
+# Sets the subscribers that a channel has in a process.
+#   KEYS: counts.  ARGV: process, subscribers, milliseconds that it is kept.
+COUNT = Script(
+    """
+if ARGV[2] == '0' then
+  redis.call('HDEL', KEYS[1], ARGV[1])
+else
+  redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return 1
+""",
+)
+
+# Returns the subscribers that a channel has: {process, subscribers, ...}.
+#   KEYS: counts.
+COUNTS = Script("return redis.call('HGETALL', KEYS[1])\n")
+
+# Has keys kept.  ARGV: milliseconds.
+TOUCH = Script(
+    """
+for i = 1, #KEYS do
+  redis.call('PEXPIRE', KEYS[i], ARGV[1])
+end
+return 1
+""",
+)
+
+# Renews the lease of a process, and has it in channels.
+#   KEYS: processes, reaping, channels of the process.
+#   ARGV: process; milliseconds of its lease, and that all is kept; '1' where it should have one
+#         already; '1' to take the channels out instead; channels.
+#   Returns {0} where it should and has none, since it has been taken for dead; else 1 and the dead.
+RENEW = Script(
+    _NOW,
+    """
+if ARGV[4] == '1' and not redis.call('ZSCORE', KEYS[1], ARGV[1]) then
+  return {0}
+end
+local time = now()
+redis.call('ZADD', KEYS[1], time + ARGV[2], ARGV[1])
+for i = 6, #ARGV do
+  redis.call(ARGV[5] == '1' and 'SREM' or 'SADD', KEYS[3], ARGV[i])
+end
+for i = 1, #KEYS do
+  redis.call('PEXPIRE', KEYS[i], ARGV[3])
+end
+local found = {1}
+for k = 1, 2 do
+  for _, process in ipairs(redis.call('ZRANGEBYSCORE', KEYS[k], '-inf', time)) do
+    found[#found + 1] = process
+  end
+end
+return found
+""",
+)
+
+# Returns the processes whose lease is over and whose presence may not have been cleared yet.
+#   KEYS: processes, reaping.
+DEAD = Script(
+    _NOW,
+    """
+local found = redis.call('ZRANGE', KEYS[2], 0, -1)
+for _, process in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now())) do
+  found[#found + 1] = process
+end
+return found
+""",
+)
+
+# Claims a dead process: returns its channels, or nil where another process reaps it. It stays among
+# those that are reaped until END, so that a reaper that dies has an heir.
+#   KEYS: processes, reaping, channels of the process.  ARGV: process; milliseconds of the
+# claim, and that all is kept.
+CLAIM = Script(
+    _NOW,
+    """
+local time = now()
+local lease = redis.call('ZSCORE', KEYS[1], ARGV[1])
+if not lease then
+  lease = redis.call('ZSCORE', KEYS[2], ARGV[1])
+end
+if not lease or tonumber(lease) > time then
+  return false
+end
+redis.call('ZREM', KEYS[1], ARGV[1])
+redis.call('ZADD', KEYS[2], time + ARGV[2], ARGV[1])
+redis.call('PEXPIRE', KEYS[2], ARGV[3])
+return redis.call('SMEMBERS', KEYS[3])
+""",
+)
+
+# Ends the reaping of a process.
+#   KEYS: reaping, channels of the process.  ARGV: process.
+END = Script(
+    """
+redis.call('ZREM', KEYS[1], ARGV[1])
+redis.call('DEL', KEYS[2])
+return 1
+""",
+)
+
+# Shortens the lease of a process that ends.
+#   KEYS: processes.  ARGV: process, milliseconds.
+SHORTEN = Script(
+    _NOW,
+    """
+redis.call('ZADD', KEYS[1], 'XX', now() + ARGV[2], ARGV[1])
+return 1
+""",
+)
