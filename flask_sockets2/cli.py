@@ -1,10 +1,14 @@
-"""``flask sockets routes`` lists the WebSocket rules; ``flask sockets doctor URL`` finds out why a
-browser cannot connect, without an application at hand.
+"""``flask sockets routes`` lists the WebSocket rules; ``flask sockets publish`` and ``listen`` are
+at the other end of a channel; ``flask sockets doctor URL`` finds out why a browser cannot connect,
+without an application at hand.
 """
 
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Iterator
+from queue import SimpleQueue
 from typing import Any
 
 import click
@@ -13,8 +17,13 @@ from flask.cli import AppGroup
 from websockets.exceptions import InvalidURI
 from websockets.uri import WebSocketURI, parse_uri
 
+from .brokers.base import History, Message, Position
 from .doctor import Case, examine
+from .encoding import Frames, gap_message
+from .exceptions import BrokerError
+from .extension import broker_options_of, broker_url_of, limits_of
 from .findings import Finding
+from .publisher import Publisher, check_channel
 from .view import View
 
 __all__ = ["sockets_cli"]
@@ -53,6 +62,103 @@ def _options(view: Any) -> str:
                 options[name] = ",".join(value)
         options.update(sorted(view.limits.items()))
     return " ".join(f"{name}={value}" for name, value in options.items())
+
+
+@sockets_cli.command("publish")
+@click.argument("channel")
+@click.argument("data")
+@click.option("--json", "is_json", is_flag=True, help="DATA is JSON; it is checked.")
+@click.option("--key", default="", help="A slow client needs only the newest message of a key.")
+@click.option("--transient", is_flag=True, help="For who listens now; not kept in the history.")
+def publish(channel: str, data: str, is_json: bool, key: str, transient: bool) -> None:
+    """Publish DATA to CHANNEL, and print its position; DATA '-' is read from standard input."""
+    text = sys.stdin.read() if data == "-" else data
+    message: Any = text
+    if is_json:
+        try:
+            message = current_app.json.loads(text)
+        except ValueError as exc:
+            raise click.BadParameter(f"DATA is no JSON: {exc}") from exc
+    try:
+        with _publisher() as publisher:
+            position = publisher.publish(channel, message, key=key, transient=transient)
+    except (BrokerError, ValueError) as exc:
+        raise click.ClickException(str(exc)) from exc
+    click.echo(str(position))
+
+
+@sockets_cli.command("listen")
+@click.argument("channel")
+@click.option("--since", help="A position to go on from, or 'start' for all the history holds.")
+@click.option("--count", type=click.IntRange(1), help="End after so many messages.")
+def listen(channel: str, since: str | None, count: int | None) -> None:
+    """Print what is published to CHANNEL, one JSON object in each line, until Ctrl-C."""
+    receiver = _Receiver()
+    encoding = Frames.of(envelope=True, presence=True)
+    try:
+        check_channel(channel)
+        publisher = _publisher(receiver)
+        broker = publisher.broker
+        with publisher:
+            broker.subscribe(channel)
+            history = None
+            if since is not None:
+                position = None if since == "start" else Position.parse(since) or Position("", 0)
+                history = broker.history(channel, position)
+            for number, message in enumerate(receiver.messages(channel, history), 1):
+                click.echo(encoding.text(message))
+                if number == count:
+                    return
+    except (BrokerError, ValueError) as exc:
+        raise click.ClickException(str(exc)) from exc
+    except KeyboardInterrupt:
+        pass
+
+
+def _publisher(receiver: _Receiver | None = None) -> Publisher:
+    """A publisher with the application's settings."""
+    config = current_app.config
+    options = broker_options_of(config)
+    return Publisher(
+        broker_url_of(config),
+        prefix=options.prefix,
+        history_size=options.history_size,
+        history_ttl=options.history_ttl,
+        max_message_size=limits_of(config, {}).max_message_size,
+        dumps=current_app.json.dumps,
+        receiver=receiver,
+    )
+
+
+class _Receiver:
+    """Takes the messages of one channel from its broker, for the main thread to print."""
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[Message] = SimpleQueue()
+
+    def deliver(self, message: Message) -> None:
+        self._queue.put(message)
+
+    def missed(self, channel: str, position: Position) -> None:
+        self._queue.put(gap_message(channel, position))
+
+    def reconnected(self) -> None:
+        click.echo("connected to the broker again", err=True)
+
+    def messages(self, channel: str, history: History | None) -> Iterator[Message]:
+        """Yield the history, then what is delivered, without what both hold."""
+        if history is not None:
+            if not history.complete:
+                yield gap_message(channel, history.position)
+            yield from history.messages
+        while True:
+            message = self._queue.get()
+            if history is None or message.transient or _is_after(message, history.position):
+                yield message
+
+
+def _is_after(message: Message, position: Position) -> bool:
+    return message.position.epoch != position.epoch or message.position.offset > position.offset
 
 
 def _parse_url(context: click.Context, parameter: click.Parameter, value: str) -> WebSocketURI:

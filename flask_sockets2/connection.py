@@ -391,6 +391,11 @@ class Connection:
             if self._held:
                 self._release()
                 continue
+            if self._deaf:
+                raise RuntimeError(
+                    "cannot receive: its handler has returned and left it to its channels; "
+                    "receive in the handler"
+                )
             message = self._wait(timeout)
             if message is RETRY:
                 continue
@@ -572,13 +577,18 @@ class Connection:
                 self._transport.call_soon(self._go_on)
             if self._held:
                 self._answer_close()
+            if self._transport.waiting is not None:  # in another greenlet, to be told
+                self._transport.call_soon(self._wake_for_end)
         if self.detachable:
             self.environ = _bare_environ(self.path)
             self._take = self._upgrade = None
         else:
-            while not self._transport.closed:
-                self.wait_closed(_LISTEN_STEP)
-            self.finish()
+            try:
+                while not self._transport.closed:
+                    self.wait_closed(_LISTEN_STEP)
+            finally:
+                self.abort()
+            self.environ = _bare_environ(self.path)
 
     @property
     def detached(self) -> bool:
@@ -706,7 +716,7 @@ class Connection:
         self.closed = True
 
     def _wake_for_end(self) -> None:
-        if self._transport.waiting is not None and self._state is not OPEN:
+        if self._transport.waiting is not None and (self._state is not OPEN or self._deaf):
             self._transport.wake(RETRY)
 
     def _ended(self, reason: str = "", *, cut: bool = False) -> None:

@@ -23,10 +23,11 @@ from typing import ClassVar, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
 from .brokers.base import BINARY as BINARY_KIND
-from .brokers.base import JSON, Message
+from .brokers.base import JSON, Message, Position
+from .brokers.base import TEXT as TEXT_KIND
 from .wire.frames import BINARY, TEXT, build, build_deflated
 
-__all__ = ["GAP", "PRESENCE", "Encoding", "Frames", "Payload"]
+__all__ = ["GAP", "Encoding", "Frames", "Payload", "gap_message", "presence_message"]
 
 GAP, PRESENCE, JOIN, LEAVE = "gap", "presence", "join", "leave"
 
@@ -94,6 +95,10 @@ class Frames:
             frame = message.encoded[shared] = shared._make(message)
         return frame
 
+    def text(self, message: Message) -> str:
+        """Return an envelope as text."""
+        return _envelope(message).decode()
+
     def _make(self, message: Message) -> bytes:
         payload = self._payload(message)
         if payload is None:
@@ -113,6 +118,17 @@ class Frames:
         if message.event:
             return None
         return Payload(message.kind == BINARY_KIND, message.data)
+
+
+def gap_message(channel: str, position: Position) -> Message:
+    """Return what tells that messages before a position were lost."""
+    return Message(channel, TEXT_KIND, b"", position, event=GAP, transient=True)
+
+
+def presence_message(channel: str, identities: list[str]) -> Message:
+    """Return what tells who is in a channel."""
+    data = json.dumps(identities, ensure_ascii=False).encode()
+    return Message(channel, TEXT_KIND, data, Position("", 0), event=PRESENCE, transient=True)
 
 
 def _envelope(message: Message) -> bytes:

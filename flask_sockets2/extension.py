@@ -20,6 +20,8 @@ setting                          default      meaning
 ``SOCKETS_COMPRESSION``          False        agree to permessage-deflate
 ``SOCKETS_MAX_CONNECTIONS``      None         open connections of the application in one process
 ``SOCKETS_HANDSHAKE_TIMEOUT``    10           seconds for the head of a request, under our worker
+``SOCKETS_METRICS_ROUTE``        None         where Prometheus finds metrics, as ``"/metrics"``;
+                                              needs the extra ``metrics``
 ``SOCKETS_BROKER_URL``           memory://    where channels are: in this process, or ``redis://``,
                                               ``rediss://``, ``unix://`` for several
 ``SOCKETS_HISTORY_SIZE``         100          messages kept for each channel
@@ -42,10 +44,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from math import inf
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from flask import Flask, current_app
+from flask import Flask, Response, current_app
 
 from .brokers.base import BrokerOptions
 from .channels import Channels
@@ -54,6 +56,9 @@ from .exceptions import HandshakeError
 from .outlet import POLICIES
 from .signals import connection_closed, connection_opened
 from .stats import Counters
+
+if TYPE_CHECKING:
+    from .metrics import Metrics
 
 __all__ = [
     "LIMITS",
@@ -64,6 +69,7 @@ __all__ = [
     "limits_of",
     "make_state",
     "max_connections_of",
+    "serve_metrics",
     "state_of",
 ]
 
@@ -93,6 +99,7 @@ class State:
     connections: set[Connection] = field(default_factory=set)
     rules: dict[Any, str] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
+    metrics: Metrics | None = None
     _channels: Channels | None = None
     _lock: Lock = field(default_factory=Lock)  # guards connections and making the channels
 
@@ -107,6 +114,8 @@ class State:
             with self._lock:
                 if self._channels is None:
                     self._channels = _make_channels(self)
+                    if self.metrics is not None:
+                        self.metrics.start()
         return self._channels
 
     def forked(self) -> None:
@@ -156,6 +165,30 @@ def make_state(app: Flask) -> State:
     state = app.extensions[EXTENSION] = State(app)
     _states.add(state)
     return state
+
+
+def serve_metrics(state: State) -> None:
+    """Add the route that ``SOCKETS_METRICS_ROUTE`` names.
+
+    :raises RuntimeError: when prometheus_client is not installed.
+    """
+    route = state.app.config.get("SOCKETS_METRICS_ROUTE")
+    if route is None:
+        return
+    try:
+        from .metrics import Metrics
+    except ImportError as exc:
+        raise RuntimeError(
+            "SOCKETS_METRICS_ROUTE needs prometheus_client; install it with: "
+            'pip install "flask-sockets2[metrics]"'
+        ) from exc
+    metrics = state.metrics = Metrics(lambda: state.counters)
+
+    def flask_sockets2_metrics() -> Response:
+        text, content_type = metrics.text()
+        return Response(text, content_type=content_type)
+
+    state.app.add_url_rule(route, view_func=flask_sockets2_metrics)
 
 
 def _make_channels(state: State) -> Channels:

@@ -18,7 +18,6 @@ still at hand in this process, all of that is one step.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -26,10 +25,10 @@ from math import inf
 from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
-from .brokers.base import TEXT, Broker, BrokerOptions, History, Message, Position, native_lock
+from .brokers.base import Broker, BrokerOptions, History, Message, Position, native_lock
 from .brokers.later import Later
 from .brokers.log import Log
-from .encoding import GAP, PRESENCE, Encoding
+from .encoding import Encoding, gap_message, presence_message
 from .exceptions import BrokerError
 from .outlet import Batch, Outlet, Owner
 from .stats import ChannelCounters, Counters
@@ -225,7 +224,7 @@ class Fanout:
                 return
             known.position = position
             known.log = None
-            self._put(known, _gap(channel, position))
+            self._put(known, gap_message(channel, position))
             known.counters.gaps += sum(
                 len(group) for a in known.audiences.values() for group in a.groups.values()
             )
@@ -399,14 +398,14 @@ class Fanout:
             outlet.entries[channel.name] = _Entry(channel, encoding, identity)
         first: list[Message] = []
         if presence:
-            first.append(_presence(channel.name, self.broker.present(channel.name)))
+            first.append(presence_message(channel.name, self.broker.present(channel.name)))
         with self._lock:
             assert channel.position is not None
             position = channel.position
             gap = history is not None and not history.complete
             if history is not None:
                 position = history.position
-                first[:0] = [_gap(channel.name, position)] if gap else history.messages
+                first[:0] = [gap_message(channel.name, position)] if gap else history.messages
                 self._count_replay(channel, history)
             if outlet.closed:
                 return Subscription(channel.name, position, gap)
@@ -651,15 +650,6 @@ def _by_outlet(batches: list[Batch]) -> dict[Outlet, tuple[bytes, tuple[Batch, .
             before = pieces.get(outlet)
             pieces[outlet] = piece if before is None else (before[0] + data, (*before[1], batch))
     return pieces
-
-
-def _gap(channel: str, position: Position) -> Message:
-    return Message(channel, TEXT, b"", position, event=GAP, transient=True)
-
-
-def _presence(channel: str, identities: list[str]) -> Message:
-    data = json.dumps(identities, ensure_ascii=False).encode()
-    return Message(channel, TEXT, data, Position("", 0), event=PRESENCE, transient=True)
 
 
 def _is_newer(message: Message, position: Position) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 
 from flask.json.provider import DefaultJSONProvider
 
-from .brokers.base import BINARY, JSON, TEXT, Broker, BrokerOptions, Draft, Position
+from .brokers.base import BINARY, JSON, TEXT, Broker, BrokerOptions, Draft, Position, Receiver
 from .brokers.registry import open_broker
 from .encoding import Payload
 from .exceptions import BrokerError
@@ -48,6 +48,7 @@ class Publisher:
     :param history_ttl: seconds they are kept, as ``SOCKETS_HISTORY_TTL``.
     :param max_message_size: bytes of one message, as ``SOCKETS_MAX_MESSAGE_SIZE``.
     :param dumps: makes JSON of what is neither text nor bytes; as Flask does by default.
+    :param receiver: what its :attr:`broker` delivers to, for a program that subscribes as well.
     :raises BrokerError: when there is no broker for the URL.
 
     Nothing is opened before it is first used. It may be used by any number of threads and
@@ -63,9 +64,10 @@ class Publisher:
         history_ttl: float = _DEFAULTS.history_ttl,
         max_message_size: int = _MAX_MESSAGE_SIZE,
         dumps: Dumps = _dumps,
+        receiver: Receiver | None = None,
     ) -> None:
         options = BrokerOptions(history_size, history_ttl=history_ttl, prefix=prefix)
-        self._broker = open_broker(url, options)
+        self._broker = open_broker(url, options, receiver)
         if not self._broker.shared:
             raise BrokerError(
                 f"{url} reaches no other process, so nobody would hear; use a redis:// URL, the "

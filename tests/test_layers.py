@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "exceptions": frozenset(),
     "typing": frozenset(),
     "stats": frozenset(),
+    "metrics": frozenset({"stats"}),
     "signals": frozenset(),
     "wire": frozenset({"exceptions"}),
     "transports": frozenset({"exceptions"}),
@@ -39,7 +40,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     ),
     "view": frozenset({"extension", "connection", "wire.handshake", "exceptions"}),
     "middleware": frozenset({"servers", "connection", "wire.handshake"}),
-    "sockets": frozenset({"brokers.base", "channels", "extension", "view", "middleware"}),
+    "sockets": frozenset({"brokers", "channels", "extension", "view", "middleware"}),
     "findings": frozenset(),
     "doctor": frozenset({"findings"}),
     "testing": ANYTHING,
@@ -61,6 +62,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 """By module or subpackage; within a subpackage its modules may import each other."""
 
 FOR_TYPES_ONLY = {
+    ("extension", "metrics"): "what the state holds",
     ("sockets", "testing"): "what test_client() returns",
     ("__init__", "servers"): "type checkers do not see __getattr__",
 }
@@ -68,6 +70,7 @@ FOR_TYPES_ONLY = {
 
 WITHIN_FUNCTIONS = {
     ("sockets", "testing"): "only test_client() needs it",
+    ("extension", "metrics"): "prometheus_client is an extra",
     ("brokers.registry", "brokers.redis"): "the redis package is an extra",
     ("servers.environ", "transports.green"): "gevent is imported where the server runs on it",
     ("servers.environ", "transports.threaded"): "its selector thread is not for gevent's servers",
@@ -97,6 +100,7 @@ FOREIGN: dict[str, frozenset[str]] = {
     "werkzeug": FLASK,
     "blinker": frozenset({"signals"}),
     "click": frozenset({"cli"}),
+    "prometheus_client": frozenset({"metrics"}),
     "pytest": frozenset({"pytest_plugin"}),
     "redis": frozenset({"brokers"}),
     "websockets": frozenset({"wire", "testing", "doctor", "cli"}),

@@ -1,0 +1,146 @@
+"""Prometheus metrics of what is counted (``SOCKETS_METRICS_ROUTE``, extra ``metrics``).
+
+Under a server with several processes set ``PROMETHEUS_MULTIPROC_DIR`` to an empty directory, as
+prometheus_client asks for; every process then writes its counts there, once a second and when it
+ends, and whichever is asked answers for all.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    generate_latest,
+    multiprocess,
+)
+
+from .stats import Counters
+
+__all__ = ["Metrics"]
+
+_INTERVAL = 1.0  # seconds between two writes of a process's counts for the others
+_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
+_PREFIX = "flask_sockets2_"
+
+_ROUTES = {
+    "opened": ("connections_opened", "WebSockets accepted"),
+    "messages_in": ("messages_received", "Messages from clients"),
+    "messages_out": ("messages_sent", "Messages sent by handlers"),
+    "bytes_in": ("received_bytes", "Bytes from clients, frames and all"),
+    "bytes_out": ("sent_bytes", "Bytes of messages sent by handlers"),
+}
+_CHANNELS = {
+    "published": ("channel_published", "Messages published"),
+    "delivered": ("channel_delivered", "Messages handed to clients, one for each"),
+    "bytes_out": ("channel_sent_bytes", "Bytes of those"),
+    "dropped": ("channel_dropped", "Messages that a slow client was not sent"),
+    "coalesced": ("channel_coalesced", "Of them, those that a newer one took the place of"),
+    "slow_disconnects": ("channel_slow_disconnects", "Clients closed for being too slow"),
+    "replays": ("channel_replays", "Subscriptions that began with messages of the history"),
+    "replayed": ("channel_replayed", "Messages of the history that were sent so"),
+    "gaps": ("channel_gaps", "Clients told that messages were lost"),
+}
+
+
+class Metrics:
+    """The metrics of one application.
+
+    :param counters: returns what has been counted in this process.
+    """
+
+    def __init__(self, counters: Callable[[], Counters]) -> None:
+        self._counters = counters
+        self._registry = CollectorRegistry()
+        self._lock = threading.Lock()  # guards what has been passed on
+        self._passed_on: dict[tuple[str, str, str], int] = {}
+        self._thread_of = 0  # the process that writes its counts regularly
+        self._routes = {field: self._counter(*names, "route") for field, names in _ROUTES.items()}
+        self._channels = {
+            field: self._counter(*names, "channel") for field, names in _CHANNELS.items()
+        }
+        self._reconnects = Counter(
+            f"{_PREFIX}broker_reconnects",
+            "Times that the broker was out of reach and is back",
+            registry=self._registry,
+        )
+        self._connections = Gauge(
+            f"{_PREFIX}connections",
+            "WebSockets that are open",
+            ["route"],
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        )
+
+    def _counter(self, name: str, documentation: str, label: str) -> Counter:
+        return Counter(f"{_PREFIX}{name}", documentation, [label], registry=self._registry)
+
+    def start(self) -> None:
+        """Write the counts for other processes regularly, where there may be such."""
+        if _DIRECTORY in os.environ and self._thread_of != os.getpid():
+            self._thread_of = os.getpid()
+            self._passed_on.clear()  # they were the parent's
+            self._lock = threading.Lock()
+            atexit.register(self.update)
+            threading.Thread(target=self._run, name="flask_sockets2 metrics", daemon=True).start()
+
+    def _run(self) -> None:
+        stop = threading.Event()  # never set: the thread is a daemon
+        while not stop.wait(_INTERVAL):
+            self.update()
+
+    def update(self) -> None:
+        """Pass on to prometheus_client what has been counted since the last time."""
+        with self._lock:
+            counters = self._counters()
+            for rule, route in list(counters.routes.items()):
+                for field, metric in self._routes.items():
+                    self._pass_on(metric, "route", field, rule, getattr(route, field))
+                self._connections.labels(rule).set(route.opened - route.closed)
+            for prefix, channel in list(counters.channels.items()):
+                for field, metric in self._channels.items():
+                    self._pass_on(metric, "channel", field, prefix, getattr(channel, field))
+            self._pass_on(self._reconnects, "", "reconnects", "", counters.broker_reconnects)
+
+    def _pass_on(self, metric: Counter, kind: str, field: str, label: str, value: int) -> None:
+        key = (kind, field, label)
+        grown = value - self._passed_on.get(key, 0)
+        if grown or key not in self._passed_on:
+            self._passed_on[key] = value
+            (metric.labels(label) if label else metric).inc(grown)
+
+    def text(self) -> tuple[bytes, str]:
+        """Return the metrics of all processes in Prometheus' text format, and its content type."""
+        self.update()
+        registry = self._registry
+        if _DIRECTORY in os.environ:
+            _forget_dead(Path(os.environ[_DIRECTORY]))
+            registry = CollectorRegistry()
+            multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+def _forget_dead(directory: Path) -> None:
+    """Count the connections of processes that were killed no longer."""
+    for path in directory.glob("gauge_live*_*.db"):
+        match = re.search(r"_(\d+)\.db$", path.name)
+        if match and not _is_alive(int(match[1])):
+            multiprocess.mark_process_dead(int(match[1]))  # type: ignore[no-untyped-call]
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

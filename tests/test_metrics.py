@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+from flask import Flask
+
+from flask_sockets2 import Sockets, WebSocket
+from tests.processes import Server, wait_until
+from tests.wire_client import TEXT, WireClient, connect, frame
+
+APP = """
+    import os
+    from flask import Flask
+    from flask_sockets2 import Sockets
+
+    app = Flask(__name__)
+    app.config["SOCKETS_METRICS_ROUTE"] = "/metrics"
+    sockets = Sockets(app)
+
+    @sockets.route("/echo")
+    def echo(ws):
+        ws.send(str(os.getpid()))
+        for message in ws:
+            ws.send(message)
+"""
+
+
+def sample(text: str, name: str, **labels: str) -> float | None:
+    """The value of a metric in Prometheus' text format, None where it is missing."""
+    given = ",".join(f'{label}="{value}"' for label, value in labels.items())
+    match = re.search(
+        rf"^{re.escape(f'{name}{{{given}}}' if given else name)} (\S+)$", text, re.MULTILINE
+    )
+    return float(match[1]) if match else None
+
+
+def test_the_metrics_of_one_process_are_its_counts() -> None:
+    app = Flask(__name__)
+    app.config["SOCKETS_METRICS_ROUTE"] = "/metrics"
+    sockets = Sockets(app)
+
+    @sockets.route("/news")
+    def news(ws: WebSocket) -> None:
+        ws.subscribe("news:sport")  # type: ignore[attr-defined]
+        for message in ws:  # type: ignore[attr-defined]
+            sockets.publish("news:sport", message)
+
+    with sockets.test_client(app).connect("/news") as ws:
+        ws.send("goal")
+        assert ws.receive() == "goal"
+        response = app.test_client().get("/metrics")
+        assert response.mimetype == "text/plain"
+        assert sample(response.text, "flask_sockets2_connections", route="/news") == 1
+    text = app.test_client().get("/metrics").text
+    for name, value in {"connections_opened_total": 1, "messages_received_total": 1}.items():
+        assert sample(text, f"flask_sockets2_{name}", route="/news") == value
+    for name in ("published", "delivered"):
+        assert sample(text, f"flask_sockets2_channel_{name}_total", channel="news") == 1
+    assert sample(text, "flask_sockets2_channel_gaps_total", channel="news") == 0
+    assert sample(text, "flask_sockets2_connections", route="/news") == 0
+    assert sample(text, "flask_sockets2_broker_reconnects_total") == 0
+
+
+def test_the_metrics_agree_with_the_stats() -> None:
+    app = Flask(__name__)
+    app.config["SOCKETS_METRICS_ROUTE"] = "/metrics"
+    sockets = Sockets(app)
+    sockets.publish_many([("a:1", "x"), ("a:2", "y"), ("b", "z")])
+    assert sockets.stats()["channels"]["a"]["published"] == 2
+    for _ in range(2):  # asking does not count twice
+        text = app.test_client().get("/metrics").text
+        assert sample(text, "flask_sockets2_channel_published_total", channel="a") == 2
+        assert sample(text, "flask_sockets2_channel_published_total", channel="b") == 1
+
+
+def test_there_is_no_route_by_default() -> None:
+    app = Flask(__name__)
+    Sockets(app)
+    assert app.test_client().get("/metrics").status_code == 404
+
+
+def test_without_prometheus_client_the_error_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "flask_sockets2.metrics", None)
+    app = Flask(__name__)
+    app.config["SOCKETS_METRICS_ROUTE"] = "/metrics"
+    with pytest.raises(RuntimeError, match=r"flask-sockets2\[metrics\]"):
+        Sockets(app)
+
+
+def test_any_of_several_workers_answers_for_all_and_forgets_a_killed_one(
+    gunicorn: Callable[..., Server], tmp_path: Path
+) -> None:
+    folder = tmp_path / "prometheus"
+    folder.mkdir()
+    server = gunicorn(APP, args=["-w", "2"], environ={"PROMETHEUS_MULTIPROC_DIR": str(folder)})
+    clients: list[tuple[int, WireClient]] = []
+
+    def one_more() -> bool:
+        client = connect(server.port)
+        clients.append((int(client.message()), client))
+        return len({pid for pid, _ in clients}) == 2 and len(clients) >= 6
+
+    def value(name: str) -> float | None:
+        text = urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10).read().decode()
+        return sample(text, f"flask_sockets2_{name}", route="/echo")
+
+    try:
+        wait_until(one_more, "clients on both workers")
+        for _, client in clients:
+            client.send(frame(TEXT, b"hello"))
+            assert client.message() == b"hello"
+        everyone = len(clients)
+        for name in ("connections", "connections_opened_total", "messages_received_total"):
+            wait_until(lambda name=name: value(name) == everyone, name)
+        killed = clients[0][0]
+        os.kill(killed, signal.SIGKILL)
+        left = sum(pid != killed for pid, _ in clients)
+        wait_until(lambda: value("connections") == left, "the killed worker's to be forgotten")
+        assert value("connections_opened_total") == everyone
+    finally:
+        for _, client in clients:
+            client.close()
