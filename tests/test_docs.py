@@ -38,6 +38,7 @@ APPLICATION = {
     "allowed_origins": None,
     "max_connections": None,
     "handshake_timeout": WebSocketHandler.handshake_timeout,
+    "metrics_route": None,
     "broker_url": "memory://",
     "channel_prefix": BrokerOptions().prefix,
     **{name: value for name, value in asdict(BrokerOptions()).items() if name != "prefix"},
