@@ -12,6 +12,7 @@ from tests.plugin_no_skips import (  # noqa: F401 (pytest finds hooks by name)
     pytest_runtest_makereport,
 )
 from tests.processes import Server, Servers
+from tests.proxies import nginx_in_front
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -54,7 +55,7 @@ def nginx(server_factory: Servers) -> Callable[[Server], Server]:
     """``nginx(upstream)``: a real nginx in front of a server."""
     if processes.nginx_program() is None:
         pytest.skip("no nginx: apt-get install nginx-light")
-    return server_factory.nginx
+    return lambda upstream: nginx_in_front(server_factory, upstream.port)
 
 
 @pytest.fixture(scope="module")

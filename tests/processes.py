@@ -258,24 +258,6 @@ class Servers:
         server.wait_for(lambda: accepts(port), "it accepted connections")
         return server
 
-    def nginx(self, upstream: Server) -> Server:
-        """Start nginx in front of a server, configured as the documentation says.
-
-        :raises FileNotFoundError: when there is no nginx.
-        """
-        port = unused_port()
-        prefix = self.folder / f"nginx-{port}"
-        (prefix / "logs").mkdir(parents=True)
-        config = prefix / "nginx.conf"
-        config.write_text(_nginx_config(port, upstream))
-        program = nginx_program()
-        if program is None:
-            raise FileNotFoundError("nginx")
-        server = self.start([program, "-p", prefix, "-c", config, "-e", prefix / "error.log"])
-        server.port = port
-        server.wait_for(lambda: accepts(port), "it accepted connections")
-        return server
-
     def _gunicorn_config(self) -> Path:
         """A configuration whose only effect is a line in the log once a worker can serve."""
         path = self.folder / "gunicorn_config.py"
@@ -338,35 +320,3 @@ def _no_control_socket() -> tuple[str, ...]:
     from gunicorn import config  # here because importing it costs every other test a moment
 
     return ("--no-control-socket",) if "control_socket_disable" in config.make_settings() else ()
-
-
-def _nginx_config(port: int, upstream: Server) -> str:
-    scheme = "https" if upstream.secure else "http"
-    return f"""
-        daemon off;
-        worker_processes 1;
-        pid nginx.pid;
-        events {{ worker_connections 256; }}
-        http {{
-            access_log off;
-            client_body_temp_path body;
-            proxy_temp_path proxy;
-            fastcgi_temp_path fastcgi;
-            uwsgi_temp_path uwsgi;
-            scgi_temp_path scgi;
-            map $http_upgrade $connection_upgrade {{ default upgrade; '' close; }}
-            server {{
-                listen 127.0.0.1:{port};
-                location / {{
-                    proxy_pass {scheme}://127.0.0.1:{upstream.port};
-                    proxy_http_version 1.1;
-                    proxy_set_header Host $http_host;
-                    proxy_set_header Upgrade $http_upgrade;
-                    proxy_set_header Connection $connection_upgrade;
-                    proxy_set_header X-Forwarded-For $remote_addr;
-                    proxy_set_header X-Forwarded-Proto $scheme;
-                    proxy_read_timeout 3600s;
-                }}
-            }}
-        }}
-    """

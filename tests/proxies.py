@@ -30,7 +30,22 @@ http {{
 """
 
 
-def nginx_in_front(servers: Servers, upstream: int, text: str) -> Server:
+AS_DOCUMENTED = """\
+map $http_upgrade $connection_upgrade { default upgrade; '' close; }
+location / {
+    proxy_pass http://127.0.0.1:8000;
+    proxy_http_version 1.1;
+    proxy_set_header Host $http_host;
+    proxy_set_header Upgrade $http_upgrade;
+    proxy_set_header Connection $connection_upgrade;
+    proxy_set_header X-Forwarded-For $remote_addr;
+    proxy_set_header X-Forwarded-Proto $scheme;
+    proxy_read_timeout 3600s;
+}
+"""
+
+
+def nginx_in_front(servers: Servers, upstream: int, text: str = AS_DOCUMENTED) -> Server:
     """Start nginx.
 
     :param upstream: port of the application, in place of the 8000 of ``text``.
