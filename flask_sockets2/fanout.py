@@ -20,10 +20,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from math import inf
+from collections.abc import Callable, Iterable
 from time import monotonic
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from .brokers.base import Broker, BrokerOptions, History, Message, Position, native_lock
 from .brokers.later import Later
@@ -32,6 +31,7 @@ from .encoding import Encoding, gap_message, presence_message
 from .exceptions import BrokerError
 from .outlet import Batch, Outlet, Owner
 from .stats import ChannelCounters, Counters
+from .writer import Writer
 
 __all__ = ["ALL", "Fanout", "Observer", "Subscription"]
 
@@ -42,10 +42,6 @@ ALL = object()
 
 _PENDING = 65536  # bytes of messages of one turn; a publisher writes them itself then
 _FLOOD = 2**20  # the same in all; another thread waits until the hub has written some
-_FLOOD_TIMEOUT = 5.0  # seconds that it does, at most
-_FLOOD_STEP = 0.002  # seconds between two looks
-_SLICE = 0.02  # seconds of writing after which the hub sees to others
-_SLICE_CHECK = 64  # writes between two looks at the clock
 _OPEN_TIMEOUT = 30.0  # seconds to wait for another's subscription to the same channel
 _LINGER = 10.0  # seconds that a remote channel is kept after its last subscriber: they come back
 
@@ -54,21 +50,6 @@ _UNPATCHED = (
     "gevent has not patched the standard library, so waiting for the broker would stop all "
     "connections; begin the program with: from gevent import monkey; monkey.patch_all()"
 )
-
-
-class Clock(Protocol):
-    """A hub or selector thread."""
-
-    def call_soon(self, function: Callable[[], None]) -> None:
-        """Call a function there in the next turn; from any thread."""
-
-    def inside(self) -> bool:
-        """Whether this is its thread."""
-
-    #: Whether other threads write to its sockets, too, under the transports' locks.
-    threaded: bool
-    #: Whether waiting for a network in one of its greenlets would stop all others.
-    blocks: bool
 
 
 class Subscription(NamedTuple):
@@ -111,7 +92,7 @@ class _Audience:
 
     __slots__ = ("channel", "groups", "held", "pending", "writer")
 
-    def __init__(self, channel: _Channel, writer: _Writer) -> None:
+    def __init__(self, channel: _Channel, writer: Writer) -> None:
         self.channel = channel
         self.writer = writer
         self.groups: dict[Encoding, dict[Outlet, None]] = {}
@@ -186,7 +167,7 @@ class Fanout:
         # methods but count() is called under it.
         self._lock = native_lock()
         self._channels: dict[str, _Channel] = {}
-        self._writers: dict[Any, _Writer] = {}
+        self._writers: dict[Any, Writer] = {}
         self._lingering = Later(_LINGER)
         #: Told what happens; see :class:`Observer`.
         self.observer = Observer()
@@ -252,7 +233,7 @@ class Fanout:
                 if writer.clock.inside():
                     writer.flush_all()
                 elif writer.pending > _FLOOD:
-                    writer.wait_for_room()
+                    writer.wait_for_room(_FLOOD)
 
     # -- subscribing -----------------------------------------------------------------------
 
@@ -348,7 +329,7 @@ class Fanout:
         if audience is None:
             writer = self._writers.get(clock)
             if writer is None:
-                writer = self._writers[clock] = _Writer(clock, self._lock, self._seal)
+                writer = self._writers[clock] = Writer(clock, self._lock, self._seal)
             audience = channel.audiences[clock] = _Audience(channel, writer)
         return audience
 
@@ -522,134 +503,6 @@ class Fanout:
             if channel.position is not None and _has_reached(channel.position, held.after):
                 del audience.held[outlet]
                 audience.groups.setdefault(encoding, {})[outlet] = None
-
-
-class _Writer:
-    """What is to be written in one hub or selector thread.
-
-    :param clock: that thread; only there the sockets are written.
-    :param lock: the fan-out's.
-    :param seal: the fan-out's, called under the lock.
-    """
-
-    def __init__(self, clock: Clock, lock: Any, seal: Callable[[_Audience], None]) -> None:
-        self.clock = clock
-        self._lock = lock
-        self._seal = seal
-        self._scheduled = False
-        self._audiences: dict[_Audience, None] = {}  # with something pending
-        #: To be written, in this order; the lock guards them.
-        self.batches: list[Batch] = []
-        #: Bytes of messages that wait for their turn.
-        self.pending = 0
-        # Under way, and whether just now; only the clock's thread looks at them.
-        self._writes: Iterator[tuple[Outlet, tuple[bytes, tuple[Batch, ...]]]] | None = None
-        self._busy = False
-
-    def note(self, audience: _Audience, size: int) -> None:
-        """Something is pending in an audience; under the lock."""
-        self._audiences[audience] = None
-        self.pending += size
-        self._schedule()
-
-    def add(self, batch: Batch) -> None:
-        """Write a batch, after those before it; under the lock."""
-        self.batches.append(batch)
-        self._schedule()
-
-    def _schedule(self) -> None:
-        if not self._scheduled:
-            self._scheduled = True
-            self.clock.call_soon(self._flush)
-
-    def _flush(self) -> None:
-        """Write what has come up to now, for a while; the rest in the next turn."""
-        with self._lock:
-            self._scheduled = False
-        if self._busy:
-            return
-        if self._writes is None:
-            self._gather()
-        self._write(monotonic() + _SLICE)
-        if self._writes is not None:
-            with self._lock:
-                self._schedule()
-
-    def flush_all(self) -> None:
-        """Write everything that has come up to now."""
-        if not self._busy:
-            self._write(inf)
-            self._gather()
-            self._write(inf)
-
-    def wait_for_room(self) -> None:
-        """Wait, in another thread, until some of it has been written."""
-        deadline = monotonic() + _FLOOD_TIMEOUT
-        pause = native_lock()
-        pause.acquire()
-        while self.pending > _FLOOD and monotonic() < deadline:
-            pause.acquire(timeout=_FLOOD_STEP)  # a sleep of the thread, whatever is patched
-
-    def _gather(self) -> None:
-        """Take everything that has come up to now, to be written."""
-        with self._lock:
-            for audience in self._audiences:
-                self._seal(audience)
-            self._audiences.clear()
-            batches, self.batches = self.batches, []
-            self.pending = 0
-        if len(batches) == 1:
-            batch = batches[0]
-            piece = (_join(batch), (batch,))
-            self._writes = iter([(outlet, piece) for outlet in batch.outlets] if piece[0] else ())
-        elif batches:
-            self._writes = iter(_by_outlet(batches).items())
-
-    def _write(self, deadline: float) -> None:
-        """Write until everything is written, or the time is over."""
-        writes = self._writes
-        if writes is None:
-            return
-        self._busy = True  # a write may end a connection, and who is told of it may publish
-        try:
-            one_thread = not self.clock.threaded
-            for number, (outlet, (data, batches)) in enumerate(writes, 1):
-                transport = outlet.transport
-                if one_thread and not transport.buffered:
-                    if not outlet.closed:
-                        transport.write(data)
-                else:
-                    outlet.put(data, batches)
-                if not number % _SLICE_CHECK and monotonic() > deadline:
-                    return
-            self._writes = None
-        finally:
-            self._busy = False
-
-
-def _join(batch: Batch) -> bytes:
-    """The bytes of a batch for one client, counted for all of them."""
-    encode = batch.encoding.encode
-    data = b"".join([encode(message) for message in batch.messages])
-    if data:
-        counters, clients = batch.channel.counters, len(batch.outlets)
-        counters.delivered += clients * len(batch.messages)
-        counters.bytes_out += clients * len(data)
-    return data
-
-
-def _by_outlet(batches: list[Batch]) -> dict[Outlet, tuple[bytes, tuple[Batch, ...]]]:
-    """What each client gets of several batches, in one write."""
-    pieces: dict[Outlet, tuple[bytes, tuple[Batch, ...]]] = {}
-    for batch in batches:
-        data = _join(batch)
-        if not data:
-            continue
-        piece = (data, (batch,))
-        for outlet in batch.outlets:
-            before = pieces.get(outlet)
-            pieces[outlet] = piece if before is None else (before[0] + data, (*before[1], batch))
-    return pieces
 
 
 def _is_newer(message: Message, position: Position) -> bool:

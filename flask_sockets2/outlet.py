@@ -15,7 +15,7 @@ the outlet, message by message, up to ``send_buffer`` bytes. Beyond it, by polic
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import count
 from typing import Any, NamedTuple, Protocol
 
@@ -62,13 +62,37 @@ class Source(Protocol):
         """A message was not sent."""
 
 
-class Batch(NamedTuple):
-    """Messages of one channel for outlets with one encoding."""
+class Batch:
+    """Messages of one channel for outlets with one encoding.
 
-    channel: Any
-    encoding: Encoding
-    outlets: list[Outlet]
-    messages: list[Message]
+    :param channel: theirs, to count in.
+    """
+
+    __slots__ = ("_data", "channel", "encoding", "messages", "outlets")
+
+    def __init__(
+        self, channel: Any, encoding: Encoding, outlets: list[Outlet], messages: Sequence[Message]
+    ) -> None:
+        self.channel = channel
+        self.encoding = encoding
+        self.outlets = outlets
+        self.messages = messages
+        self._data: bytes | None = None
+
+    def join(self) -> bytes:
+        """Return the bytes for one client; made once, and counted for all."""
+        data = self._data
+        if data is None:
+            encode = self.encoding.encode
+            data = b"".join([encode(message) for message in self.messages])
+            clients = len(self.outlets)
+            if clients > 1:
+                self._data = data
+            if data:
+                counters: ChannelCounters = self.channel.counters
+                counters.delivered += clients * len(self.messages)
+                counters.bytes_out += clients * len(data)
+        return data
 
 
 class _Kept(NamedTuple):

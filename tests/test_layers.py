@@ -29,7 +29,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "brokers": frozenset({"exceptions"}),
     "encoding": frozenset({"brokers", "wire.frames"}),
     "outlet": frozenset({"brokers.base", "encoding", "stats"}),
-    "fanout": frozenset({"brokers", "encoding", "outlet", "stats", "exceptions"}),
+    "writer": frozenset({"brokers.base", "outlet"}),
+    "fanout": frozenset({"brokers", "encoding", "outlet", "stats", "writer", "exceptions"}),
     "publisher": frozenset({"brokers", "encoding", "exceptions"}),
     "channels": frozenset(
         {"brokers", "encoding", "fanout", "outlet", "publisher", "signals", "stats"}
