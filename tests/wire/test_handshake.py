@@ -356,11 +356,13 @@ def test_no_extension_is_agreed_to_that_was_not_offered(field: str) -> None:
         ),
         (
             "foo, permessage-deflate; server_max_window_bits=10, permessage-deflate",
-            "permessage-deflate; server_no_context_takeover; server_max_window_bits=10",  # the first one, once
+            # The first one, once.
+            "permessage-deflate; server_no_context_takeover; server_max_window_bits=10",
         ),
         (
             "permessage-deflate; unknown=1, permessage-deflate",
-            "permessage-deflate; server_no_context_takeover; server_max_window_bits=12",  # the first that can be kept
+            # The first that can be kept.
+            "permessage-deflate; server_no_context_takeover; server_max_window_bits=12",
         ),
     ],
 )
