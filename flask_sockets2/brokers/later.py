@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import _thread
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
-from time import monotonic, sleep
 
 from .base import native_lock
 
@@ -31,7 +31,7 @@ class Later:
 
     def call(self, function: Callable[[], None]) -> None:
         """Call a function later; does not wait."""
-        self._calls.append((monotonic() + self._delay, function))
+        self._calls.append((time.monotonic() + self._delay, function))
         with self._lock:
             if self._running:
                 return
@@ -50,9 +50,10 @@ class Later:
                     self._running = False
                     return
                 due, function = self._calls[0]
-            left = due - monotonic()
+            left = due - time.monotonic()
             if left > 0:
-                sleep(min(left, _STEP))
+                # Not imported by its name: gevent may patch it after our import.
+                time.sleep(min(left, _STEP))
                 continue
             try:
                 self._calls.popleft()

@@ -21,10 +21,11 @@ import random
 import selectors
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any, Protocol
 
 from redis import exceptions as errors
@@ -41,6 +42,9 @@ _CHUNK = 64  # messages, after which others may run
 _HELD = 1000  # messages of one subscription that wait for its position; the history has the rest
 
 _SUBSCRIBE, _UNSUBSCRIBE, _START = "subscribe", "unsubscribe", "start"
+
+_ANSWERED = threading.Event()  # in the place of one for each subscription, which takes 1 KiB
+_ANSWERED.set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +240,7 @@ class Listener:
             subscription.held.clear()
             self._assign(subscription, reader)
         if any(subscription.reader is reader for subscription in subscriptions):
-            sleep(self.times.shortest_wait)  # the nodes do not agree yet
+            time.sleep(self.times.shortest_wait)  # the nodes do not agree yet
 
     def retire(self, reader: Reader) -> bool:
         """Drop a reader that has nothing to read; false where it has."""
@@ -429,7 +433,7 @@ class Reader:
                     self._heard = True
                     self._waiting_since = heard if self._asked else None
                 if count == _CHUNK:
-                    sleep(0)  # a flood must not keep others from running
+                    time.sleep(0)  # a flood must not keep others from running; see later.py
                 else:
                     selector.select(self._patience(connection, heard))
                     self._drain()
@@ -442,8 +446,9 @@ class Reader:
         ]
         if commands:
             # One command for each, so that each has an answer of its own.
-            connection.send_packed_command(connection.pack_commands(commands))
-            self._waiting_since = monotonic()
+            connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            if self._waiting_since is None:  # else it owes older answers already
+                self._waiting_since = monotonic()
 
     def _answer_inbox(self, connection: Any) -> None:
         questions = []
@@ -475,7 +480,7 @@ class Reader:
         left = heard + times.ping - now
         if left > 0:
             return left
-        connection.send_command("PING")
+        connection.send_command("PING", check_health=False)
         self._waiting_since = now
         return times.answer
 
@@ -513,6 +518,7 @@ class Reader:
         _, subscription = self._asked.popleft()
         subscription.confirmed = True
         subscription.answered.set()
+        subscription.answered = _ANSWERED
         if subscription.behind and subscription.last is not None:
             self._behind.append(subscription)
 

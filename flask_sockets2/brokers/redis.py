@@ -66,19 +66,29 @@ _DAY = 86_400_000  # milliseconds
 _OURS = frozenset({"protocol", "decode_responses", "encoding", "encoding_errors"})
 """Options of a URL that are not its user's choice: bytes are read as they come."""
 
-_MESSAGES = re.compile(r", with args| script: ")
-"""Where in an answer begins what a program sent, or where in a script it happened."""
+_BEFORE = re.compile(r"(Error running script \(call to \w+\): )?@user_script:\s*\d+: -?")
+_BEHIND = re.compile(r", with args| script: [0-9a-f]{40}")
+"""What older and newer servers put around an error: where in a script, what was sent."""
 
-_REMEDIES: tuple[tuple[type[errors.RedisError], str, str], ...] = (
-    (errors.OutOfMemoryError, "", "raise its maxmemory, or keep less history"),
-    (errors.ReadOnlyError, "", "it is a replica; use the URL of the primary"),
-    (errors.NoPermissionError, "", "grant its user the commands, keys and channels of the prefix"),
-    (errors.AuthenticationError, "", "correct user and password in the URL"),
-    (errors.ResponseError, "NOAUTH", "put user and password in the URL"),
-    (errors.ResponseError, "WRONGTYPE", "another program uses its names; choose another prefix"),
-    (errors.ResponseError, "", "see the server's log"),
-)
-"""What helps, by the class of an answer and its beginning; the first that fits."""
+_WORDS: dict[type[Exception], str] = {
+    errors.OutOfMemoryError: "OOM",
+    errors.ReadOnlyError: "READONLY",
+    errors.NoPermissionError: "NOPERM",
+    errors.AuthenticationError: "WRONGPASS",
+    errors.AuthenticationWrongNumberOfArgsError: "WRONGPASS",
+}
+"""The first word of an answer, where redis-py has made a class of it."""
+
+_REMEDIES = {
+    "OOM": "raise its maxmemory, or keep less history",
+    "READONLY": "it is a replica; use the URL of the primary",
+    "NOPERM": "grant its user the commands, keys and channels that are used",
+    "ACL": "grant its user the commands that the scripts use",
+    "WRONGPASS": "correct user and password in the URL",
+    "NOAUTH": "put user and password in the URL",
+    "WRONGTYPE": "another program uses its names; choose another prefix",
+}
+"""What helps, by the first word of an answer."""
 
 
 class RedisBroker(Broker):
@@ -291,7 +301,10 @@ class _Servers(NamedTuple):
     """The connections of one process, or of one native thread of it."""
 
     pool: BlockingConnectionPool
-    cluster: Any  # RedisCluster, half of which has no types; None where there is one server
+    #: A RedisCluster, half of which has no types, for its knowledge of slots; None where there is
+    #: one server.
+    cluster: Any
+    pools: dict[str, BlockingConnectionPool]  # of the cluster's nodes
 
 
 class Client:
@@ -306,13 +319,11 @@ class Client:
     """
 
     def __init__(self, url: str, timeout: float) -> None:
-        scheme, address = url.partition("?")[0].split("://", 1)
-        query = parse_qsl(url.partition("?")[2])
-        ours = urlencode([(name, value) for name, value in query if name not in _OURS])
-        self._url = f"{scheme}://{address}?{ours}"
         self._timeout = timeout
         self._clustered: bool | None = None  # not known before the first use
+        scheme = url.partition("://")[0]
         try:
+            self._url = _without_ours(url)
             pool = self._new_pool()
             pool.connection_class(**pool.connection_kwargs)
         except (TypeError, ValueError) as exc:
@@ -325,8 +336,9 @@ class Client:
         options = pool.connection_kwargs
         self.db = int(options.get("db") or 0)
         self._password = str(options.get("password") or "")
-        place = options.get("path") or f"{options.get('host')}:{options.get('port', 6379)}"
-        self.shown = f"{scheme}://{place}/{self.db}"
+        host, port = options.get("host", "localhost"), options.get("port", 6379)
+        place = options.get("path") or f"{host}:{port}/{self.db}"
+        self.shown = f"{scheme}://{place}"
         """The URL without user and password."""
         self._local: Any = _store()
 
@@ -353,7 +365,7 @@ class Client:
             cluster = (
                 RedisCluster.from_url(self._url, **self._options()) if self._clustered else None
             )
-            servers = self._local.servers = _Servers(pool, cluster)
+            servers = self._local.servers = _Servers(pool, cluster, {})
         return servers
 
     @property
@@ -383,20 +395,31 @@ class Client:
         if servers.cluster is None:
             replies = _exchange(servers.pool, calls)
         else:
-            replies = self._run_on_nodes(servers.cluster, calls)
+            replies = self._run_on_nodes(servers, calls)
         for reply in replies:
             if isinstance(reply, errors.RedisError):
                 raise reply
         return replies
 
-    def _run_on_nodes(self, cluster: Any, calls: Sequence[Call]) -> list[Any]:
+    def _pool_of(self, servers: _Servers, name: str) -> BlockingConnectionPool:
+        """Return the connections to a node."""
+        pool = servers.pools.get(name)
+        if pool is None:
+            host, _, port = name.rpartition(":")
+            pool = self._new_pool()
+            pool.connection_kwargs.update(host=host, port=int(port))
+            pool = servers.pools.setdefault(name, pool)
+        return pool
+
+    def _run_on_nodes(self, servers: _Servers, calls: Sequence[Call]) -> list[Any]:
+        cluster = servers.cluster
         by_node: dict[str, list[int]] = {}
         for i, call in enumerate(calls):
             by_node.setdefault(cluster.get_node_from_key(call.keys[0]).name, []).append(i)
         replies: list[Any] = [None] * len(calls)
         for name, own in by_node.items():
             try:
-                found = _exchange(_pool_of(cluster, name), [calls[i] for i in own])
+                found = _exchange(self._pool_of(servers, name), [calls[i] for i in own])
             except (errors.ConnectionError, errors.TimeoutError):
                 cluster.nodes_manager.initialize()  # its slots may be with another node by now
                 raise
@@ -441,7 +464,7 @@ class Client:
 
         def make() -> Any:
             servers = self._servers()
-            pool = _pool_of(servers.cluster, node) if servers.cluster is not None else servers.pool
+            pool = self._pool_of(servers, node) if node else servers.pool
             return pool.connection_class(**pool.connection_kwargs)
 
         return self._translated(make)
@@ -458,7 +481,7 @@ class Client:
 
     def error(self, exc: Exception) -> BrokerError:
         """Return an error of redis-py in our words."""
-        said = _MESSAGES.split(str(exc), maxsplit=1)[0].strip().rstrip(".")
+        said = _BEHIND.split(_BEFORE.sub("", str(exc)), maxsplit=1)[0].strip().rstrip(".")
         if self._password:
             said = said.replace(self._password, "***")
         if isinstance(exc, errors.TimeoutError):
@@ -466,12 +489,12 @@ class Client:
                 f"{self.shown} did not answer in time ({said}); see whether it is overloaded or "
                 "the network is interrupted"
             )
-        for kind, start, remedy in _REMEDIES:
-            if isinstance(exc, kind) and said.startswith(start):
-                return BrokerError(f"{self.shown} refused: {said}; {remedy}")
-        return BrokerError(
-            f"cannot reach {self.shown}: {said}; start the server or correct the URL"
-        )
+        remedy = _REMEDIES.get(_WORDS.get(type(exc)) or said.partition(" ")[0])
+        if remedy is None and not isinstance(exc, errors.ResponseError):
+            return BrokerError(
+                f"cannot reach {self.shown}: {said}; start the server or correct the URL"
+            )
+        return BrokerError(f"{self.shown} refused: {said}; {remedy or 'see its log'}")
 
     # -- the end ---------------------------------------------------------------------------
 
@@ -484,9 +507,17 @@ class Client:
         servers: _Servers | None = getattr(self._local, "servers", None)
         self._local = _store()
         if servers is not None:
-            servers.pool.disconnect()
+            for pool in (servers.pool, *servers.pools.values()):
+                pool.disconnect()
             if servers.cluster is not None:
                 servers.cluster.close()
+
+
+def _without_ours(url: str) -> str:
+    """Return a URL without the options that are not its user's choice."""
+    address, _, query = url.partition("?")
+    kept = [(name, value) for name, value in parse_qsl(query) if name not in _OURS]
+    return f"{address}?{urlencode(kept)}"
 
 
 def _store() -> Any:
@@ -506,13 +537,6 @@ def _is_cluster(pool: BlockingConnectionPool) -> bool:
     return b"cluster_enabled:1" in reply
 
 
-def _pool_of(cluster: Any, name: str) -> Any:
-    node = cluster.get_node(node_name=name)
-    if node is None:
-        raise errors.ConnectionError(f"the node {name} has left the cluster")
-    return cluster.get_redis_connection(node).connection_pool
-
-
 def _exchange(pool: Any, calls: Sequence[Call]) -> list[Any]:
     """Run scripts; an error of the server is in the place of what it answers."""
     replies = _converse(pool, [call.by_name() for call in calls])
@@ -528,6 +552,7 @@ def _exchange(pool: Any, calls: Sequence[Call]) -> list[Any]:
 def _converse(pool: Any, commands: Sequence[Sequence[Any]]) -> list[Any]:
     """Send commands in one piece and read the answers."""
     connection = pool.get_connection()
+    demoted = False
     try:
         connection.send_packed_command(connection.pack_commands(commands))
         replies: list[Any] = []
@@ -536,6 +561,10 @@ def _converse(pool: Any, commands: Sequence[Sequence[Any]]) -> list[Any]:
                 replies.append(connection.read_response())
             except errors.ResponseError as exc:
                 replies.append(exc)
+                if isinstance(exc, errors.ReadOnlyError):
+                    demoted = True
+        if demoted:
+            connection.disconnect()  # the address may lead to the new primary by now
         return replies
     except BaseException:
         connection.disconnect()  # answers that nobody reads are still to come
@@ -561,5 +590,7 @@ def _forked_with(broker: RedisBroker) -> None:
 
 
 def _renew() -> None:
+    global _lock
+    _lock = native_lock()  # another thread of the parent may have held it
     for broker in list(_brokers):
         broker._after_fork()

@@ -187,11 +187,9 @@ class RedisCluster:
 
     def wait_for_agreement(self, node: RedisServer) -> None:
         def agrees() -> bool:
-            info = client.execute_command("CLUSTER", "INFO")
             slots = client.execute_command("CLUSTER", "SLOTS")
             covered = sum(int(end) - int(start) + 1 for start, end, *_ in slots)
-            state = info["cluster_state"] if isinstance(info, dict) else info
-            return "ok" in str(state) and covered == 16384
+            return covered == 16384 and client.cluster("INFO")["cluster_state"] == "ok"
 
         with node.client() as client:
             wait_until(agrees, "the nodes of a cluster to agree", START_TIMEOUT)

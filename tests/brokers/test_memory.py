@@ -1,0 +1,129 @@
+"""What only the broker of one process does; the rest is in ``test_contract.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from flask_sockets2.brokers import memory
+from flask_sockets2.brokers.base import BINARY, TEXT, Draft
+from flask_sockets2.brokers.memory import MemoryBroker
+
+from .conftest import Recorder
+
+MakeMemory = Callable[..., MemoryBroker]
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(memory, "monotonic", clock)
+    return clock
+
+
+def publish(broker: MemoryBroker, channel: str, data: bytes = b"x") -> str:
+    return broker.publish([Draft(channel, TEXT, data)])[0].epoch
+
+
+def channels(broker: MemoryBroker) -> int:
+    return len(broker._channels)
+
+
+def test_it_reaches_no_other_process_and_never_waits(make_memory: MakeMemory) -> None:
+    broker = make_memory()
+    assert not broker.shared
+    assert not broker.waits
+
+
+def test_a_message_is_delivered_before_publish_returns(
+    make_memory: MakeMemory, recorder: Recorder
+) -> None:
+    broker = make_memory(recorder)
+    broker.subscribe("news")
+    publish(broker, "news", b"1")
+    assert recorder.data == [b"1"]
+
+
+def test_the_history_is_bounded_by_its_bytes(make_memory: MakeMemory) -> None:
+    broker = make_memory(history_bytes=100)
+    for _ in range(10):
+        broker.publish([Draft("news", BINARY, bytes(30))])
+    offsets = [each.position.offset for each in broker.history("news", None).messages]
+    assert offsets == [8, 9, 10]
+
+
+def test_two_brokers_share_nothing(make_memory: MakeMemory, recorder: Recorder) -> None:
+    one, two = make_memory(recorder), make_memory()
+    one.subscribe("news")
+    assert publish(one, "news", b"1") != publish(two, "news", b"2")
+    assert recorder.data == [b"1"]
+
+
+def test_a_channel_that_was_not_used_for_long_begins_another_epoch(
+    make_memory: MakeMemory, clock: Clock
+) -> None:
+    broker = make_memory(history_ttl=10.0)
+    epoch = publish(broker, "news")
+    clock.now += 10.0
+    assert publish(broker, "news") == epoch
+    clock.now += 10.5
+    position = broker.position("news")
+    assert position.epoch != epoch
+    assert position.offset == 0
+
+
+def test_a_channel_that_is_subscribed_to_keeps_its_epoch(
+    make_memory: MakeMemory, clock: Clock, recorder: Recorder
+) -> None:
+    broker = make_memory(recorder, history_ttl=10.0)
+    epoch = broker.subscribe("news").epoch
+    publish(broker, "news")
+    clock.now += 100.0
+    publish(broker, "other")  # which looks for channels whose time is over
+    assert broker.position("news") == (epoch, 1)
+    assert list(broker.history("news", None).messages) == []
+    broker.publish([Draft("news", TEXT, b"2")])
+    assert recorder.data == [b"x", b"2"]
+
+
+def test_channels_that_nobody_uses_are_forgotten(make_memory: MakeMemory, clock: Clock) -> None:
+    broker = make_memory(history_ttl=10.0)
+    for i in range(1000):
+        publish(broker, f"old {i}")
+    clock.now += 11.0
+    for i in range(600):
+        publish(broker, f"new {i}")
+    assert channels(broker) == 600
+
+
+def test_channels_that_are_used_are_not_forgotten(make_memory: MakeMemory, clock: Clock) -> None:
+    broker = make_memory(history_ttl=10.0)
+    epoch = publish(broker, "used")
+    for i in range(20):
+        publish(broker, f"old {i}")
+        clock.now += 5.0
+        assert publish(broker, "used") == epoch
+    assert channels(broker) < 10
+
+
+def test_presence_leaves_nothing_behind(make_memory: MakeMemory, recorder: Recorder) -> None:
+    broker = make_memory(recorder, presence_grace=0.0)
+    broker.subscribe("room")
+    broker.join("room", "ann")
+    broker.leave("room", "ann")
+    recorder.wait(lambda: len(recorder.calls) == 2, "ann to leave")
+    assert broker._present == {}
+    broker.count("room", 2)
+    broker.count("room", 0)
+    assert broker._counts == {}

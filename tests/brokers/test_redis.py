@@ -1,0 +1,729 @@
+"""What only the Redis broker does, while its server is well; the rest is in the other modules."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+import redis
+import trustme
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flask_sockets2 import BrokerError
+from flask_sockets2.brokers.base import BINARY, JSON, TEXT, BrokerOptions, Draft, Position
+from flask_sockets2.brokers.leases import LeaseTimes
+from flask_sockets2.brokers.redis import RedisBroker
+from flask_sockets2.brokers.scripts import Names, body_of, parse
+from tests.processes import unused_port, wait_until
+
+from .conftest import WAIT, Recorder
+from .servers import RedisServer, TlsProxy
+
+MakeRedis = Callable[..., RedisBroker]
+OwnServer = Callable[..., RedisServer]
+
+SHORT = {"lease_times": LeaseTimes(lease=0.6, renew=0.2, tick=0.05)}
+
+
+def text(channel: str, *data: str, **fields: Any) -> list[Draft]:
+    return [Draft(channel, TEXT, each.encode(), **fields) for each in data]
+
+
+def run_python(source: str, *args: str, **environ: str) -> str:
+    """Run a program and return what it printed."""
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", dedent(source), *args],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env={**os.environ, **environ},
+        cwd=Path(__file__).parents[2],
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stderr == ""
+    return result.stdout
+
+
+# -- names and bytes on the server -------------------------------------------------------------
+
+
+@given(
+    kind=st.sampled_from([TEXT, BINARY, JSON]),
+    data=st.binary(max_size=50),
+    key=st.text(max_size=10),
+    event=st.sampled_from(["", "join", "leave"]),
+    transient=st.booleans(),
+    offset=st.integers(0, 2**53),
+)
+def test_a_message_is_read_as_it_was_written(
+    kind: str, data: bytes, key: str, event: str, transient: bool, offset: int
+) -> None:
+    body = body_of(kind, data, key, event, transient)
+    position = Position("9f86d081884c7d65", offset)
+    for message in (parse("c", f"{position} ".encode() + body), parse("c", body, position)):
+        fields = (message.kind, message.data, message.key, message.event, message.transient)
+        assert fields == (kind, data, key, event, transient)
+        assert message.position == position
+
+
+@given(st.binary(max_size=60))
+def test_what_another_program_sends_is_read_or_refused(payload: bytes) -> None:
+    try:
+        parse("c", payload)
+    except ValueError:
+        pass
+
+
+@given(st.lists(st.text(alphabet="a{}%257BD:", min_size=1, max_size=6), min_size=2, unique=True))
+def test_no_two_channels_share_a_name(channels: list[str]) -> None:
+    names = Names("p", 0)
+    for name_of in (names.pubsub, lambda channel: names.key(channel, "log")):
+        assert len({name_of(channel) for channel in channels}) == len(channels)
+
+
+def test_a_prefix_with_braces_is_refused() -> None:
+    with pytest.raises(ValueError, match="without braces"):
+        RedisBroker("redis://localhost", BrokerOptions(prefix="a{b}"))
+
+
+def test_all_keys_end_some_day(make_redis: MakeRedis, redis_url: str, prefix: str) -> None:
+    broker = make_redis(Recorder())
+    broker.subscribe("news")
+    broker.publish(text("news", "1"))
+    broker.position("other")
+    broker.join("news", "ann")
+    broker.count("news", 3)
+    with redis.Redis.from_url(redis_url) as client:
+        counts = f"{prefix}:{{news}}:counts"
+        wait_until(lambda: client.exists(counts), "the counts to be told", WAIT)
+        keys = client.keys(f"{prefix}:*")
+        assert len(keys) == 8
+        for key in keys:
+            assert client.ttl(key) > 0, key
+
+
+def test_without_a_history_no_stream_is_kept(
+    make_redis: MakeRedis, redis_url: str, prefix: str
+) -> None:
+    make_redis(history_size=0).publish(text("news", "1"))
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.keys(f"{prefix}:*") == [f"{prefix}:{{news}}:meta".encode()]
+
+
+# -- several processes -------------------------------------------------------------------------
+
+
+def test_brokers_of_one_server_share_channels_and_their_order(make_redis: MakeRedis) -> None:
+    recorders = [Recorder(), Recorder()]
+    one, two = (make_redis(recorder) for recorder in recorders)
+    assert one.subscribe("news") == two.subscribe("news")
+    for i in range(10):
+        one.publish(text("news", f"one {i}"))
+        two.publish(text("news", f"two {i}"))
+    for recorder in recorders:
+        recorder.wait_for(b"two 9")
+        assert recorder.data == [
+            f"{name} {i}".encode() for i in range(10) for name in ("one", "two")
+        ]
+        assert [each.position.offset for each in recorder.messages] == list(range(1, 21))
+    assert two.history("news", None).messages[0].data == b"one 0"
+
+
+def test_databases_do_not_hear_each_other(own_server: OwnServer, make_redis: MakeRedis) -> None:
+    server = own_server()
+    recorder = Recorder()
+    zero = make_redis(recorder, url=server.url)
+    one = make_redis(url=f"{server.url}?db=1")
+    assert zero.subscribe("news").epoch != one.position("news").epoch
+    one.publish(text("news", "one"))
+    zero.publish(text("news", "zero"))
+    recorder.wait_for(b"zero")
+    assert recorder.data == [b"zero"]
+
+
+def test_prefixes_do_not_hear_each_other(make_redis: MakeRedis, prefix: str) -> None:
+    recorder = Recorder()
+    one, two = make_redis(recorder), make_redis(prefix=f"{prefix}-2")
+    one.subscribe("news")
+    two.publish(text("news", "two"))
+    one.publish(text("news", "one"))
+    recorder.wait_for(b"one")
+    assert recorder.data == [b"one"]
+
+
+def test_a_process_has_one_connection_that_listens(
+    own_server: OwnServer, make_redis: MakeRedis
+) -> None:
+    server = own_server()
+    broker = make_redis(Recorder(), url=server.url)
+    for i in range(100):
+        broker.subscribe(f"channel {i}")
+    with server.client() as client:
+        assert len(client.client_list(_type="pubsub")) == 1
+        assert len(client.pubsub_channels()) == 100
+        for i in range(100):
+            broker.unsubscribe(f"channel {i}")
+        wait_until(lambda: not client.pubsub_channels(), "nothing to be subscribed to", WAIT)
+
+
+def test_what_another_program_publishes_is_ignored(
+    make_redis: MakeRedis, redis_url: str, prefix: str, recorder: Recorder
+) -> None:
+    broker = make_redis(recorder)
+    broker.subscribe("news")
+    name = Names(prefix, 0).pubsub("news")
+    with redis.Redis.from_url(redis_url) as client:
+        for payload in (b"", b"hello", b" " * 40, b"9f86d081884c7d65-1 ", b"\xff" * 16 + b"-x \0"):
+            client.publish(name, payload)
+    broker.publish(text("news", "1"))
+    recorder.wait_for(b"1")
+    assert recorder.data == [b"1"]
+    assert recorder.all_missed == []
+
+
+def test_what_another_program_writes_to_a_log_makes_it_incomplete(
+    make_redis: MakeRedis, redis_url: str, prefix: str
+) -> None:
+    broker = make_redis()
+    start = broker.position("news")
+    broker.publish(text("news", "1"))
+    with redis.Redis.from_url(redis_url) as client:
+        client.xadd(f"{prefix}:{{news}}:log", {"m": "?"}, id="2-0")
+        client.hincrby(f"{prefix}:{{news}}:meta", "offset", 1)
+    history = broker.history("news", start)
+    assert (list(history.messages), history.complete) == ([], False)
+    assert broker.history("news", None).complete
+
+
+def test_a_gap_in_a_log_makes_it_incomplete(
+    make_redis: MakeRedis, redis_url: str, prefix: str
+) -> None:
+    broker = make_redis()
+    start = broker.position("news")
+    broker.publish(text("news", "1", "2", "3", "4"))
+    with redis.Redis.from_url(redis_url) as client:
+        client.xdel(f"{prefix}:{{news}}:log", "2-0")
+    assert not broker.history("news", start).complete
+    assert broker.history("news", Position(start.epoch, 2)).complete
+    assert [each.data for each in broker.history("news", None).messages] == [b"3", b"4"]
+
+
+def test_a_channel_whose_log_was_begun_anew_goes_on(
+    make_redis: MakeRedis, redis_url: str, prefix: str, recorder: Recorder
+) -> None:
+    broker = make_redis(recorder)
+    old = broker.subscribe("news")
+    broker.publish(text("news", "1"))
+    recorder.wait_for(b"1")
+    with redis.Redis.from_url(redis_url) as client:
+        client.delete(f"{prefix}:{{news}}:meta")
+    [new] = broker.publish(text("news", "2"))
+    recorder.wait_for(b"2")
+    assert new.epoch != old.epoch
+    assert new.offset == 1
+    assert recorder.data == [b"1", b"2"]
+    assert [each.data for each in broker.history("news", None).messages] == [b"2"]
+
+
+# -- who is there, in several processes --------------------------------------------------------
+
+
+def events(recorder: Recorder) -> list[tuple[str, str]]:
+    return [(m.event, m.data.decode()) for m in recorder.messages if m.event]
+
+
+def wait_for_event(recorder: Recorder, event: str, identity: str) -> None:
+    recorder.wait(lambda: (event, identity) in events(recorder), f"{event} of {identity}")
+
+
+def test_an_identity_is_present_as_long_as_it_is_anywhere(
+    make_redis: MakeRedis, recorder: Recorder
+) -> None:
+    one, two = make_redis(recorder), make_redis()
+    one.subscribe("room")
+    one.join("room", "ann")
+    two.join("room", "ann")
+    two.join("room", "bob")
+    assert one.present("room") == two.present("room") == ["ann", "bob"]
+    one.leave("room", "ann")
+    two.leave("room", "bob")
+    wait_for_event(recorder, "leave", "bob")
+    assert one.present("room") == ["ann"]
+    two.leave("room", "ann")
+    wait_for_event(recorder, "leave", "ann")
+    assert events(recorder) == [
+        ("join", "ann"),
+        ("join", "bob"),
+        ("leave", "bob"),
+        ("leave", "ann"),
+    ]
+
+
+def test_subscribers_of_all_processes_are_counted(make_redis: MakeRedis) -> None:
+    brokers = [make_redis(times=SHORT) for _ in range(3)]
+    for broker in brokers:
+        broker.count("news", 2)
+        assert broker.subscribers("news") >= 2  # its own at once
+    for broker in brokers:
+        wait_until(lambda broker=broker: broker.subscribers("news") == 6, "all to be told", WAIT)
+    brokers[0].count("news", 0)
+    wait_until(lambda: brokers[1].subscribers("news") == 4, "the change to be told", WAIT)
+
+
+def test_a_process_that_ends_hands_over_its_identities(
+    make_redis: MakeRedis, recorder: Recorder
+) -> None:
+    stays, ends = make_redis(recorder, times=SHORT), make_redis(presence_grace=0.3, times=SHORT)
+    stays.subscribe("room")
+    stays.count("room", 1)
+    ends.join("room", "ann")
+    ends.join("room", "bob")
+    ends.count("room", 5)
+    wait_until(lambda: stays.subscribers("room") == 6, "the counts to be told", WAIT)
+    ends.close()
+    stays.join("room", "ann")  # came back elsewhere
+    wait_for_event(recorder, "leave", "bob")
+    assert stays.present("room") == ["ann"]
+    assert stays.subscribers("room") == 1
+    assert events(recorder) == [("join", "ann"), ("join", "bob"), ("leave", "bob")]
+
+
+def test_nobody_has_to_run_for_the_dead_to_be_gone(make_redis: MakeRedis) -> None:
+    ends = make_redis(presence_grace=0.0, times=SHORT)
+    ends.join("room", "ann")
+    ends.count("room", 5)
+    reader = make_redis()
+    wait_until(lambda: reader.subscribers("room") == 5, "the counts to be told", WAIT)
+    ends.close()
+    wait_until(lambda: reader.present("room") == [], "ann to be gone", WAIT)
+    assert reader.subscribers("room") == 0
+
+
+def test_a_process_that_was_taken_for_dead_joins_again(
+    make_redis: MakeRedis, redis_url: str, prefix: str
+) -> None:
+    broker, other = make_redis(times=SHORT), make_redis()
+    broker.join("room", "ann")
+    broker.count("room", 2)
+    wait_until(lambda: other.subscribers("room") == 2, "the counts to be told", WAIT)
+    with redis.Redis.from_url(redis_url) as client:
+        # As if it had been paused, and reaped meanwhile.
+        client.delete(*client.keys(f"{prefix}:processes*"), *client.keys(f"{prefix}:{{room}}:*"))
+    assert other.present("room") == []
+    wait_until(lambda: other.present("room") == ["ann"], "ann to be back", WAIT)
+    wait_until(lambda: other.subscribers("room") == 2, "the counts to be told again", WAIT)
+
+
+def test_the_lease_of_a_reaper_that_died_is_taken_over(
+    make_redis: MakeRedis, redis_url: str, prefix: str, recorder: Recorder
+) -> None:
+    broker = make_redis(recorder, times=SHORT)
+    broker.subscribe("room")
+    broker.join("room", "ann")
+    ended = make_redis(times=SHORT)
+    ended.join("room", "bob")
+    process = ended._leases._process
+    assert process is not None
+    ended._leases.forget()
+    registry = Names(prefix, 0)
+    with redis.Redis.from_url(redis_url) as client:
+        client.zrem(registry.processes, process)
+        client.zadd(registry.reaping, {process: 1.0})
+        assert broker.present("room") == ["ann"]
+        wait_for_event(recorder, "leave", "bob")
+        wait_until(lambda: not client.exists(registry.channels_of(process)), "the end", WAIT)
+        assert client.zcard(registry.reaping) == 0
+
+
+def test_a_channel_that_a_process_has_left_is_forgotten(
+    make_redis: MakeRedis, redis_url: str, prefix: str
+) -> None:
+    broker = make_redis(times=SHORT)
+    broker.join("room", "ann")
+    broker.count("room", 1)
+    process = broker._leases._process
+    assert process is not None
+    own = Names(prefix, 0).channels_of(process)
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.smembers(own) == {b"room"}
+        broker.leave("room", "ann")
+        broker.count("room", 0)
+        wait_until(lambda: not client.exists(own), "the channel to be forgotten", WAIT)
+        assert client.keys(f"{prefix}:{{room}}:[wc]*") == []
+        broker.join("room", "ann")
+        assert client.smembers(own) == {b"room"}
+
+
+# -- URLs, passwords, errors -------------------------------------------------------------------
+
+
+def everything_said(exc: BaseException) -> str:
+    return "".join(traceback.format_exception(exc))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://user:sec/ret@localhost:6379/0",
+        "redis://:secret@localhost:port/0",
+        "redis://:secret@localhost/0?no_such_option=secret",
+        "redis://:secret@localhost/0?socket_timeout=secret",
+    ],
+)
+def test_a_url_that_cannot_be_read_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(BrokerError, match="expected a URL such as") as caught:
+        RedisBroker(url, BrokerOptions())
+    assert "secret" not in everything_said(caught.value)
+    assert "sec/" not in everything_said(caught.value)
+
+
+def test_a_server_that_is_away_is_named_with_its_remedy(make_redis: MakeRedis) -> None:
+    port = unused_port()
+    broker = make_redis(Recorder(), url=f"redis://ann:secret@127.0.0.1:{port}/3")
+    remedy = rf"cannot reach redis://127.0.0.1:{port}/3: .*; start the server or correct the URL"
+    for call in (
+        lambda: broker.publish(text("news", "1")),
+        lambda: broker.subscribe("news"),
+        lambda: broker.position("news"),
+        lambda: broker.history("news", None),
+        lambda: broker.join("news", "ann"),
+        lambda: broker.present("news"),
+        lambda: broker.subscribers("news"),
+    ):
+        with pytest.raises(BrokerError, match=remedy) as caught:
+            call()
+        assert "secret" not in everything_said(caught.value)
+    broker.unsubscribe("news")
+    broker.count("news", 1)
+    broker.leave("news", "ann")
+
+
+def test_a_password_is_used_and_never_shown(own_server: OwnServer, make_redis: MakeRedis) -> None:
+    server = own_server("--requirepass", "s/cr:t", port=unused_port())
+    address = f"127.0.0.1:{server.port}/0"
+    recorder = Recorder()
+    broker = make_redis(recorder, url=f"redis://:s%2Fcr%3At@{address}")
+    broker.subscribe("news")
+    broker.publish(text("news", "1"))
+    recorder.wait_for(b"1")
+    for user in ("", ":wrong-secret@"):
+        other = make_redis(Recorder(), url=f"redis://{user}{address}")
+        for call in (lambda o=other: o.position("news"), lambda o=other: o.subscribe("news")):
+            with pytest.raises(BrokerError, match=rf"redis://{address} refused: .*in the URL"):
+                call()
+            with pytest.raises(BrokerError) as caught:
+                call()
+            assert "secret" not in everything_said(caught.value)
+
+
+def test_what_a_user_may_not_do_is_named(own_server: OwnServer, make_redis: MakeRedis) -> None:
+    server = own_server()
+    with server.client() as client:
+        client.acl_setuser(
+            "app", enabled=True, passwords=["+secret"], categories=["+@all"], keys=["*"],
+            commands=["-xadd"],
+        )  # fmt: skip
+    broker = make_redis(Recorder(), url=f"unix://app:secret@{server.path}")
+    with pytest.raises(BrokerError, match=r"refused: .*grant its user") as caught:
+        broker.publish(text("news", "1"))
+    assert "secret" not in everything_said(caught.value)
+    with pytest.raises(BrokerError, match=r"refused: .*grant its user"):
+        broker.subscribe("news")  # no pub/sub channel was granted
+
+
+def test_a_user_who_may_not_ask_about_the_server_can_use_it(
+    own_server: OwnServer, make_redis: MakeRedis
+) -> None:
+    server = own_server()
+    with server.client() as client:
+        client.acl_setuser(
+            "app", enabled=True, nopass=True, categories=["+@all"], keys=["*"], channels=["*"],
+            commands=["-info"],
+        )  # fmt: skip
+    recorder = Recorder()
+    broker = make_redis(recorder, url=f"unix://app:any@{server.path}")
+    position = broker.subscribe("news")
+    [published] = broker.publish(text("news", "1"))
+    recorder.wait_for(b"1")
+    assert published == Position(position.epoch, 1)
+
+
+def test_names_that_another_program_uses_are_named(
+    make_redis: MakeRedis, redis_url: str, prefix: str
+) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        client.set(f"{prefix}:{{news}}:meta", "theirs", ex=60)
+    with pytest.raises(BrokerError, match=r"refused: WRONGTYPE .*; another program .* prefix"):
+        make_redis().publish(text("news", "private"))
+
+
+@pytest.fixture
+def tls_proxy(own_server: OwnServer) -> Iterator[Callable[[trustme.CA], TlsProxy]]:
+    proxies: list[TlsProxy] = []
+
+    def start(authority: trustme.CA) -> TlsProxy:
+        proxies.append(TlsProxy(own_server(), authority.issue_cert("127.0.0.1")))
+        return proxies[-1]
+
+    yield start
+    for proxy in proxies:
+        proxy.close()
+
+
+def test_tls_is_spoken_and_the_certificate_checked(
+    tls_proxy: Callable[[trustme.CA], TlsProxy], make_redis: MakeRedis, tmp_path: Path
+) -> None:
+    authority = trustme.CA()
+    proxy = tls_proxy(authority)
+    cafile = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(cafile))
+    recorder = Recorder()
+    broker = make_redis(recorder, url=f"rediss://127.0.0.1:{proxy.port}/0?ssl_ca_certs={cafile}")
+    for i in range(50):
+        broker.subscribe(f"channel {i}")
+    broker.publish([Draft("channel 7", BINARY, bytes(200_000))] * 10 + text("channel 7", "end"))
+    recorder.wait_for(b"end")
+    assert len(recorder.calls) == 11
+    distrustful = make_redis(url=f"rediss://127.0.0.1:{proxy.port}/0")
+    with pytest.raises(BrokerError, match=r"cannot reach rediss://.*certificate verify failed"):
+        distrustful.position("news")
+
+
+def test_without_the_package_redis_the_remedy_is_named() -> None:
+    said = run_python("""
+        import sys
+        sys.modules["redis"] = None
+        from flask_sockets2 import BrokerError
+        try:
+            import flask_sockets2.brokers.redis
+        except BrokerError as exc:
+            print(exc)
+    """)
+    assert 'run pip install "flask-sockets2[redis]"' in said
+
+
+# -- scripts that the server has forgotten -----------------------------------------------------
+
+
+def test_scripts_that_the_server_forgets_lose_and_double_nothing(
+    own_server: OwnServer, make_redis: MakeRedis, recorder: Recorder
+) -> None:
+    server = own_server()
+    broker, other = make_redis(recorder, url=server.url), make_redis(url=server.url)
+    broker.subscribe("news")
+    with server.client() as client:
+        for i in range(50):
+            client.script_flush()
+            publisher = broker if i % 2 else other
+            publisher.publish(text("news", *(f"{i} {j}" for j in range(70))))
+    recorder.wait_for(b"49 69")
+    assert recorder.data == [f"{i} {j}".encode() for i in range(50) for j in range(70)]
+    assert [each.position.offset for each in recorder.messages] == list(range(1, 3501))
+
+
+# -- threads, greenlets, children --------------------------------------------------------------
+
+SETUP = """
+    import sys, threading, time
+    from flask_sockets2.brokers.base import BrokerOptions, Draft
+    from flask_sockets2.brokers.redis import RedisBroker
+
+    class Receiver:
+        def __init__(self):
+            self.data = []
+            self.threads = set()
+        def deliver(self, message):
+            self.data.append(message.data)
+            self.threads.add(threading.current_thread().name)
+        def missed(self, channel, position):
+            self.data.append("missed")
+        def reconnected(self):
+            self.data.append("reconnected")
+
+    def wait_until(condition):
+        deadline = time.monotonic() + 15
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    receiver = Receiver()
+    options = BrokerOptions(prefix=sys.argv[2], presence_grace=0.05)
+    broker = RedisBroker(sys.argv[1], options, receiver)
+
+    def publish(data):
+        broker.publish([Draft("news", "binary", data)])
+"""
+
+
+def test_a_child_of_a_fork_publishes_and_its_parent_hears_it(redis_url: str, prefix: str) -> None:
+    said = run_python(
+        dedent(SETUP)
+        + dedent("""
+        import os
+        broker.subscribe("news")
+        broker.join("news", "parent")
+        publish(b"before")
+        for i in range(3):
+            pid = os.fork()
+            if not pid:
+                for j in range(20):
+                    publish(b"child")
+                assert broker.present("news") == ["parent"]
+                assert broker.subscribe("other").offset == 0
+                broker.close()
+                os._exit(0)
+            assert os.waitpid(pid, 0)[1] == 0
+        publish(b"after")
+        wait_until(lambda: receiver.data[-1] == b"after")
+        assert receiver.data == [b"parent", b"before"] + [b"child"] * 60 + [b"after"]
+        assert broker.present("news") == ["parent"]
+        broker.close()
+        print("done")
+        """),
+        redis_url,
+        prefix,
+    )
+    assert said == "done\n"
+
+
+def test_under_gevent_greenlets_and_native_threads_publish_at_once(
+    redis_url: str, prefix: str
+) -> None:
+    said = run_python(
+        "from gevent import monkey; monkey.patch_all()\n"
+        + dedent(SETUP)
+        + dedent("""
+        import gevent
+        broker.subscribe("news")
+        pool = gevent.get_hub().threadpool
+        ticks = []
+
+        def tick():
+            while True:
+                ticks.append(1)
+                gevent.sleep(0.001)
+
+        ticker = gevent.spawn(tick)
+        jobs = [gevent.spawn(lambda: [publish(b"green") for _ in range(50)]) for _ in range(10)]
+        jobs += [pool.spawn(lambda: [publish(b"native") for _ in range(50)]) for _ in range(3)]
+        for job in jobs:
+            job.get(timeout=15)
+        wait_until(lambda: len(receiver.data) == 650)
+        assert receiver.data.count(b"native") == 150
+        assert len(receiver.threads) == 1
+        broker.publish([Draft("news", "binary", b"x")] * 5000)
+        wait_until(lambda: len(receiver.data) == 5650)
+        broker.unsubscribe("news")
+        assert broker.subscribe("news").offset == 5650
+        broker.join("news", "ann")
+        assert pool.spawn(lambda: broker.present("news")).get(timeout=15) == ["ann"]
+        broker.leave("news", "ann")
+        wait_until(lambda: broker.present("news") == [])
+        assert len(ticks) > 20
+        broker.close()
+        print("done")
+        """),
+        redis_url,
+        prefix,
+    )
+    assert said == "done\n"
+
+
+def test_under_gevent_tls_is_spoken(
+    tls_proxy: Callable[[trustme.CA], TlsProxy], tmp_path: Path, prefix: str
+) -> None:
+    authority = trustme.CA()
+    proxy = tls_proxy(authority)
+    cafile = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(cafile))
+    said = run_python(
+        "from gevent import monkey; monkey.patch_all()\n"
+        + dedent(SETUP)
+        + dedent("""
+        for i in range(50):
+            broker.subscribe(str(i))
+        broker.subscribe("news")
+        for i in range(50):
+            publish(bytes(50_000))
+            broker.unsubscribe(str(i))
+        publish(b"end")
+        wait_until(lambda: receiver.data[-1:] == [b"end"])
+        assert receiver.data == [bytes(50_000)] * 50 + [b"end"]
+        broker.close()
+        print("done")
+        """),
+        f"rediss://127.0.0.1:{proxy.port}/0?ssl_ca_certs={cafile}",
+        prefix,
+    )
+    assert said == "done\n"
+
+
+def test_under_gevent_a_hub_callback_can_say_what_must_not_wait(
+    redis_url: str, prefix: str
+) -> None:
+    said = run_python(
+        "from gevent import monkey; monkey.patch_all()\n"
+        + dedent(SETUP)
+        + dedent("""
+        import gevent
+        broker.subscribe("news")
+        broker.join("news", "ann")
+        other = RedisBroker(sys.argv[1], BrokerOptions(prefix=sys.argv[2]))
+
+        def callback():
+            broker.unsubscribe("news")
+            broker.count("news", 7)
+            broker.leave("news", "ann")
+
+        gevent.get_hub().loop.run_callback(callback)
+        wait_until(lambda: other.subscribers("news") == 7)
+        wait_until(lambda: other.present("news") == [])
+        broker.close()
+        other.close()
+        print("done")
+        """),
+        redis_url,
+        prefix,
+    )
+    assert said == "done\n"
+
+
+def test_under_gevent_a_child_of_a_fork_leaves_its_parents_connections_alone(
+    redis_url: str, prefix: str
+) -> None:
+    said = run_python(
+        "from gevent import monkey; monkey.patch_all()\n"
+        + dedent(SETUP)
+        + dedent("""
+        import os
+        broker.subscribe("news")
+        broker.join("news", "parent")
+        pid = os.fork()
+        if not pid:
+            seen = len(receiver.data)
+            for j in range(200):
+                publish(b"child")
+            time.sleep(0.2)
+            assert len(receiver.data) == seen
+            broker.close()
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        publish(b"after")
+        wait_until(lambda: receiver.data[-1] == b"after")
+        assert receiver.data == [b"parent"] + [b"child"] * 200 + [b"after"]
+        broker.close()
+        print("done")
+        """),
+        redis_url,
+        prefix,
+    )
+    assert said == "done\n"

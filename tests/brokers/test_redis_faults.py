@@ -1,0 +1,517 @@
+"""What the Redis broker does when its server, its connection or its process fails."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from textwrap import dedent
+from time import monotonic
+
+import pytest
+
+from flask_sockets2 import BrokerError
+from flask_sockets2.brokers.base import BINARY, TEXT, Draft, Message, Position
+from flask_sockets2.brokers.leases import LeaseTimes
+from flask_sockets2.brokers.listener import ListenerTimes
+from flask_sockets2.brokers.redis import RedisBroker
+from tests.processes import unused_port, wait_until
+
+from .conftest import WAIT, Missed, Recorder
+from .servers import RedisServer
+from .test_redis import events, text, wait_for_event
+
+MakeRedis = Callable[..., RedisBroker]
+OwnServer = Callable[..., RedisServer]
+
+LISTENER = ListenerTimes(answer=0.5, ping=0.3, shortest_wait=0.01, longest_wait=0.1)
+IMPATIENT = {"listener_times": LISTENER, "client_timeout": 0.5}
+SHORT = {"lease_times": LeaseTimes(lease=0.6, renew=0.2, tick=0.05)}
+
+
+class Stream:
+    """Publishes numbers to a channel, all the time, and knows which were acknowledged.
+
+    A number whose publishing failed is not published again: it may have been published.
+    """
+
+    def __init__(self, broker: RedisBroker, at_once: int = 5) -> None:
+        self.acknowledged: dict[int, Position] = {}
+        self.failures = 0
+        self._broker = broker
+        self._at_once = at_once
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        number = 0
+        while not self._stop.is_set():
+            numbers = range(number, number + self._at_once)
+            number += self._at_once
+            try:
+                positions = self._broker.publish(text("news", *map(str, numbers)))
+            except BrokerError:
+                self.failures += 1
+                self._stop.wait(0.01)
+            else:
+                self.acknowledged.update(zip(numbers, positions, strict=True))
+
+    def wait_for_more(self, count: int) -> None:
+        """Wait until more have been acknowledged."""
+        enough = len(self.acknowledged) + count
+        wait_until(lambda: len(self.acknowledged) >= enough, f"{count} more messages", WAIT)
+
+    def stop(self) -> Position:
+        """Return the position of the last that was acknowledged."""
+        self._stop.set()
+        self._thread.join(WAIT)
+        return list(self.acknowledged.values())[-1]
+
+
+@pytest.fixture
+def stream() -> Iterator[Callable[..., Stream]]:
+    streams: list[Stream] = []
+
+    def start(broker: RedisBroker, at_once: int = 5) -> Stream:
+        streams.append(Stream(broker, at_once))
+        return streams[-1]
+
+    yield start
+    for each in streams:
+        each.stop()
+
+
+def assert_delivery_was_kept(recorder: Recorder, since: Position) -> None:
+    """Each message follows the one before it, or the position that ``missed`` gave."""
+    last = since
+    for call in list(recorder.calls):
+        if isinstance(call, Missed):
+            assert call[1].epoch != last.epoch or call[1].offset > last.offset
+            last = call[1]
+        elif isinstance(call, Message):
+            assert call.position == Position(last.epoch, last.offset + 1)
+            last = call.position
+
+
+def assert_all_were_delivered(recorder: Recorder, stream: Stream, since: Position) -> None:
+    """All that was acknowledged after a position, in its epoch, was delivered; nothing twice."""
+    delivered = [int(data) for data in recorder.data]
+    assert len(set(delivered)) == len(delivered)
+    acknowledged = {
+        number
+        for number, position in stream.acknowledged.items()
+        if position.epoch == since.epoch and position.offset > since.offset
+    }
+    assert acknowledged <= set(delivered)
+
+
+# -- the connection ----------------------------------------------------------------------------
+
+
+def test_a_listener_that_is_cut_off_in_a_stream_loses_and_doubles_nothing(
+    own_server: OwnServer,
+    make_redis: MakeRedis,
+    recorder: Recorder,
+    stream: Callable[..., Stream],
+) -> None:
+    server = own_server()
+    broker = make_redis(recorder, url=server.url, history_size=100_000, times=IMPATIENT)
+    since = broker.subscribe("news")
+    publishing = stream(make_redis(url=server.url, history_size=100_000))
+    with server.client() as client:
+        for i in range(20):
+            client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+            recorder.wait(lambda: recorder.calls.count("reconnected") > i, "it to be back")  # noqa: B023
+            publishing.wait_for_more(100)
+    recorder.wait_for_position(publishing.stop())
+    assert recorder.all_missed == []
+    assert publishing.failures == 0
+    assert len(recorder.messages) >= 2000
+    assert_delivery_was_kept(recorder, since)
+    assert_all_were_delivered(recorder, publishing, since)
+
+
+def test_subscribing_while_connections_are_cut_off_loses_and_doubles_nothing(
+    own_server: OwnServer,
+    make_redis: MakeRedis,
+    recorder: Recorder,
+    stream: Callable[..., Stream],
+) -> None:
+    server = own_server()
+    broker = make_redis(recorder, url=server.url, history_size=100_000, times=IMPATIENT)
+    publishing = stream(make_redis(url=server.url, history_size=100_000))
+    stop = threading.Event()
+
+    def cut() -> None:
+        with server.client() as client:
+            while not stop.wait(0.005):
+                client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+
+    cutter = threading.Thread(target=cut, daemon=True)
+    cutter.start()
+    try:
+        for _ in range(30):
+            start = len(recorder.calls)
+            position = broker.subscribe("news")
+            wanted = list(range(position.offset + 1, position.offset + 101))
+            recorder.wait_for_position(Position(position.epoch, wanted[-1]))
+            broker.unsubscribe("news")
+            calls = [call for call in recorder.calls[start:] if isinstance(call, Message)]
+            offsets = [call.position.offset for call in calls]
+            assert [offset for offset in offsets if offset > position.offset][:100] == wanted
+            assert len(set(offsets)) == len(offsets)
+    finally:
+        stop.set()
+        cutter.join(WAIT)
+    publishing.stop()
+    assert recorder.all_missed == []
+
+
+def test_ten_thousand_channels_are_back_soon(
+    own_server: OwnServer, make_redis: MakeRedis, recorder: Recorder
+) -> None:
+    server = own_server()
+    times = {"listener_times": ListenerTimes(shortest_wait=1.0)}  # longer than publishing takes
+    broker, other = make_redis(recorder, url=server.url, times=times), make_redis(url=server.url)
+    channels = [f"channel {i}" for i in range(10_000)]
+    quarters = [channels[i::8] for i in range(8)]
+    threads = [
+        threading.Thread(target=lambda own=own: [broker.subscribe(each) for each in own])
+        for own in quarters
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT * 2)
+    with server.client() as client:
+        client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+    other.publish([Draft(each, TEXT, each.encode()) for each in channels])
+    began = monotonic()
+    recorder.wait_for_call("reconnected")
+    recorder.wait(lambda: len(recorder.messages) == 10_000, "a message of each")
+    assert monotonic() - began < WAIT
+    assert sorted(recorder.data) == sorted(each.encode() for each in channels)
+    assert recorder.all_missed == []
+
+
+def test_what_was_published_while_the_listener_was_away_is_told_where_it_is_not_kept(
+    own_server: OwnServer, make_redis: MakeRedis, recorder: Recorder
+) -> None:
+    server = own_server()
+    broker = make_redis(recorder, url=server.url, history_size=0, times=IMPATIENT)
+    broker.subscribe("news")
+    broker.subscribe("quiet")
+    # In one transaction nothing comes between the end of the connection and the messages.
+    with server.client() as client, client.pipeline(transaction=True) as pipeline:
+        pipeline.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        pipeline.hincrby(broker._names.log("news")[0], "offset", 3)
+        pipeline.execute()
+    recorder.wait_for_call("reconnected")
+    position = broker.position("news")
+    assert position.offset == 3
+    assert recorder.calls == [Missed(("news", position)), "reconnected"]
+    broker.publish(text("news", "4"))
+    recorder.wait_for(b"4")
+
+
+def test_a_jump_in_a_stream_is_filled_from_the_history(
+    own_server: OwnServer, make_redis: MakeRedis, recorder: Recorder
+) -> None:
+    server = own_server()
+    broker, deaf = make_redis(recorder, url=server.url), make_redis(url=server.url)
+    since = broker.subscribe("news")
+    deaf._names._pubsub = "nobody:{"  # what it publishes is kept, and delivered to nobody
+    deaf.publish(text("news", "1", "2", "3"))
+    broker.publish(text("news", "4"))
+    recorder.wait_for(b"4")
+    assert recorder.data == [b"1", b"2", b"3", b"4"]
+    assert_delivery_was_kept(recorder, since)
+
+
+def test_a_jump_in_a_stream_that_cannot_be_filled_is_told(
+    own_server: OwnServer, make_redis: MakeRedis, recorder: Recorder
+) -> None:
+    server = own_server()
+    broker = make_redis(recorder, url=server.url, history_size=0)
+    deaf = make_redis(url=server.url, history_size=0)
+    since = broker.subscribe("news")
+    deaf._names._pubsub = "nobody:{"
+    deaf.publish(text("news", "1", "2", "3"))
+    broker.publish(text("news", "4"))
+    recorder.wait_for_call(Missed(("news", Position(since.epoch, 4))))
+    broker.publish(text("news", "5"))
+    recorder.wait_for(b"5")
+    assert recorder.data == [b"5"]
+
+
+def test_a_log_that_was_begun_anew_elsewhere_is_told(
+    own_server: OwnServer, make_redis: MakeRedis, recorder: Recorder
+) -> None:
+    server = own_server()
+    broker, deaf = make_redis(recorder, url=server.url), make_redis(url=server.url)
+    broker.subscribe("news")
+    deaf._names._pubsub = "nobody:{"
+    with server.client() as client:
+        client.flushall()
+    [first] = deaf.publish(text("news", "1"))
+    broker.publish(text("news", "2"))
+    recorder.wait_for(b"2")
+    assert recorder.calls[0] == Missed(("news", first))
+    assert recorder.data == [b"2"]
+
+
+# -- the server --------------------------------------------------------------------------------
+
+
+def test_a_server_that_crashes_in_a_stream_never_leaves_a_gap_untold(
+    own_server: OwnServer,
+    make_redis: MakeRedis,
+    recorder: Recorder,
+    stream: Callable[..., Stream],
+) -> None:
+    server = own_server()
+    broker = make_redis(recorder, url=server.url, history_size=100_000, times=IMPATIENT)
+    since = broker.subscribe("news")
+    publishing = stream(make_redis(url=server.url, history_size=100_000, times=IMPATIENT))
+    for i in range(3):
+        publishing.wait_for_more(300)
+        server.restart()
+        recorder.wait(lambda: recorder.calls.count("reconnected") > i, "it to be back")  # noqa: B023
+    publishing.wait_for_more(300)
+    newest = publishing.stop()
+    recorder.wait_for_position(newest)
+    assert_delivery_was_kept(recorder, since)
+    epochs = {position.epoch for position in publishing.acknowledged.values()}
+    assert len(epochs) == 4
+    assert len(recorder.all_missed) == 3
+    # What a crashed server had accepted last can be lost with it, and that was told.
+    assert_all_were_delivered(recorder, publishing, recorder.all_missed[-1][1])
+
+
+def test_a_server_that_keeps_its_data_over_a_crash_begins_other_epochs_all_the_same(
+    own_server: OwnServer, make_redis: MakeRedis, recorder: Recorder
+) -> None:
+    server = own_server("--appendonly", "yes", "--appendfsync", "always")
+    broker = make_redis(recorder, url=server.url, times=IMPATIENT)
+    broker.subscribe("news")
+    [old] = broker.publish(text("news", "1"))
+    recorder.wait_for(b"1")
+    server.restart()
+    recorder.wait_for_call("reconnected")
+    new = broker.position("news")
+    assert new.epoch != old.epoch
+    assert new.offset == 0
+    assert recorder.all_missed == [Missed(("news", new))]
+    assert not broker.history("news", old).complete
+    assert list(broker.history("news", None).messages) == []
+
+
+def test_while_the_server_is_away_calls_fail_soon_and_subscriptions_stay(
+    own_server: OwnServer,
+    make_redis: MakeRedis,
+    recorder: Recorder,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = own_server()
+    broker = make_redis(recorder, url=server.url, times=IMPATIENT)
+    broker.subscribe("news")
+    with caplog.at_level(logging.INFO, "flask_sockets2"):
+        server.kill()
+        began = monotonic()
+        for call in (
+            lambda: broker.publish(text("news", "1")),
+            lambda: broker.position("news"),
+            lambda: broker.history("news", None),
+            lambda: broker.subscribe("other"),
+            lambda: broker.subscribe("news"),
+        ):
+            with pytest.raises(BrokerError, match=f"cannot reach {server.url}|did not confirm"):
+                call()
+        assert monotonic() - began < 5
+        broker.unsubscribe("other")
+        server.path.unlink(missing_ok=True)
+        server.start()
+        recorder.wait_for_call("reconnected")
+    broker.publish(text("news", "2"))
+    recorder.wait_for(b"2")
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2
+    assert lines[0].startswith("lost the connection that listens: cannot reach")
+    assert lines[1] == f"listening again to {server.url}"
+
+
+def test_a_server_that_stops_answering_is_noticed_and_caught_up_with(
+    own_server: OwnServer, make_redis: MakeRedis, recorder: Recorder
+) -> None:
+    server = own_server()
+    broker = make_redis(recorder, url=server.url, times=IMPATIENT)
+    since = broker.subscribe("news")
+    broker.publish(text("news", "1"))
+    recorder.wait_for(b"1")
+    server.pause()
+    try:
+        with pytest.raises(BrokerError, match="did not answer in time"):
+            broker.publish(text("news", "2"))  # which the server finds when it goes on
+        with pytest.raises(BrokerError, match=r"did not|cannot reach"):
+            broker.subscribe("other")
+        broker.unsubscribe("other")
+        reader = broker._listener._readers[""]
+        wait_until(lambda: not reader._connected, "the listener to notice", WAIT)
+    finally:
+        server.resume()
+    recorder.wait_for_call("reconnected")
+    broker.publish(text("news", "3"))
+    recorder.wait_for(b"3")
+    assert recorder.data == [b"1", b"2", b"3"]
+    assert recorder.all_missed == []
+    assert_delivery_was_kept(recorder, since)
+
+
+def test_a_quiet_connection_is_kept(
+    own_server: OwnServer, make_redis: MakeRedis, recorder: Recorder
+) -> None:
+    server = own_server()
+    times = {"listener_times": ListenerTimes(answer=0.5, ping=0.02)}
+    broker = make_redis(recorder, url=server.url, times=times)
+    broker.subscribe("news")
+    with server.client() as client:
+        pings = lambda: client.info("commandstats").get("cmdstat_ping", {}).get("calls", 0)  # noqa: E731
+        before = pings()
+        wait_until(lambda: pings() > before + 10, "some pings", WAIT)
+        assert len(client.client_list(_type="pubsub")) == 1
+        broker.unsubscribe("news")
+        before = pings()
+        wait_until(lambda: pings() > before + 10, "pings without a channel", WAIT)
+    assert recorder.calls == []
+
+
+def test_a_server_without_memory_refuses_and_changes_nothing(
+    own_server: OwnServer, make_redis: MakeRedis, recorder: Recorder
+) -> None:
+    server = own_server()
+    broker = make_redis(recorder, url=server.url)
+    broker.subscribe("news")
+    [before] = broker.publish(text("news", "1"))
+    with server.client() as client:
+        client.config_set("maxmemory", "1")
+        with pytest.raises(
+            BrokerError, match=r"command not allowed .*; raise its maxmemory"
+        ) as caught:
+            broker.publish([Draft("news", BINARY, b"private"), Draft("never used", TEXT, b"")])
+        assert "private" not in str(caught.value)
+        with pytest.raises(BrokerError, match="maxmemory"):
+            broker.publish(text("never used", "1"))
+        client.config_set("maxmemory", "0")
+    assert broker.position("news") == before
+    [after] = broker.publish(text("news", "2"))
+    recorder.wait_for(b"2")
+    assert after == Position(before.epoch, 2)
+    assert recorder.data == [b"1", b"2"]
+    assert [each.data for each in broker.history("news", None).messages] == [b"1", b"2"]
+
+
+def test_a_replica_that_takes_over_without_the_newest_messages_is_told(
+    own_server: OwnServer, make_redis: MakeRedis, recorder: Recorder
+) -> None:
+    primary = own_server("--repl-diskless-sync-delay", "0", port=unused_port())
+    replica = own_server()
+    broker = make_redis(recorder, url=primary.url, times=IMPATIENT)
+    broker.subscribe("news")
+    broker.publish(text("news", "1"))
+    key = broker._names.log("news")[0]
+    with replica.client() as client:
+        client.replicaof("127.0.0.1", primary.port)
+        wait_until(lambda: client.hget(key, "offset") == b"1", "replication", WAIT)
+        client.replicaof("NO", "ONE")  # as if the network between them had failed
+        broker.publish(text("news", "2", "3"))
+        recorder.wait_for(b"3")
+        assert client.hget(key, "offset") == b"1"
+    primary.kill()
+    primary.path.unlink(missing_ok=True)
+    primary.path.symlink_to(replica.path)  # the address now leads to the other
+    recorder.wait_for_call("reconnected")
+    new = broker.position("news")
+    assert recorder.all_missed == [Missed(("news", new))]
+    assert new.offset == 0
+    [after] = broker.publish(text("news", "4"))
+    recorder.wait_for(b"4")
+    assert after == Position(new.epoch, 1)
+
+
+# -- other processes ---------------------------------------------------------------------------
+
+
+def test_a_process_that_is_killed_leaves(
+    redis_url: str, make_redis: MakeRedis, recorder: Recorder, prefix: str
+) -> None:
+    broker = make_redis(recorder, times=SHORT)
+    broker.subscribe("room")
+    broker.join("room", "ann")
+    broker.count("room", 1)
+    program = """
+        import sys, time
+        from flask_sockets2.brokers.base import BrokerOptions
+        from flask_sockets2.brokers.leases import LeaseTimes
+        from flask_sockets2.brokers.redis import RedisBroker
+        broker = RedisBroker(
+            sys.argv[1], BrokerOptions(prefix=sys.argv[2]),
+            lease_times=LeaseTimes(lease=0.6, renew=0.2, tick=0.05),
+        )
+        broker.count("room", 5)
+        broker.join("room", "bob")
+        broker.join("room", "ann")
+        time.sleep(60)
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", dedent(program), redis_url, prefix],
+        cwd=Path(__file__).parents[2],
+    )
+    try:
+        wait_for_event(recorder, "join", "bob")
+        wait_until(lambda: broker.subscribers("room") == 6, "its count", WAIT)
+        assert broker.present("room") == ["ann", "bob"]
+    finally:
+        process.kill()
+        process.wait(WAIT)
+    wait_for_event(recorder, "leave", "bob")
+    assert broker.present("room") == ["ann"]
+    wait_until(lambda: broker.subscribers("room") == 1, "its count to be gone", WAIT)
+    assert events(recorder) == [("join", "ann"), ("join", "bob"), ("leave", "bob")]
+
+
+def test_leaving_while_the_server_is_away_is_told_when_it_is_back(
+    own_server: OwnServer, make_redis: MakeRedis
+) -> None:
+    server = own_server("--appendonly", "yes", "--appendfsync", "always")
+    broker = make_redis(url=server.url, presence_grace=0.0, times={**IMPATIENT, **SHORT})
+    broker.join("room", "ann")
+    broker.join("room", "bob")
+    server.kill()
+    broker.leave("room", "ann")
+    with pytest.raises(BrokerError):
+        broker.join("room", "cyd")
+    server.path.unlink(missing_ok=True)
+    server.start()
+    wait_until(lambda: broker.present("room") == ["bob"], "ann to be gone", WAIT)
+    broker.count("room", 2)
+    other = make_redis(url=server.url)
+    wait_until(lambda: other.subscribers("room") == 2, "the count to be told", WAIT)
+
+
+def test_closing_while_the_server_is_away_is_quick(
+    own_server: OwnServer, make_redis: MakeRedis, recorder: Recorder
+) -> None:
+    server = own_server()
+    broker = make_redis(recorder, url=server.url, times={**IMPATIENT, **SHORT})
+    broker.subscribe("news")
+    broker.join("news", "ann")
+    server.kill()
+    began = monotonic()
+    broker.close()
+    assert monotonic() - began < 3
+    with pytest.raises(BrokerError, match="closed"):
+        broker.subscribe("news")
