@@ -13,7 +13,7 @@ from .encoding import Frames
 from .fanout import ALL, Fanout, Observer, Subscription
 from .outlet import Outlet, Owner, SocketWriter
 from .publisher import Publisher, check_channel, payload_of
-from .signals import broker_reconnected, client_too_slow, gap_told, message_dropped
+from .signals import broker_reconnected, client_too_slow, gap_told, message_dropped, tell
 from .stats import Counters
 
 __all__ = ["Channels", "Subscriber"]
@@ -32,6 +32,10 @@ class Subscriber(Owner, Protocol):
     outlet: Any
 
     @property
+    def open(self) -> bool:
+        """Whether its end has not begun."""
+
+    @property
     def transport(self) -> SocketWriter:
         """What its bytes go through."""
 
@@ -47,16 +51,16 @@ class _Signals(Observer):
         self._app = app
 
     def gap(self, channel: str) -> None:
-        gap_told.send(self._app, channel=channel)
+        tell(gap_told, self._app, channel=channel)
 
     def dropped(self, owner: Owner, channel: str) -> None:
-        message_dropped.send(self._app, connection=owner, channel=channel)
+        tell(message_dropped, self._app, connection=owner, channel=channel)
 
     def too_slow(self, owner: Owner) -> None:
-        client_too_slow.send(self._app, connection=owner)
+        tell(client_too_slow, self._app, connection=owner)
 
     def reconnected(self) -> None:
-        broker_reconnected.send(self._app)
+        tell(broker_reconnected, self._app)
 
 
 class Channels(Publisher):
@@ -109,6 +113,7 @@ class Channels(Publisher):
             raise ValueError("presence=True needs envelope=True: who joins comes in an envelope")
         if identity is not None:
             _check_identity(identity)
+        position = _since(since)
         encoding = Frames.of(
             envelope=envelope,
             presence=presence,
@@ -116,25 +121,28 @@ class Channels(Publisher):
             window_bits=connection.window_bits,
         )
         self._warn_of_processes(connection)
-        outlet = connection.outlet
-        if outlet is None:
-            limits = connection.limits
-            outlet = Outlet(
-                connection.transport,
-                connection,
-                self._fanout,
-                limits.send_buffer,
-                limits.slow_client,
-            )
-            connection.outlet = outlet
         return self._fanout.subscribe(
-            outlet,
+            self._outlet(connection),
             channel,
             encoding,
-            since=_since(since),
+            since=position,
             identity=identity,
             presence=presence,
         )
+
+    def _outlet(self, connection: Subscriber) -> Outlet:
+        """Return the outlet of a connection, made when it is first needed."""
+        transport, limits = connection.transport, connection.limits
+        with transport.lock:  # several threads may subscribe it, while another one closes it
+            outlet: Outlet | None = connection.outlet
+            if outlet is None:
+                outlet = Outlet(
+                    transport, connection, self._fanout, limits.send_buffer, limits.slow_client
+                )
+                connection.outlet = outlet
+                if not connection.open:
+                    outlet.remove()
+        return outlet
 
     def unsubscribe(self, connection: Subscriber, channel: str) -> bool:
         """Send a connection nothing more of a channel."""
@@ -176,5 +184,9 @@ def _since(given: Any) -> Any:
 def _check_identity(identity: Any) -> None:
     if not isinstance(identity, str):
         raise TypeError(f"identity= is a str, got {type(identity).__name__}; use str(user.id)")
-    if not 0 < len(identity.encode()) <= _MAX_IDENTITY:
-        raise ValueError(f"identity= is 1 to {_MAX_IDENTITY} bytes long")
+    try:
+        size = len(identity.encode())
+    except UnicodeEncodeError as exc:
+        raise ValueError("identity= cannot hold half a surrogate pair") from exc
+    if not 0 < size <= _MAX_IDENTITY:
+        raise ValueError(f"identity= is 1 to {_MAX_IDENTITY} bytes long, got {size}")

@@ -330,11 +330,11 @@ class Connection:
         response, extensions = self._upgrade.response(
             subprotocol=subprotocol, compression=limits.compression, headers=headers
         )
-        if self.on_open is not None:
-            self.on_open(self)
+        if not self._admit():
+            return
         try:
             transport, early = self._take(limits.send_timeout)
-        except HandshakeError:
+        except BaseException:
             if self.on_end is not None:
                 self.on_end(self)
             raise
@@ -346,7 +346,6 @@ class Connection:
         self._encode = protocol.send if extensions else protocol.frame
         self._wait = transport.wait
         self.ping_interval, self.ping_timeout = limits.ping_interval, limits.ping_timeout
-        self.on_open = None
         with transport.lock:
             self._state = OPEN
             _opened.add(self)
@@ -359,6 +358,17 @@ class Connection:
         if self.ping_interval:
             transport.call_inside(self._watch)
         logger.info("open %.200r from %s", self.path, self.environ.get("REMOTE_ADDR"))
+
+    def _admit(self) -> bool:
+        """Tell that it is about to open; False where that has opened it: who is told may send."""
+        on_open, self.on_open = self.on_open, None
+        if on_open is not None:
+            try:
+                on_open(self)
+            except BaseException:
+                self.on_open = on_open
+                raise
+        return self._state is CONNECTING
 
     # -- receiving -------------------------------------------------------------------------
 
@@ -528,7 +538,7 @@ class Connection:
             self.accept()
         if self._state is not OPEN:
             raise self._closed_error()
-        return self._channels().subscribe(
+        subscription = self._channels().subscribe(
             self,
             channel,
             since=since,
@@ -537,6 +547,9 @@ class Connection:
             identity=identity,
             gap=gap,
         )
+        if self._state is not OPEN:  # it has ended while the broker was asked
+            raise self._closed_error()
+        return subscription
 
     def unsubscribe(self, channel: str) -> bool:
         """Send the client nothing more of a channel; False where it was not subscribed to."""
@@ -556,6 +569,11 @@ class Connection:
     def transport(self) -> StreamTransport:
         """What its bytes go through, once it is accepted."""
         return self._transport
+
+    @property
+    def open(self) -> bool:
+        """Whether it is accepted and its end has not begun."""
+        return self._state is OPEN
 
     @property
     def listening(self) -> bool:
@@ -741,10 +759,12 @@ class Connection:
         if was_open:
             self._announce_end()
         logger.info("closed %.200r with %s %.200r", self.path, self.close_code, self.close_reason)
-        if self.on_end is not None:
-            self.on_end(self)
-        if self.keeper is not None:
-            self.keeper.forget(self)
+        try:
+            if self.on_end is not None:
+                self.on_end(self)
+        finally:
+            if self.keeper is not None:
+                self.keeper.forget(self)
 
     # -- the hub or the selector thread ----------------------------------------------------
 

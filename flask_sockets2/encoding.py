@@ -18,16 +18,19 @@ there. A transient message has no position: there is nothing to resume at.
 from __future__ import annotations
 
 import json
+import logging
 from base64 import b64encode
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
 from .brokers.base import BINARY as BINARY_KIND
-from .brokers.base import JSON, Message, Position
+from .brokers.base import JSON, Message, Position, native_lock
 from .brokers.base import TEXT as TEXT_KIND
 from .wire.frames import BINARY, TEXT, build, build_deflated
 
 __all__ = ["GAP", "Encoding", "Frames", "Payload", "gap_message", "presence_message"]
+
+logger = logging.getLogger("flask_sockets2.channels")
 
 GAP, PRESENCE, JOIN, LEAVE = "gap", "presence", "join", "leave"
 
@@ -58,6 +61,7 @@ class Frames:
     __slots__ = ("__weakref__", "_shared", "envelope", "gap", "presence", "window_bits")
 
     _made: ClassVar[WeakValueDictionary[tuple[object, ...], Frames]] = WeakValueDictionary()
+    _lock: ClassVar[Any] = native_lock()  # guards adding to it
 
     def __init__(
         self, envelope: bool, presence: bool, gap: Payload | None, window_bits: int | None
@@ -84,7 +88,9 @@ class Frames:
         key = (envelope, presence, gap, window_bits)
         made = cls._made.get(key)
         if made is None:
-            made = cls._made.setdefault(key, cls(*key))
+            new = cls(*key)
+            with cls._lock:
+                made = cls._made.setdefault(key, new)
         return made
 
     def encode(self, message: Message) -> bytes:
@@ -92,7 +98,12 @@ class Frames:
         shared = self if message.event == GAP else self._shared
         frame: bytes | None = message.encoded.get(shared)
         if frame is None:
-            frame = message.encoded[shared] = shared._make(message)
+            try:
+                frame = shared._make(message)
+            except ValueError:  # another program's: no UTF-8; the others must not suffer for it
+                logger.exception("a message of channel %.200r cannot be sent", message.channel)
+                frame = b""
+            message.encoded[shared] = frame
         return frame
 
     def text(self, message: Message) -> str:
@@ -125,10 +136,10 @@ def gap_message(channel: str, position: Position) -> Message:
     return Message(channel, TEXT_KIND, b"", position, event=GAP, transient=True)
 
 
-def presence_message(channel: str, identities: list[str]) -> Message:
-    """Return what tells who is in a channel."""
+def presence_message(channel: str, identities: list[str], position: Position) -> Message:
+    """Return what tells who is in a channel; :param position: of its newest message."""
     data = json.dumps(identities, ensure_ascii=False).encode()
-    return Message(channel, TEXT_KIND, data, Position("", 0), event=PRESENCE, transient=True)
+    return Message(channel, TEXT_KIND, data, position, event=PRESENCE, transient=True)
 
 
 def _envelope(message: Message) -> bytes:

@@ -54,7 +54,7 @@ from .channels import Channels
 from .connection import Connection, Limits
 from .exceptions import HandshakeError
 from .outlet import POLICIES
-from .signals import connection_closed, connection_opened
+from .signals import connection_closed, connection_opened, tell
 from .stats import Counters
 
 if TYPE_CHECKING:
@@ -132,15 +132,22 @@ class State:
         :raises HandshakeError: when there are as many.
         """
         with self._lock:
-            if most is not None and len(self.connections) >= most:
-                raise self.full(most)
-            self.connections.add(connection)
-        connection_opened.send(self.app, connection=connection)
+            full = most is not None and len(self.connections) >= most
+            if not full:
+                self.connections.add(connection)
+        if full:
+            assert most is not None
+            raise self.full(most)
+        try:
+            connection_opened.send(self.app, connection=connection)
+        except BaseException:
+            self.connections.discard(connection)
+            raise
 
     def ended(self, connection: Connection) -> None:
         """Count a connection no longer."""
         self.connections.discard(connection)
-        connection_closed.send(self.app, connection=connection)
+        tell(connection_closed, self.app, connection=connection)
 
     def full(self, most: int) -> HandshakeError:
         """Log that there are as many connections as there may be, and return what to answer."""

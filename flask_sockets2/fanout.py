@@ -20,14 +20,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from time import monotonic
 from typing import Any, NamedTuple
 
 from .brokers.base import Broker, BrokerOptions, History, Message, Position, native_lock
 from .brokers.later import Later
 from .brokers.log import Log
-from .encoding import Encoding, gap_message, presence_message
+from .encoding import GAP, Encoding, gap_message, presence_message
 from .exceptions import BrokerError
 from .outlet import Batch, Outlet, Owner
 from .stats import ChannelCounters, Counters
@@ -42,6 +42,7 @@ ALL = object()
 
 _PENDING = 65536  # bytes of messages of one turn; a publisher writes them itself then
 _FLOOD = 2**20  # the same in all; another thread waits until the hub has written some
+_OVERHEAD = 64  # bytes that a message counts beside its data: empty ones are some work, too
 _OPEN_TIMEOUT = 30.0  # seconds to wait for another's subscription to the same channel
 _LINGER = 10.0  # seconds that a remote channel is kept after its last subscriber: they come back
 
@@ -65,26 +66,71 @@ class Subscription(NamedTuple):
     gap: bool
 
 
-class _Entry(NamedTuple):
-    """One outlet's subscription to one channel."""
+class _Entry:
+    """One outlet's subscription to one channel; the fan-out's lock guards it.
 
-    channel: _Channel
-    encoding: Encoding
-    identity: str | None
+    :ivar identity: who has joined by it, and leaves with it.
+    """
+
+    __slots__ = ("channel", "encoding", "identity")
+
+    def __init__(self, channel: _Channel, encoding: Encoding) -> None:
+        self.channel = channel
+        self.encoding = encoding
+        self.identity: str | None = None
 
 
 class _Held:
     """Live messages for an outlet whose history is on its way.
 
     :ivar after: once known, the position that the history has brought it to, which may be ahead of
-        what this process has seen.
+        what this process has seen: in the same epoch, or in one that it has not noticed yet.
+    :ivar over: the epoch that this process is in, where the history has told that it is over.
     """
 
-    __slots__ = ("after", "messages")
+    __slots__ = ("_begun", "after", "messages", "over")
 
-    def __init__(self) -> None:
+    def __init__(self, begun: Position) -> None:
+        self._begun = begun
         self.messages: list[Message] = []
         self.after: Position | None = None
+        self.over: str | None = None
+
+    def bring_to(self, after: Position) -> None:
+        """The history has brought it to a position."""
+        self.after = after
+        if after.epoch != self._begun.epoch:
+            self.over = self._begun.epoch
+
+    def lacks(self, message: Message) -> bool:
+        """Whether a message, or a gap, is news to it."""
+        position, after = message.position, self.after
+        if after is None or (message.transient and message.event != GAP):
+            return True
+        if position.epoch == after.epoch:
+            return position.offset > after.offset
+        return position.epoch != self.over
+
+    def release(self, history: Sequence[Message]) -> tuple[list[Message], list[Message]]:
+        """Return the history, and what came meanwhile: each message once, in its place."""
+        live = [message for message in self.messages if self.lacks(message)]
+        past: list[Message] = []
+        for message in history:
+            # A transient message is in no history, but has its place in it. Who joins and leaves
+            # comes after the list of those who are there.
+            early = [m for m in live if _is_before(m, message.position)]
+            if early:
+                past += early
+                live = [m for m in live if m not in early]
+            past.append(message)
+        return past, live
+
+    def is_level(self, here: Position) -> bool:
+        """Whether all that is delivered from now on is, once this process is somewhere."""
+        after = self.after
+        if after is None or here.epoch != after.epoch:
+            return here.epoch != self.over
+        return here.offset >= after.offset
 
 
 class _Audience:
@@ -206,9 +252,7 @@ class Fanout:
             known.position = position
             known.log = None
             self._put(known, gap_message(channel, position))
-            known.counters.gaps += sum(
-                len(group) for a in known.audiences.values() for group in a.groups.values()
-            )
+            known.counters.gaps += known.subscribers
         logger.warning("messages of channel %.200r were lost before %s", channel, position)
         self.observer.gap(channel)
 
@@ -220,7 +264,7 @@ class Fanout:
     def _put(self, channel: _Channel, message: Message) -> None:
         for audience in channel.audiences.values():
             audience.pending.append(message)
-            audience.writer.note(audience, len(message.data))
+            audience.writer.note(audience, len(message.data) + _OVERHEAD)
 
     def relieve(self) -> None:
         """Write what is pending, where it is much; a publisher calls this after each message.
@@ -257,27 +301,35 @@ class Fanout:
         :raises ValueError: when it subscribes to the channel already.
         """
         if name in outlet.entries:
-            raise ValueError(f"already subscribed to {name!r}; unsubscribe() first")
+            raise _already(name)
         if self.broker.waits and outlet.transport.clock.blocks:
             raise BrokerError(_UNPATCHED)
         channel = self._open(name)
+        entry = _Entry(channel, encoding)
         simple = identity is None and not presence
         with self._lock:
-            audience = self._audience(channel, outlet.transport.clock)
-            self._seal(audience)  # what is pending is for those before
             assert channel.position is not None
-            at_hand = self._at_hand(channel, since) if simple else None
-            if at_hand is not None:
-                outlet.entries[channel.name] = _Entry(channel, encoding, None)
-                audience.groups.setdefault(encoding, {})[outlet] = None
-                self._replay(channel, audience, encoding, outlet, at_hand.messages)
-                return Subscription(name, at_hand.position, False)
-            outlet.entries[channel.name] = _Entry(channel, encoding, None)
-            held = audience.held[outlet] = _Held()
+            twice = name in outlet.entries  # another greenlet was faster
+            refused = twice or outlet.closed
+            if not refused:
+                outlet.entries[name] = entry
+                audience = self._audience(channel, outlet.transport.clock)
+                self._seal(audience)  # what is pending is for those before
+                at_hand = self._at_hand(channel, since) if simple else None
+                if at_hand is not None:
+                    audience.groups.setdefault(encoding, {})[outlet] = None
+                    self._replay(channel, audience, encoding, outlet, at_hand.messages)
+                    return Subscription(name, at_hand.position, False)
+                held = audience.held[outlet] = _Held(channel.position)
+        if refused:
+            self._uncount(channel)
+            if twice:
+                raise _already(name)
+            return Subscription(name, channel.position, False)  # the connection has ended meanwhile
         try:
-            return self._begin(channel, audience, outlet, held, since, encoding, identity, presence)
+            return self._begin(entry, audience, outlet, held, since, identity, presence)
         except BaseException:
-            self.unsubscribe(outlet, name)
+            self._leave(outlet, name, entry)
             raise
 
     def _open(self, name: str) -> _Channel:
@@ -308,13 +360,17 @@ class Fanout:
         try:
             position = self.broker.subscribe(channel.name)
         except BaseException as exc:
-            channel.error = exc if isinstance(exc, BrokerError) else BrokerError(str(exc))
+            if isinstance(exc, BrokerError):
+                channel.error = exc
+            else:  # killed, or a timeout of its handler's: those who wait try themselves
+                self.broker.unsubscribe(channel.name)
             with self._lock:
                 del self._channels[channel.name]
             opened.set()
             raise
         with self._lock:
-            if channel.position is None:
+            here = channel.position  # not None where something has been delivered already
+            if here is None or (here.epoch == position.epoch and here.offset < position.offset):
                 channel.position = position
                 if self.broker.waits:
                     self._log(channel, position)
@@ -361,49 +417,59 @@ class Fanout:
 
     def _begin(
         self,
-        channel: _Channel,
+        entry: _Entry,
         audience: _Audience,
         outlet: Outlet,
         held: _Held,
         since: Any,
-        encoding: Encoding,
         identity: str | None,
         presence: bool,
     ) -> Subscription:
         """Fetch what the client wants first and release what was held meanwhile."""
-        history = None
+        channel, history, there = entry.channel, None, None
         if since is not None:
             history = self.broker.history(channel.name, None if since is ALL else since)
         if identity is not None:
-            self.broker.join(channel.name, identity)
-            outlet.entries[channel.name] = _Entry(channel, encoding, identity)
-        first: list[Message] = []
+            self._join(entry, audience, outlet, held, identity)
         if presence:
-            first.append(presence_message(channel.name, self.broker.present(channel.name)))
+            there = self.broker.present(channel.name)
         with self._lock:
             assert channel.position is not None
-            position = channel.position
+            position = channel.position if history is None else history.position
             gap = history is not None and not history.complete
-            if history is not None:
-                position = history.position
-                first[:0] = [gap_message(channel.name, position)] if gap else history.messages
-                self._count_replay(channel, history)
-            if outlet.closed:
+            if audience.held.get(outlet) is not held:  # it has left meanwhile, or ended
                 return Subscription(channel.name, position, gap)
             self._seal(audience)
-            after = position if history is not None else None
-            live = [m for m in held.messages if after is None or _is_newer(m, after)]
-            messages = [*first, *live]
+            if history is not None:
+                held.bring_to(position)
+                self._count_replay(channel, history)
+            past, live = held.release(history.messages if history is not None else ())
+            if gap:
+                past.append(gap_message(channel.name, position))
+            if there is not None:
+                past.append(presence_message(channel.name, there, position))
+            messages = past + live
             if messages:
-                audience.writer.add(Batch(channel, encoding, [outlet], messages))
-            if after is not None and not _has_reached(channel.position, after):
-                held.after = after  # the history is ahead of what has been delivered here
+                audience.writer.add(Batch(channel, entry.encoding, [outlet], messages))
+            if held.is_level(channel.position):
+                del audience.held[outlet]
+                audience.groups.setdefault(entry.encoding, {})[outlet] = None
+            else:
                 held.messages.clear()
-            elif audience.held.pop(outlet, None) is not None:
-                audience.groups.setdefault(encoding, {})[outlet] = None
         if gap:
             self.observer.gap(channel.name)
         return Subscription(channel.name, position, gap)
+
+    def _join(
+        self, entry: _Entry, audience: _Audience, outlet: Outlet, held: _Held, identity: str
+    ) -> None:
+        self.broker.join(entry.channel.name, identity)
+        with self._lock:
+            there = audience.held.get(outlet) is held
+            if there:
+                entry.identity = identity  # whoever takes it out has it leave
+        if not there:
+            self.broker.leave(entry.channel.name, identity)
 
     @staticmethod
     def _count_replay(channel: _Channel, history: History) -> None:
@@ -419,32 +485,43 @@ class Fanout:
 
     def remove(self, outlet: Outlet) -> None:
         """Forget a client: it is closing."""
-        for name in list(outlet.entries):
+        with self._lock:  # who subscribes just now has its entry, or sees that it is closed
+            names = list(outlet.entries)
+        for name in names:
             self._leave(outlet, name)
 
-    def _leave(self, outlet: Outlet, name: str) -> bool:
+    def _leave(self, outlet: Outlet, name: str, only: _Entry | None = None) -> bool:
+        """Take an outlet out of a channel; :param only: where that is its subscription."""
         with self._lock:
-            entry: _Entry | None = outlet.entries.pop(name, None)
-            if entry is None:
+            entry: _Entry | None = outlet.entries.get(name)
+            if entry is None or (only is not None and entry is not only):
                 return False
-            channel = entry.channel
-            audience = channel.audiences[outlet.transport.clock]
+            del outlet.entries[name]
+            channel, clock = entry.channel, outlet.transport.clock
+            audience = channel.audiences[clock]
             audience.held.pop(outlet, None)
             group = audience.groups.get(entry.encoding)
             if group is not None:
                 group.pop(outlet, None)
                 if not group:
                     del audience.groups[entry.encoding]
+            if not audience.groups and not audience.held:
+                del channel.audiences[clock]
+        if entry.identity is not None:
+            self.broker.leave(channel.name, entry.identity)
+        self._uncount(channel)
+        return True
+
+    def _uncount(self, channel: _Channel) -> None:
+        """Count one subscriber less; the last one's channel is closed."""
+        with self._lock:
             channel.subscribers -= 1
             self.broker.count(channel.name, channel.subscribers)
             idle = not channel.subscribers
-        if entry.identity is not None:
-            self.broker.leave(channel.name, entry.identity)
         if idle and self.broker.waits:
             self._lingering.call(lambda: self._close(channel))
         elif idle:
             self._close(channel)
-        return True
 
     def _close(self, channel: _Channel) -> None:
         with self._lock:
@@ -459,7 +536,7 @@ class Fanout:
         closed.set()
 
     def too_slow(self, outlet: Outlet) -> None:
-        """A client is about to be closed, being too slow."""
+        """A client is closed, being too slow."""
         self.observer.too_slow(outlet.owner)
 
     def dropped(self, outlet: Outlet, channel: str) -> None:
@@ -497,19 +574,20 @@ class Fanout:
                 held.messages.extend(messages)
                 continue
             encoding = outlet.entries[channel.name].encoding
-            newer = [m for m in messages if _is_newer(m, held.after)]
+            newer = list(filter(held.lacks, messages))
             if newer:
                 writer.batches.append(Batch(channel, encoding, [outlet], newer))
-            if channel.position is not None and _has_reached(channel.position, held.after):
+            if channel.position is not None and held.is_level(channel.position):
                 del audience.held[outlet]
                 audience.groups.setdefault(encoding, {})[outlet] = None
 
 
-def _is_newer(message: Message, position: Position) -> bool:
-    if message.transient or message.position.epoch != position.epoch:
-        return True
-    return message.position.offset > position.offset
+def _is_before(message: Message, position: Position) -> bool:
+    """Whether a transient message was published before the message of a position."""
+    if not message.transient or message.event:
+        return False
+    return message.position.epoch == position.epoch and message.position.offset < position.offset
 
 
-def _has_reached(here: Position, position: Position) -> bool:
-    return here.epoch != position.epoch or here.offset >= position.offset
+def _already(name: str) -> ValueError:
+    return ValueError(f"already subscribed to {name!r}; unsubscribe() first")

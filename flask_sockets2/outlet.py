@@ -41,6 +41,9 @@ class SocketWriter(Protocol):
     def write(self, data: bytes) -> None:
         """Write at once what the kernel takes and keep the rest."""
 
+    def flush(self) -> None:
+        """Write of what was kept what the kernel takes now."""
+
 
 class Owner(Protocol):
     """Whose outlet it is: a connection."""
@@ -56,7 +59,7 @@ class Source(Protocol):
         """Forget it."""
 
     def too_slow(self, outlet: Outlet) -> None:
-        """It is about to be closed, being too slow."""
+        """It is closed, being too slow."""
 
     def dropped(self, outlet: Outlet, channel: str) -> None:
         """A message was not sent."""
@@ -152,7 +155,9 @@ class Outlet:
             for batch in batches:
                 self._keep(batch)
             if self._size + self.transport.buffered > self.limit:
-                self._make_room()
+                self.transport.flush()  # one who publishes without end may have kept the hub busy
+                if self._size + self.transport.buffered > self.limit:
+                    self._make_room()
             if not self.transport.buffered:
                 self.drained()
 
@@ -184,21 +189,22 @@ class Outlet:
         for kept in (self._backlog or {}).values():
             kept.counters.slow_disconnects += 1
             break
-        self.source.too_slow(self)
         self.remove()
         self.owner.too_slow()
+        self.source.too_slow(self)
 
     def _drop_oldest(self) -> None:
         """Drop messages from the front, and put a gap of each channel of theirs there."""
         backlog = self._backlog
-        assert backlog is not None
+        if backlog is None:
+            return  # all of it is the transport's by now
         gaps: dict[str, _Kept] = {}
         while backlog and self._size + self.transport.buffered > self.limit // 2:
             _, kept = backlog.popitem(last=False)
             self._size -= len(kept.data)
             if kept.message.event != GAP:
                 self._drop(kept)
-            if not kept.message.transient or kept.message.event == GAP:
+            if not kept.message.transient or kept.message.event:  # of a gap, or of presence
                 gaps[kept.message.channel] = kept
         for channel, kept in gaps.items():
             last = kept.message

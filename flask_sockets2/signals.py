@@ -9,12 +9,16 @@
         app.logger.warning("%s does not keep up", connection.path)
 
 The sender is the application. Receivers run in the hub or the selector thread, so they must not
-wait for anything.
+wait for anything. What one of them raises is logged, since nobody is there to take it; only that of
+``connection_opened`` ends the request, as any error before its handler.
 """
 
 from __future__ import annotations
 
-from blinker import Namespace
+import logging
+from typing import Any
+
+from blinker import NamedSignal, Namespace
 
 __all__ = [
     "broker_reconnected",
@@ -23,7 +27,10 @@ __all__ = [
     "connection_opened",
     "gap_told",
     "message_dropped",
+    "tell",
 ]
+
+logger = logging.getLogger("flask_sockets2.channels")
 
 _signals = Namespace()
 
@@ -43,3 +50,11 @@ gap_told = _signals.signal(
 broker_reconnected = _signals.signal(
     "broker-reconnected", "The broker was out of reach and is back."
 )
+
+
+def tell(signal: NamedSignal, sender: Any, **what: Any) -> None:
+    """Send a signal from where an exception of a receiver would break what is under way."""
+    try:
+        signal.send(sender, **what)
+    except Exception:
+        logger.exception("a receiver of the signal %s raised", signal.name)

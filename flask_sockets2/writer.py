@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from math import inf
 from time import monotonic
@@ -11,6 +12,8 @@ from .brokers.base import native_lock
 from .outlet import Batch, Outlet
 
 __all__ = ["Clock", "Writer"]
+
+logger = logging.getLogger("flask_sockets2.channels")
 
 _ROOM_TIMEOUT = 5.0  # seconds that another thread waits for room, at most
 _ROOM_STEP = 0.002  # seconds between two looks
@@ -76,15 +79,11 @@ class Writer:
         with self._lock:
             self._scheduled = False
         if self._busy:
-            return
+            return  # who writes just now sees to the rest
         if self._writes is None:
             self._gather()
-        try:
-            self._write(monotonic() + _SLICE)
-        finally:  # one that fails must not hold up the others
-            with self._lock:
-                if self._writes is not None or self._audiences or self.batches:
-                    self._schedule()
+        self._write(monotonic() + _SLICE)
+        self._schedule_rest()
 
     def flush_all(self) -> None:
         """Write everything that has come up to now."""
@@ -92,6 +91,13 @@ class Writer:
             self._write(inf)
             self._gather()
             self._write(inf)
+            self._schedule_rest()
+
+    def _schedule_rest(self) -> None:
+        """See to what is left, and to what came meanwhile and found a flush scheduled."""
+        with self._lock:
+            if self._writes is not None or self._audiences or self.batches:
+                self._schedule()
 
     def wait_for_room(self, most: int) -> None:
         """Wait, in another thread, until no more than so many bytes wait; a few seconds at most."""
@@ -125,15 +131,18 @@ class Writer:
         before, data = None, b""
         try:
             for number, (outlet, batches) in enumerate(writes, 1):
-                if batches is not before:
-                    before, data = batches, _join(batches)
-                transport = outlet.transport
-                if outlet.closed or not data:
-                    pass
-                elif one_thread and not transport.buffered:
-                    transport.write(data)
-                else:
-                    outlet.put(data, batches)
+                try:
+                    if batches is not before:
+                        before, data = batches, _join(batches)
+                    transport = outlet.transport
+                    if outlet.closed or not data:
+                        pass
+                    elif one_thread and not transport.buffered:
+                        transport.write(data)
+                    else:
+                        outlet.put(data, batches)
+                except Exception:  # ours; one client's error must not cost the others theirs
+                    logger.exception("writing messages of channels to a client failed")
                 if not number % _SLICE_CHECK and monotonic() > deadline:
                     return
             self._writes = None

@@ -20,7 +20,7 @@ from typing import Any
 
 import gevent
 from gevent.monkey import is_module_patched
-from gevent.pool import Pool
+from gevent.pool import Group, Pool
 from gevent.pywsgi import WSGIHandler, WSGIServer
 from geventwebsocket.exceptions import WebSocketError as GeventWebSocketError
 
@@ -350,31 +350,29 @@ class WebSocketServer(WSGIServer):  # type: ignore[misc]  # gevent's stubs make 
     drain_time = 0.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._kept: set[Connection] = set()  # whose requests are over
-        self._kept_sockets: set[Any] = set()  # those that the server would close
+        self._kept_sockets: set[Any] = set()  # of TLS: those that we would close
         super().__init__(*args, **kwargs)
 
     def set_spawn(self, spawn: Any) -> None:
         if isinstance(spawn, Pool):
-            spawn = _Pool(spawn.size, self._kept)
+            spawn = _Pool(spawn.size)
         elif type(spawn) is int:
-            spawn = _Pool(spawn, self._kept)
+            spawn = _Pool(spawn)
         super().set_spawn(spawn)
 
     def keep(self, connection: Connection) -> None:
-        """Count a connection whose request is over; see :meth:`forget`."""
-        self._kept.add(connection)
+        """Count a connection whose request is over; called by its greenlet, see :meth:`forget`."""
+        if isinstance(self.pool, _Pool):
+            self.pool.keep(connection)
         if hasattr(connection.transport.sock, "pending"):  # TLS
             self._kept_sockets.add(connection.transport.sock)
         connection.keeper = self
 
     def forget(self, connection: Connection) -> None:
         """Count a connection that was kept no longer."""
-        was_full = self.full()
-        self._kept.discard(connection)
         self._kept_sockets.discard(connection.transport.sock)
-        if was_full:
-            self._start_accepting_if_started()
+        if isinstance(self.pool, _Pool):
+            self.pool.forget(connection)
 
     def serve_forever(self, stop_timeout: float | None = None) -> None:
         """Serve until Ctrl-C or SIGTERM, or until :meth:`stop` is called."""
@@ -414,12 +412,37 @@ class WebSocketServer(WSGIServer):  # type: ignore[misc]  # gevent's stubs make 
                 tls_socket.close()
 
 
-class _Pool(Pool):
-    """Handlers of one server, whose size limits connections that outlive their request, too."""
+class _Pool(Pool):  # gevent's stubs leave out what subclasses and its own servers use
+    """Handlers of one server, whose size limits connections that outlive their request, too.
 
-    def __init__(self, size: int | None, kept: set[Connection]) -> None:
+    Such a connection takes over the place of its greenlet: while the pool is full the server waits
+    for its semaphore, which must not say that there is room.
+    """
+
+    def __init__(self, size: int | None) -> None:
         super().__init__(size)
-        self._kept = kept
+        self._heirs: dict[Any, Connection] = {}  # by greenlets that have not ended yet
+        self._kept: set[Connection] = set()  # those with a place
+
+    def keep(self, connection: Connection) -> None:
+        """Have a connection take the place of the greenlet that runs."""
+        self._heirs[gevent.getcurrent()] = connection
+
+    def forget(self, connection: Connection) -> None:
+        """Give its place back."""
+        if connection in self._kept:
+            self._kept.remove(connection)
+            self._semaphore.release()  # type: ignore[attr-defined]
+            return
+        self._heirs = {g: heir for g, heir in self._heirs.items() if heir is not connection}
+
+    def _discard(self, greenlet: Any) -> None:
+        heir = self._heirs.pop(greenlet, None)
+        if heir is None:
+            super()._discard(greenlet)  # type: ignore[misc]
+        else:
+            self._kept.add(heir)
+            Group._discard(self, greenlet)  # type: ignore[attr-defined]
 
     def free_count(self) -> int:
         free: int = super().free_count()

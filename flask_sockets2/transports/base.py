@@ -263,6 +263,11 @@ class StreamTransport:
         if sent != len(data):
             self._keep(memoryview(data)[sent:])
 
+    def flush(self) -> None:
+        """Write of what was kept back what the kernel takes now, without waiting for a turn."""
+        if self._out:
+            self._write_ready()
+
     def _keep(self, rest: memoryview) -> None:
         self._out = deque((rest,))
         self.buffered = len(rest)
