@@ -1,20 +1,20 @@
-"""The echo and the chat in one application, with a page that leads to them: `make demo`.
+"""All examples that have a page, in one application, with a page that leads to them: `make demo`.
 
 gunicorn -k flask_sockets2.worker examples.demo:app
 """
 
+import os
+
 from flask import Flask, render_template
 
-from examples import chat, echo
-from flask_sockets2 import Sockets
+from examples import chat, echo, notify
 
 app = Flask(__name__)
-sockets = Sockets(app)
+app.config["SOCKETS_BROKER_URL"] = os.environ.get("SOCKETS_BROKER_URL", "memory://")
 
-for example_pages in (echo.pages, chat.pages):
-    app.register_blueprint(example_pages)
-for example_sockets in (echo.sockets_of_echo, chat.sockets_of_chat):
-    sockets.register_blueprint(example_sockets)
+for example in (echo, chat, notify):
+    app.register_blueprint(example.pages)
+    example.sockets.init_app(app)
 
 
 @app.route("/")

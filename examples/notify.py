@@ -1,0 +1,60 @@
+"""Notifications: a script, a cron job or a worker of Celery publishes, and open pages show it.
+
+    SOCKETS_BROKER_URL=redis://localhost:6379/0 \\
+        gunicorn -k flask_sockets2.worker --workers 2 examples.notify:app
+
+Open http://127.0.0.1:8000 and, in another terminal, run
+
+    export SOCKETS_BROKER_URL=redis://localhost:6379/0
+    python -m examples.notify_script "Lunch is ready"
+    python -m examples.notify_script "Backup" --progress
+
+or, with no Python of your own,
+
+    flask --app examples.notify sockets publish notify:all --json '{"id": "1", "title": "Hello"}'
+
+Without SOCKETS_BROKER_URL everything stays in the one worker's process: then the page's own button
+still works, and the script does not.
+"""
+
+import os
+import secrets
+
+from flask import Blueprint, Flask, redirect, render_template, request, url_for
+
+from flask_sockets2 import Sockets
+
+CHANNEL = "notify:all"
+
+pages = Blueprint("notify", __name__)
+sockets = Sockets()
+
+
+@pages.route("/notify")
+def page():
+    # What is published from now on reaches the page, also before its script has connected.
+    return render_template("notify.html", position=sockets.position(CHANNEL))
+
+
+@pages.post("/notify")
+def test():
+    sockets.publish(CHANNEL, {"id": secrets.token_hex(8), "title": "It works", "text": "Hello!"})
+    return "", 204
+
+
+# A page that does not keep up needs only the newest state of each notification.
+@sockets.route("/notify", slow_client="coalesce")
+def notifications(ws):
+    ws.subscribe(CHANNEL, request.args.get("since"), envelope=True)
+    # The handler returns, and the connection stays open: it costs no greenlet any more.
+
+
+app = Flask(__name__)
+app.config["SOCKETS_BROKER_URL"] = os.environ.get("SOCKETS_BROKER_URL", "memory://")
+app.register_blueprint(pages)
+sockets.init_app(app)
+
+
+@app.route("/")
+def index():
+    return redirect(url_for("notify.page"))
