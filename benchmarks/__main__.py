@@ -1,6 +1,6 @@
 """Run the benchmark, print its tables and write its results.
 
-``python -m benchmarks [--quick] [--only NAME] [--duration S] [--output DIR]``
+``python -m benchmarks [--quick] [--only PART or SERVER] [--duration S] [--output DIR] [--docs]``
 """
 
 from __future__ import annotations
@@ -12,43 +12,106 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
-from . import picture, report
+from . import page, picture, push_turns, report, turns
 from .measure import Cores
+from .push_turns import PushTurns
+from .pushers import PUSHERS
 from .results import Results
 from .servers import ALL, HERE, Peer
-from .turns import FULL, QUICK, Turns
+from .turns import EchoTurns
+
+Kind = TypeVar("Kind", bound=Peer)
 
 SPARE_DESCRIPTORS = 200  # for everything that is not a connection
+ECHO_PARTS = ("echo", "handshakes", "idle")
+PUSH_PARTS = ("fanout", "flood", "listeners", "channels", "replay", "redis")
+SERVERS = tuple(dict.fromkeys(peer.name for peer in (*ALL, *PUSHERS)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write; return the exit code: 1 where there is nothing to show."""
     options = _options(arguments)
-    plan = QUICK if options.quick else FULL
-    if options.duration:
-        plan = replace(plan, duration=options.duration)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     limit = _raise_descriptor_limit()
     cores = Cores.choose()
     results = Results()
     if cores.server == cores.client:
         results.note("there is one core only: the load client and the servers share it")
+    only = options.only or []
+    parts = {name for name in only if name not in SERVERS} or {*ECHO_PARTS, *PUSH_PARTS}
+    names = {name for name in only if name in SERVERS} or set(SERVERS)
+    try:
+        _echo(options, cores, parts, names, limit, results)
+        _push(options, cores, parts, names, limit, results)
+    except KeyboardInterrupt:
+        results.note("interrupted: what follows is what there was by then")
+    return _write(options, cores, results)
 
-    peers = _available(options.only, results)
-    turns = Turns(peers, cores, plan, limit - SPARE_DESCRIPTORS, results)
-    turns.loads()
-    turns.memory()
 
+def _echo(
+    options: argparse.Namespace,
+    cores: Cores,
+    parts: set[str],
+    names: set[str],
+    limit: int,
+    results: Results,
+) -> None:
+    if not parts & {*ECHO_PARTS}:
+        return
+    plan = turns.QUICK if options.quick else turns.FULL
+    if options.duration:
+        plan = replace(plan, duration=options.duration)
+    peers = _available(ALL, names, results)
+    echoes = EchoTurns(peers, cores, plan, limit - SPARE_DESCRIPTORS, results)
+    if parts & {"echo", "handshakes"}:
+        echoes.loads(parts)
+    if "idle" in parts:
+        echoes.memory()
+
+
+def _push(
+    options: argparse.Namespace,
+    cores: Cores,
+    parts: set[str],
+    names: set[str],
+    limit: int,
+    results: Results,
+) -> None:
+    if not parts & {*PUSH_PARTS}:
+        return
+    plan = push_turns.QUICK if options.quick else push_turns.FULL
+    if options.duration:
+        plan = replace(plan, seconds=options.duration)
+    pushers = _available(PUSHERS, names, results)
+    pushes = PushTurns(pushers, cores, plan, limit - SPARE_DESCRIPTORS, results)
+    if parts & {"fanout", "flood"}:
+        pushes.loads(parts)
+    if "listeners" in parts:
+        pushes.memory()
+    for part, measure in (
+        ("channels", pushes.channels),
+        ("replay", pushes.replay),
+        ("redis", pushes.redis),
+    ):
+        if part in parts:
+            measure()
+
+
+def _write(options: argparse.Namespace, cores: Cores, results: Results) -> int:
     about = report.environment(cores)
     output: Path = options.output
     output.mkdir(parents=True, exist_ok=True)
     report.write_json(output / "results.json", results, about)
     try:
-        picture.draw(output / "results.png", results, peers)
+        picture.draw_echoes(output / "results.png", results)
+        picture.draw_pushes(output / "broadcasts.png", results)
+        if options.docs:
+            page.write(results, about)
     except ImportError as exc:
         results.note(f"no picture: {exc}")
-    tables = report.text(results, about, peers)
+    tables = report.text(results, about)
     (output / "results.txt").write_text(tables, encoding="utf-8")
     print(tables)
     return 0 if results.samples else 1
@@ -58,17 +121,21 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Measure flask_sockets2 beside its peers."
     )
-    parser.add_argument("--quick", action="store_true", help="about a minute, to see it run")
+    parser.add_argument("--quick", action="store_true", help="some minutes, to see it run")
     parser.add_argument(
         "--only",
         action="append",
         metavar="NAME",
-        choices=[peer.name for peer in ALL],
-        help="measure this server; may be repeated: " + ", ".join(peer.name for peer in ALL),
+        choices=[*ECHO_PARTS, *PUSH_PARTS, *SERVERS],
+        help=f"measure this part ({', '.join((*ECHO_PARTS, *PUSH_PARTS))}) or this server "
+        f"({', '.join(SERVERS)}); may be repeated",
     )
     parser.add_argument("--duration", type=float, metavar="S", help="seconds of each window")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", default=HERE / "results", help="for the results"
+    )
+    parser.add_argument(
+        "--docs", action="store_true", help="put figures and pictures into docs/measurements.rst"
     )
     return parser.parse_args(arguments)
 
@@ -82,18 +149,18 @@ def _raise_descriptor_limit() -> int:
     return hard
 
 
-def _available(only: Sequence[str] | None, results: Results) -> list[Peer]:
+def _available(peers: Sequence[Kind], names: set[str], results: Results) -> list[Kind]:
     """Return the servers that can be measured here, and note the others."""
-    peers = []
-    for peer in ALL:
-        if only and peer.name not in only:
+    found = []
+    for peer in peers:
+        if peer.name not in names:
             continue
         reason = peer.missing()
         if reason is None:
-            peers.append(peer)
+            found.append(peer)
         else:
             results.note(f"{peer.title} is left out: {reason}")
-    return peers
+    return found
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ ACCEPT = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 MASK = b"\x37\xfa\x21\x3d"
 
 
-def handshake(port: int) -> bytes:
-    """Return the request head that opens a connection to ``/echo``."""
+def handshake(port: int, target: str = "/echo") -> bytes:
+    """Return the request head that opens a connection."""
     return (
-        f"GET /echo HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+        f"GET {target} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
         "Upgrade: websocket\r\nConnection: Upgrade\r\n"
         f"Sec-WebSocket-Key: {KEY}\r\nSec-WebSocket-Version: 13\r\n\r\n"
     ).encode()

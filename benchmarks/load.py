@@ -40,12 +40,14 @@ class Window:
     :param seconds: its length.
     :param cpu: seconds of CPU that this process spent in it.
     :param latencies: seconds from a request to its reply, ascending.
+    :param backlog: replies that waited when the client looked, on average; 0: not counted.
     """
 
     messages: int
     seconds: float
     cpu: float
     latencies: list[float]
+    backlog: float = 0.0
 
     def percentile(self, fraction: float) -> float:
         """Return a latency in seconds; nan if there is none."""

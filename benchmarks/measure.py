@@ -21,6 +21,12 @@ of them, of the server and of the load client; ``p50_ms`` and ``p99_ms``, of the
 ``server_busy`` and ``client_busy``, the share of each core that was not idle; ``others``, the share
 of the server's core that other processes had; ``unanswered``, the share of close frames without an
 answer; ``kib`` of memory per idle connection, of which ``connections`` took ``open_seconds``.
+
+Of broadcasts a message is one delivery, of ``clients`` for each that was published; ``p50_ms`` and
+``p99_ms``, of the time from a message's first delivery to its last; ``backlog``, how many listeners
+had something to read when the client looked; ``per_cpu_second``, deliveries per second of the
+server's CPU; ``channels``, that there were; ``seconds``, until all who were ``behind`` so many
+messages were level.
 """
 
 OPEN_TIMEOUT = 30.0  # seconds, for all connections of a load
@@ -53,21 +59,22 @@ class Echo:
 
 @dataclass(frozen=True, slots=True)
 class Cores:
-    """The cores of the server and of the load client, by number."""
+    """The cores of the server and of the load client, by number, and all that there are."""
 
     server: int
     client: int
+    allowed: frozenset[int]
 
     @classmethod
     def choose(cls) -> Cores:
         """Take two that this process may use, far apart, and stay on the client's."""
         allowed = sorted(os.sched_getaffinity(0))
-        cores = cls(server=allowed[-1], client=allowed[0])
+        cores = cls(server=allowed[-1], client=allowed[0], allowed=frozenset(allowed))
         os.sched_setaffinity(0, {cores.client})
         return cores
 
 
-class _Meter:
+class Meter:
     """What a window costs the server and both cores."""
 
     def __init__(self, server: Server, cores: Cores) -> None:
@@ -122,7 +129,7 @@ def echo(server: Server, cores: Cores, scenario: Echo, duration: float) -> Sampl
         load.open(scenario.connections, OPEN_TIMEOUT)
         load.start()
         load.run(duration / 3, at_least=scenario.connections, at_most=WARM_UP_LIMIT)
-        meter = _Meter(server, cores)
+        meter = Meter(server, cores)
         window = load.run(duration, at_least=MIN_MESSAGES, at_most=duration * WINDOW_LIMIT)
         return meter.sample(window)
 
@@ -136,7 +143,7 @@ def handshake(server: Server, cores: Cores, duration: float) -> Sample:
     """
     handshakes.run(server.port, duration / 3)
     server.settle()
-    meter = _Meter(server, cores)
+    meter = Meter(server, cores)
     window, unanswered = handshakes.run(server.port, duration)
     return {**meter.sample(window), "unanswered": unanswered / max(window.messages, 1)}
 

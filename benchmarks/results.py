@@ -18,6 +18,22 @@ HANDSHAKES = "handshakes"
 IDLE = "idle"
 IDLE_MANY = "idle-many"
 
+FLOOD = "flood"
+LISTENERS = "listeners"
+LISTENERS_MANY = "listeners-many"
+CHANNELS_FEW = "channels-few"
+CHANNELS_MANY = "channels-many"
+REPLAY = "replay"
+WORKERS = "workers"
+WORKERS_FLOOD = "workers-flood"
+WORKERS_FLOOD_SHARED = "workers-flood-shared"
+PUBLISH = "publish"
+
+
+def fanout(clients: int) -> str:
+    """Return the scenario of paced messages to so many listeners."""
+    return f"fanout-{clients}"
+
 
 @dataclass(slots=True)
 class Results:
@@ -47,24 +63,33 @@ class Results:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """A bound on the ratio of our figure to a peer's.
+    """A bound on our figure, or on its ratio to another.
 
     :param key: of :data:`~benchmarks.measure.Sample`.
+    :param peer: whose figure it is compared with; None: it is bounded itself.
     :param factor: the bound.
     :param at_least: our figure must not be smaller; False: it must not be larger.
+    :param ours: whose figure is ours.
+    :param peer_scenario: of the other figure; empty: the same.
+    :param over: what the table calls the other; empty: by its title.
     """
 
     scenario: str
     title: str
     key: str
-    peer: str
+    peer: str | None
     factor: float
     at_least: bool = False
+    ours: str = OURS
+    peer_scenario: str = ""
+    over: str = ""
 
     def ratio(self, results: Results) -> float | None:
-        """Return our median over the peer's; None: one of them is missing."""
-        ours = results.median(self.scenario, OURS, self.key)
-        theirs = results.median(self.scenario, self.peer, self.key)
+        """Return our median over the peer's, or ours alone; None: one of them is missing."""
+        ours = results.median(self.scenario, self.ours, self.key)
+        if self.peer is None:
+            return ours
+        theirs = results.median(self.peer_scenario or self.scenario, self.peer, self.key)
         return ours / theirs if ours is not None and theirs else None
 
     def reached(self, results: Results) -> bool | None:
@@ -75,7 +100,7 @@ class Goal:
         return ratio >= self.factor if self.at_least else ratio <= self.factor
 
 
-def _goals() -> tuple[Goal, ...]:
+def _echo_goals() -> tuple[Goal, ...]:
     short = (
         ("gevent-websocket", 0.55),
         ("flask-sock", 0.35),
@@ -97,4 +122,44 @@ def _goals() -> tuple[Goal, ...]:
     return tuple(goals)
 
 
-GOALS = _goals()
+def _push_goals() -> tuple[Goal, ...]:
+    goals = []
+    for clients in (100, 1000, 5000):
+        scenario = fanout(clients)
+        goals += [
+            Goal(scenario, f"CPU, {clients:,} listeners", "cpu_us", "floor-python", 1.2),
+            Goal(scenario, f"first to last, {clients:,}", "p50_ms", "floor-python", 1.2),
+        ]
+    ten = f"{OURS}-10"
+    goals += [
+        Goal(FLOOD, "CPU, ten a turn", "cpu_us", "turbo-flask", 0.125, ours=ten),
+        Goal(FLOOD, "CPU, ten a turn", "cpu_us", "floor-python", 1.0, ours=ten),
+        Goal(FLOOD, "CPU, ten a turn", "cpu_us", "floor-c", 1.0, ours=ten),
+        Goal(LISTENERS, "KiB of a listener", "kib", None, 3.0),
+        Goal(LISTENERS_MANY, "KiB of a listener, most", "kib", None, 3.0),
+        Goal(
+            CHANNELS_MANY,
+            "CPU, publish to one of many channels",
+            "cpu_us",
+            OURS,
+            1.2,
+            peer_scenario=CHANNELS_FEW,
+            over="to one of ten",
+        ),
+        Goal(REPLAY, "seconds until all are level", "seconds", "floor-python", 2.0),
+    ]
+    alone, both = f"{OURS}, alone", f"{OURS}, together"
+    for scenario, title, key in (
+        (WORKERS, "deliveries per CPU second, two workers", "per_cpu_second"),
+        (WORKERS_FLOOD, "deliveries a second, two workers", "per_second"),
+    ):
+        goals.append(Goal(scenario, title, key, alone, 0.8, True, both, over="each alone"))
+    goals.append(
+        Goal(PUBLISH, "publish_many() a second", "per_second", None, 10_000, True, "publish_many")
+    )
+    return tuple(goals)
+
+
+ECHO_GOALS = _echo_goals()
+PUSH_GOALS = _push_goals()
+GOALS = (*ECHO_GOALS, *PUSH_GOALS)

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +36,7 @@ PR_SET_PDEATHSIG = 1
 
 GUNICORN = (
     sys.executable, "-m", "gunicorn", "--bind", "127.0.0.1:{port}", "--workers", "1",
-    "--worker-connections", "20000", "--backlog", "2048", "--timeout", "120",
+    "--worker-connections", "100000", "--backlog", "2048", "--timeout", "120",
     "--log-level", "warning",
 )  # fmt: skip
 
@@ -67,12 +67,22 @@ class Peer:
                 return f"{module} is not installed"
         return _missing_node() if self.command[0] == "node" else None
 
+    def check(self, port: int, timeout: float) -> None:
+        """See whether it serves: exchange one message.
 
-def _gunicorn(*arguments: str) -> tuple[str, ...]:
+        :raises LoadError: it does something else.
+        :raises OSError: it is not there, or silent.
+        """
+        check_echo(port, Exchange.of(b"hello", binary=False, parsed=self.parsed), timeout)
+
+
+def gunicorn(*arguments: str) -> tuple[str, ...]:
+    """Return the command of an application under gunicorn."""
     return (*GUNICORN, *arguments)
 
 
-def _script(name: str, *arguments: str) -> tuple[str, ...]:
+def script(name: str, *arguments: str) -> tuple[str, ...]:
+    """Return the command of a server that is a Python program."""
     return (sys.executable, str(PEERS / name), "{port}", *arguments)
 
 
@@ -82,13 +92,13 @@ ALL: tuple[Peer, ...] = (
     Peer(
         OURS,
         "flask_sockets2",
-        _gunicorn("-k", "flask_sockets2.worker", "benchmarks.peers.flask_sockets2_app:app"),
+        gunicorn("-k", "flask_sockets2.worker", "benchmarks.peers.flask_sockets2_app:app"),
         ("flask_sockets2", "gunicorn"),
     ),
     Peer(
         "gevent-websocket",
         "gevent-websocket, Flask",
-        _gunicorn(
+        gunicorn(
             "-k",
             "geventwebsocket.gunicorn.workers.GeventWebSocketWorker",
             "benchmarks.peers.gevent_websocket_app:app",
@@ -98,7 +108,7 @@ ALL: tuple[Peer, ...] = (
     Peer(
         "gevent-websocket-bare",
         "gevent-websocket, bare",
-        _gunicorn(
+        gunicorn(
             "-k",
             "geventwebsocket.gunicorn.workers.GeventWebSocketWorker",
             "benchmarks.peers.gevent_websocket_app:bare",
@@ -108,42 +118,42 @@ ALL: tuple[Peer, ...] = (
     Peer(
         "flask-sock",
         "Flask-Sock, gevent",
-        _gunicorn("-k", "gevent", "benchmarks.peers.flask_sock_app:app"),
+        gunicorn("-k", "gevent", "benchmarks.peers.flask_sock_app:app"),
         ("flask_sock", "gunicorn"),
     ),
     Peer(
         "flask-sock-threads",
         "Flask-Sock, threads",
-        _gunicorn("--threads", "1100", "benchmarks.peers.flask_sock_app:app"),
+        gunicorn("--threads", "1100", "benchmarks.peers.flask_sock_app:app"),
         ("flask_sock", "gunicorn"),
         max_idle=1000,
     ),
     Peer(
         "websockets",
         "websockets, asyncio",
-        _script("websockets_asyncio.py"),
+        script("websockets_asyncio.py"),
         ("websockets",),
     ),
-    Peer("picows", "picows, uvloop", _script("picows_uvloop.py"), ("picows", "uvloop")),
+    Peer("picows", "picows, uvloop", script("picows_uvloop.py"), ("picows", "uvloop")),
     Peer("node-ws", "Node ws", ("node", str(PEERS / "node_ws.js"), "{port}"), ()),
     Peer(
         "floor-sendall",
         "floor: recv, sendall",
-        _script("floors.py", "sendall"),
+        script("floors.py", "sendall"),
         ("gevent",),
         parsed=False,
     ),
     Peer(
         "floor-switch",
         "floor: hub, greenlet",
-        _script("floors.py", "switch"),
+        script("floors.py", "switch"),
         ("gevent",),
         parsed=False,
     ),
     Peer(
         "floor-watcher",
         "floor: hub watcher",
-        _script("floors.py", "watcher"),
+        script("floors.py", "watcher"),
         ("gevent",),
         parsed=False,
     ),
@@ -179,6 +189,12 @@ class ServerError(Exception):
     """A server did not start, or died."""
 
 
+def die_with_us(core: int) -> None:
+    """Run in a new process: take the core, and die with the benchmark."""
+    os.sched_setaffinity(0, {core})
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 class Server:
     """One server process and its children, on a core of their own.
 
@@ -186,11 +202,13 @@ class Server:
 
     :param peer: what to start.
     :param core: the number of the core to run on.
+    :param environment: variables that it gets beside ours.
     """
 
-    def __init__(self, peer: Peer, core: int) -> None:
+    def __init__(self, peer: Peer, core: int, environment: Mapping[str, str] | None = None) -> None:
         self.peer = peer
         self.core = core
+        self.environment = environment or {}
         self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._tree: Sequence[psutil.Process] = ()
@@ -214,12 +232,12 @@ class Server:
         self._log.close()
 
     def start(self) -> None:
-        """Start it and wait until it echoes.
+        """Start it and wait until it serves.
 
         :raises ServerError: it did not, in :data:`START_TIMEOUT`; with the end of its log.
         """
         self.port = _free_port()
-        environment = {**os.environ, "NODE_PATH": str(NODE_MODULES)}
+        environment = {**os.environ, "NODE_PATH": str(NODE_MODULES), **self.environment}
         environment.pop("GUNICORN_CMD_ARGS", None)
         self._process = subprocess.Popen(
             [argument.replace("{port}", str(self.port)) for argument in self.peer.command],
@@ -229,29 +247,23 @@ class Server:
             stdout=self._log,
             stderr=self._log,
             start_new_session=True,
-            preexec_fn=self._prepare,
+            preexec_fn=lambda: die_with_us(self.core),
         )
-        self._wait_until_it_echoes(self._process)
+        self._wait_until_it_serves(self._process)
         root = psutil.Process(self._process.pid)
         self._tree = [root, *root.children(recursive=True)]
 
-    def _prepare(self) -> None:
-        """Run in the new process: take the core, and die with the benchmark."""
-        os.sched_setaffinity(0, {self.core})
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    def _wait_until_it_echoes(self, process: subprocess.Popen[bytes]) -> None:
-        exchange = Exchange.of(b"hello", binary=False, parsed=self.peer.parsed)
+    def _wait_until_it_serves(self, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + START_TIMEOUT
         while True:
             try:
-                check_echo(self.port, exchange, max(deadline - time.monotonic(), 0.1))
+                self.peer.check(self.port, max(deadline - time.monotonic(), 0.1))
                 return
             except (OSError, LoadError) as exc:
                 if process.poll() is not None:
                     raise ServerError(f"it ended at once: {self._last_line()}") from exc
                 if time.monotonic() > deadline:
-                    raise ServerError(f"it does not echo: {exc}; {self._last_line()}") from exc
+                    raise ServerError(f"it does not serve: {exc}; {self._last_line()}") from exc
             time.sleep(0.05)
 
     def _last_line(self) -> str:
@@ -276,15 +288,15 @@ class Server:
         process.wait(STOP_TIMEOUT)
 
     def cpu(self) -> float:
-        """Return the seconds of CPU that it has used so far, user and system.
+        """Return the seconds of CPU that it has used so far, user and system, to the microsecond.
 
         :raises ServerError: one of its processes is gone.
         """
         try:
-            times = [process.cpu_times() for process in self._tree]
-        except psutil.Error as exc:
+            # A process's CPU clock, as clock_getcpuclockid(3) makes its number of the process's.
+            return sum(time.clock_gettime(~process.pid << 3 | 2) for process in self._tree)
+        except OSError as exc:
             raise ServerError(f"it died: {self._last_line()}") from exc
-        return sum(time.user + time.system for time in times)
 
     def memory(self) -> int:
         """Return its proportional set size in bytes: resident, shared pages counted once.

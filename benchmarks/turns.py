@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +14,13 @@ from .load import LoadError
 from .measure import Cores, Sample
 from .results import ECHOES, HANDSHAKES, IDLE, IDLE_MANY, Results
 from .servers import OURS, Peer, Server, ServerError
+
+
+class Several(dict[str, Sample]):
+    """Samples that were taken in one go, by the name of what each is of."""
+
+
+Taken = Sample | Several
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,38 +46,20 @@ QUICK = Plan(rounds=1, duration=0.25, idle_rounds=1, idle=300, idle_many=0)
 
 
 class Turns:
-    """One run over some servers.
+    """Servers that take turns, and the samples of their measurements.
 
-    :param descriptors: how many connections a process can have open.
+    :param peers: those that are measured; who does not start is left out.
     :param results: where the samples go, and a note for everything that went wrong.
     """
 
-    def __init__(
-        self, peers: Sequence[Peer], cores: Cores, plan: Plan, descriptors: int, results: Results
-    ) -> None:
+    def __init__(self, peers: Sequence[Peer], cores: Cores, results: Results) -> None:
         self.peers = list(peers)
         self.cores = cores
-        self.plan = plan
-        self.descriptors = descriptors
         self.results = results
         self._failed: set[tuple[str, str]] = set()  # scenario, server: not tried again
 
-    def loads(self) -> None:
-        """Measure the echoes and the handshakes; each server is started once."""
-        with ExitStack() as stack:
-            servers = self._start(stack)
-            for number in range(self.plan.rounds):
-                _progress(f"echoes and handshakes, round {number + 1} of {self.plan.rounds}")
-                for echo in ECHOES:
-                    for server in tuple(servers):
-                        take = partial(measure.echo, server, self.cores, echo, self.plan.duration)
-                        self._turn(echo.name, server, servers, take)
-                for server in tuple(servers):
-                    if server.peer.parsed:  # a floor knows no closing handshake
-                        take = partial(measure.handshake, server, self.cores, self.plan.duration)
-                        self._turn(HANDSHAKES, server, servers, take)
-
-    def _start(self, stack: ExitStack) -> list[Server]:
+    def start(self, stack: ExitStack) -> list[Server]:
+        """Start each server, until the stack is closed."""
         servers = []
         for peer in self.peers:
             try:
@@ -79,11 +69,11 @@ class Turns:
         self.peers = [server.peer for server in servers]
         return servers
 
-    def _turn(
-        self, scenario: str, server: Server, servers: list[Server], take: Callable[[], Sample]
+    def turn(
+        self, scenario: str, server: Server, servers: list[Server], take: Callable[[], Taken]
     ) -> None:
-        """Take one sample, and let the server come to rest before another has its turn."""
-        if not self._sample(scenario, server.peer, take):
+        """Take samples, and let the server come to rest before another has its turn."""
+        if not self.sample(scenario, server.peer, take):
             return
         try:
             server.settle()
@@ -92,17 +82,63 @@ class Turns:
             server.stop()
             servers.remove(server)
 
+    def sample(self, scenario: str, peer: Peer, take: Callable[[], Taken]) -> bool:
+        """Take a sample, or several by name, unless it failed before; tell whether it was tried."""
+        if (scenario, peer.name) in self._failed:
+            return False
+        try:
+            taken = take()
+        except (LoadError, ServerError, OSError, subprocess.SubprocessError) as exc:
+            self._failed.add((scenario, peer.name))
+            self.results.note(f"{scenario}, {peer.title}: {exc}")
+            return True
+        if isinstance(taken, Several):
+            for name, sample in taken.items():
+                self.results.add(scenario, name, sample)
+        else:
+            self.results.add(scenario, peer.name, taken)
+        return True
+
+
+class EchoTurns(Turns):
+    """The turns of echo servers: echoes, handshakes, idle connections.
+
+    :param descriptors: how many connections a process can have open.
+    """
+
+    def __init__(
+        self, peers: Sequence[Peer], cores: Cores, plan: Plan, descriptors: int, results: Results
+    ) -> None:
+        super().__init__(peers, cores, results)
+        self.plan = plan
+        self.descriptors = descriptors
+
+    def loads(self, parts: Collection[str]) -> None:
+        """Measure the echoes and the handshakes; each server is started once."""
+        with ExitStack() as stack:
+            servers = self.start(stack)
+            for number in range(self.plan.rounds):
+                progress(f"echoes and handshakes, round {number + 1} of {self.plan.rounds}")
+                for echo in ECHOES if "echo" in parts else ():
+                    for server in tuple(servers):
+                        take = partial(measure.echo, server, self.cores, echo, self.plan.duration)
+                        self.turn(echo.name, server, servers, take)
+                for server in tuple(servers) if "handshakes" in parts else ():
+                    if server.peer.parsed:  # a floor knows no closing handshake
+                        take = partial(measure.handshake, server, self.cores, self.plan.duration)
+                        self.turn(HANDSHAKES, server, servers, take)
+
     def memory(self) -> None:
         """Measure idle connections; each server is started anew for each reading."""
         for number in range(self.plan.idle_rounds):
-            _progress(f"idle connections, round {number + 1} of {self.plan.idle_rounds}")
+            progress(f"idle connections, round {number + 1} of {self.plan.idle_rounds}")
             for peer in self.peers:
                 count = min(self.plan.idle, peer.max_idle or self.plan.idle)
-                self._sample(IDLE, peer, partial(self._idle, peer, count))
+                self.sample(IDLE, peer, partial(self._idle, peer, count))
         for peer in self.peers:
             if peer.name == OURS and self.plan.idle_many:
-                _progress(f"idle connections, {self.plan.idle_many:,} of {peer.title}")
-                self._sample(IDLE_MANY, peer, partial(self._idle, peer, self.plan.idle_many))
+                progress(f"idle connections, {self.plan.idle_many:,} of {peer.title}")
+                self.sample(IDLE_MANY, peer, partial(self._idle, peer, self.plan.idle_many))
 
     def _idle(self, peer: Peer, count: int) -> Sample:
         if count > self.descriptors:
@@ -113,18 +149,7 @@ class Turns:
         with Server(peer, self.cores.server) as server:
             return measure.idle(server, min(count, self.descriptors))
 
-    def _sample(self, scenario: str, peer: Peer, take: Callable[[], Sample]) -> bool:
-        """Take one sample, unless it failed before; tell whether it was tried."""
-        if (scenario, peer.name) in self._failed:
-            return False
-        try:
-            self.results.add(scenario, peer.name, take())
-        except (LoadError, ServerError, OSError) as exc:
-            self._failed.add((scenario, peer.name))
-            self.results.note(f"{scenario}, {peer.title}: {exc}")
-        return True
 
-
-def _progress(line: str) -> None:
+def progress(line: str) -> None:
     """Say what is going on, beside the tables."""
     print(line, file=sys.stderr, flush=True)
