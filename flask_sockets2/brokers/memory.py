@@ -24,6 +24,9 @@ from .log import Log
 __all__ = ["MemoryBroker"]
 
 
+_SWEEP = 16  # uses of channels between two looks for those whose time is over
+
+
 class _Channel:
     """A channel's log, until when it is kept, and whether it is subscribed to."""
 
@@ -46,7 +49,8 @@ class MemoryBroker(Broker):
         super().__init__(url, options, receiver)
         # Guards all below. Held while the receiver is called, which keeps the channel's order.
         self._lock = native_lock()
-        self._channels: OrderedDict[str, _Channel] = OrderedDict()  # least recently used first
+        self._channels: OrderedDict[str, _Channel] = OrderedDict()  # the next to look at first
+        self._uses = 0
         self._counts: dict[str, int] = {}
         self._present: dict[str, Counter[str]] = {}
         self._leaving = Later(options.presence_grace)
@@ -72,32 +76,35 @@ class MemoryBroker(Broker):
         return position
 
     def _use(self, name: str) -> _Channel:
-        """Return a channel, made where there is none, and forget those whose time is over."""
+        """Return a channel, made where there is none; now and then forget what is over."""
         now = monotonic()
-        channels = self._channels
-        channel = channels.get(name)
+        channel = self._channels.get(name)
         if channel is not None and channel.expires < now:
             if not channel.subscribed:
                 channel = None
             else:
                 channel.log.clear()
+        self._uses += 1
+        if channel is None or not self._uses % _SWEEP:
+            self._sweep(now)
         if channel is None:
             options = self.options
             log = Log(Position(new_epoch(), 0), options.history_size, options.history_bytes)
-            channel = channels[name] = _Channel(log)
+            channel = self._channels[name] = _Channel(log)
         channel.expires = now + self.options.history_ttl
-        channels.move_to_end(name)
-        for _ in range(2):  # faster than they come, and never many at once
-            oldest, other = next(iter(channels.items()))
-            if other.expires >= now:
-                break
-            if other.subscribed:
-                other.log.clear()
-                other.expires = now + self.options.history_ttl
-                channels.move_to_end(oldest)
-            else:
-                del channels[oldest]
         return channel
+
+    def _sweep(self, now: float) -> None:
+        """Look at two channels, faster than they come, and forget those whose time is over."""
+        channels = self._channels
+        for _ in range(min(2, len(channels))):
+            name, channel = next(iter(channels.items()))
+            if channel.expires < now and not channel.subscribed:
+                del channels[name]
+                continue
+            if channel.expires < now:
+                channel.log.clear()
+            channels.move_to_end(name)
 
     def subscribe(self, channel: str) -> Position:
         with self._lock:
