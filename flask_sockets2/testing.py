@@ -101,7 +101,9 @@ class SocketsClient:
         call = _Call(self.http, path, {"headers": fields, **options})
         response = call.head(monotonic() + timeout)
         protocol.extensions = protocol.process_extensions(response)
-        return WebSocketSession(call, WireConnection(call.socket, protocol), response)
+        # No bound for what is unread: behind it stands the close frame that close() waits for.
+        connection = WireConnection(call.socket, protocol, max_queue=None)
+        return WebSocketSession(call, connection, response)
 
 
 class _Call:
