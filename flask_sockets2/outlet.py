@@ -15,7 +15,7 @@ the outlet, message by message, up to ``send_buffer`` bytes. Beyond it, by polic
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any, NamedTuple, Protocol
 
@@ -23,12 +23,12 @@ from .brokers.base import Message
 from .encoding import GAP, Encoding
 from .stats import ChannelCounters
 
-__all__ = ["POLICIES", "Batch", "Outlet", "Owner", "SocketWriter"]
+__all__ = ["CHUNK", "POLICIES", "Batch", "Outlet", "Owner", "SocketWriter"]
 
 DISCONNECT, DROP_OLDEST, COALESCE = "disconnect", "drop_oldest", "coalesce"
 POLICIES = (DISCONNECT, DROP_OLDEST, COALESCE)
 
-_CHUNK = 65536  # bytes handed to the kernel at a time once it takes some again
+CHUNK = 65536  # bytes handed to the kernel at a time, where what it does not take may be dropped
 
 
 class SocketWriter(Protocol):
@@ -149,11 +149,16 @@ class Outlet:
         with self.transport.lock:
             if self.closed:
                 return
+            pieces = _pieces(batches)
             if self._backlog is None and not self.transport.buffered:
-                self.transport.write(data)
-                return
-            for batch in batches:
-                self._keep(batch)
+                if len(data) <= CHUNK or self.policy == DISCONNECT:
+                    self.transport.write(data)
+                    return
+                self._write(pieces)  # what is left over can still be dropped
+                if self.closed:
+                    return
+            for piece in pieces:
+                self._append(piece)
             if self._size + self.transport.buffered > self.limit:
                 self.transport.flush()  # one who publishes without end may have kept the hub busy
                 if self._size + self.transport.buffered > self.limit:
@@ -161,16 +166,9 @@ class Outlet:
             if not self.transport.buffered:
                 self.drained()
 
-    def _keep(self, batch: Batch) -> None:
+    def _append(self, kept: _Kept) -> None:
         if self._backlog is None:
             self._backlog = OrderedDict()
-        for message in batch.messages:
-            data = batch.encoding.encode(message)
-            if data:
-                self._append(_Kept(message, data, batch.encoding, batch.channel.counters))
-
-    def _append(self, kept: _Kept) -> None:
-        assert self._backlog is not None
         key: Any = next(_numbers)
         if self.policy == COALESCE and kept.message.key:
             key = (kept.message.channel, kept.message.key)
@@ -223,18 +221,30 @@ class Outlet:
     def drained(self) -> None:
         """Go on: the kernel has taken all that the transport kept; by the hub or the selector
         thread, or under the transport's lock."""
-        backlog = self._backlog
-        while backlog and not self.transport.buffered:
+        self._write(self._taken())
+        if not self._backlog:
+            self._backlog = None
+
+    def _taken(self) -> Iterator[_Kept]:
+        """Take from the backlog, from its front."""
+        while self._backlog:
+            _, kept = self._backlog.popitem(last=False)
+            self._size -= len(kept.data)
+            yield kept
+
+    def _write(self, pieces: Iterator[_Kept]) -> None:
+        """Write a chunk at a time, until the kernel takes no more; what is left stays there."""
+        while not (self.transport.buffered or self.closed):
             chunk: list[bytes] = []
             size = 0
-            while backlog and size < _CHUNK:
-                _, kept = backlog.popitem(last=False)
-                chunk.append(kept.data)
-                size += len(kept.data)
-            self._size -= size
+            for piece in pieces:
+                chunk.append(piece.data)
+                size += len(piece.data)
+                if size >= CHUNK:
+                    break
+            if not chunk:
+                return
             self.transport.write(b"".join(chunk))
-        if not backlog:
-            self._backlog = None
 
     def remove(self) -> None:
         """The client is closing: let nothing out any more, and be forgotten."""
@@ -243,6 +253,14 @@ class Outlet:
             self.source.remove(self)
         self._backlog = None
         self._size = 0
+
+
+def _pieces(batches: Iterable[Batch]) -> Iterator[_Kept]:
+    for batch in batches:
+        for message in batch.messages:
+            data = batch.encoding.encode(message)
+            if data:
+                yield _Kept(message, data, batch.encoding, batch.channel.counters)
 
 
 _numbers = count()

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from .brokers.base import native_lock
-from .outlet import Batch, Outlet
+from .outlet import CHUNK, Batch, Outlet
 
 __all__ = ["Clock", "Writer"]
 
@@ -137,7 +137,7 @@ class Writer:
                     transport = outlet.transport
                     if outlet.closed or not data:
                         pass
-                    elif one_thread and not transport.buffered:
+                    elif one_thread and not transport.buffered and len(data) <= CHUNK:
                         transport.write(data)
                     else:
                         outlet.put(data, batches)

@@ -158,6 +158,34 @@ def test_a_kernel_that_takes_again_though_no_turn_has_told_is_asked_first(policy
     assert slow.seen() == offsets(*range(1, 21))
 
 
+# -- more at once than the kernel takes ----------------------------------------------------
+
+
+def test_of_much_in_one_turn_the_kernel_gets_what_it_takes_and_the_newest_come_after_it() -> None:
+    slow = Slow(DROP_OLDEST, limit=200_000, room=100_000)
+    slow.put(*(slow.news.message(b"x" * 60_000) for _ in range(40)), encoding=PLAIN)
+    assert slow.kept <= 200_000
+    assert slow.source.told == ["dropped news"] * 37
+    slow.client.drain()
+    assert len(slow.client.payloads) == 3  # two were with the kernel, and the last one
+
+
+def test_of_much_in_one_turn_only_the_newest_of_a_key_waits() -> None:
+    slow = Slow(COALESCE, limit=128 * 1024, room=100_000)
+    slow.put(*(slow.news.message(b"%05d" % n * 12_000, key="a") for n in range(40)), encoding=PLAIN)
+    assert slow.client.ended == 0
+    slow.client.drain()
+    assert [payload[:5] for payload in slow.client.payloads] == [b"00000", b"00001", b"00039"]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_much_in_one_turn_reaches_who_takes_it(policy: str) -> None:
+    slow = Slow(policy, limit=1000, room=None)
+    slow.put(*(slow.news.message(b"x" * 60_000, key="a") for _ in range(40)), encoding=PLAIN)
+    assert len(slow.client.payloads) == 40
+    assert slow.source.told == []
+
+
 # -- disconnect ----------------------------------------------------------------------------
 
 
