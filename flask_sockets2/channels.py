@@ -12,7 +12,7 @@ from .brokers.registry import open_broker
 from .encoding import Frames
 from .fanout import ALL, Fanout, Observer, Subscription
 from .outlet import Outlet, Owner, SocketWriter
-from .publisher import Publisher, check_channel, payload_of
+from .publisher import Publisher, check_channel, dumps_of, payload_of
 from .signals import broker_reconnected, client_too_slow, gap_told, message_dropped, tell
 from .stats import Counters
 
@@ -86,7 +86,7 @@ class Channels(Publisher):
         self._broker = self._fanout.broker
         self._counters = counters
         self._max_message_size = max_message_size
-        self._dumps = app.json.dumps
+        self._dumps = dumps_of(app)
         self._warned = False
 
     def _publish(self, drafts: list[Draft]) -> list[Position]:

@@ -16,6 +16,7 @@ from itertools import islice
 from types import TracebackType
 from typing import Any
 
+from flask import Flask
 from flask.json.provider import DefaultJSONProvider
 
 from .brokers.base import BINARY, JSON, TEXT, Broker, BrokerOptions, Draft, Position, Receiver
@@ -23,7 +24,7 @@ from .brokers.registry import open_broker
 from .encoding import Payload
 from .exceptions import BrokerError
 
-__all__ = ["Publisher", "check_channel", "payload_of"]
+__all__ = ["Publisher", "check_channel", "dumps_of", "payload_of"]
 
 _DEFAULTS = BrokerOptions()
 _MAX_CHANNEL = 1024  # bytes of UTF-8
@@ -36,7 +37,21 @@ Dumps = Callable[[Any], str]
 
 def _dumps(data: Any) -> str:
     """What Flask serialises without an application: dates, decimals, UUIDs and dataclasses, too."""
-    return json.dumps(data, default=DefaultJSONProvider.default, ensure_ascii=False)
+    return json.dumps(
+        data, default=DefaultJSONProvider.default, ensure_ascii=False, allow_nan=False
+    )
+
+
+def dumps_of(app: Flask) -> Dumps:
+    """Return what makes JSON as an application does; what browsers cannot parse is refused."""
+
+    def dumps(data: Any) -> str:
+        provider = app.json
+        if isinstance(provider, DefaultJSONProvider):
+            return provider.dumps(data, allow_nan=False)
+        return provider.dumps(data)
+
+    return dumps
 
 
 class Publisher:

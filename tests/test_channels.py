@@ -297,6 +297,14 @@ def test_what_cannot_be_serialised_is_a_type_error_and_publishes_nothing(
     assert sockets.position("news") == before
 
 
+@pytest.mark.parametrize("data", [float("nan"), {"a": [float("inf")]}])
+def test_numbers_that_no_browser_can_parse_are_a_value_error(data: Any, sockets: Sockets) -> None:
+    before = sockets.position("news")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        sockets.publish("news", data)
+    assert sockets.position("news") == before
+
+
 def test_text_that_utf_8_does_not_have_is_a_value_error(sockets: Sockets) -> None:
     before = sockets.position("news")
     with pytest.raises(ValueError, match="surrogates not allowed"):

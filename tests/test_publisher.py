@@ -194,12 +194,24 @@ def test_many_messages_are_published_in_their_order(publisher: Publisher) -> Non
         ("\ud800", "x", ValueError, "a channel's name cannot hold half a surrogate pair"),
         (b"news", "x", TypeError, "a channel's name is a str, got bytes"),
         ("news", object(), TypeError, "type object is not JSON serializable"),
+        ("news", [float("nan")], ValueError, "not JSON compliant"),
         ("news", "\ud800", ValueError, "surrogates not allowed"),
         ("news", "x" * 101, ValueError, "a message of 101 bytes is over the limit of 100"),
         ("news", b"x" * 101, ValueError, "a message of 101 bytes is over the limit of 100"),
         ("news", ["x" * 97], ValueError, "a message of 101 bytes is over the limit of 100"),
     ],
-    ids=["empty", "long", "surrogate", "bytes", "object", "text", "big", "big bytes", "big JSON"],
+    ids=[
+        "empty",
+        "long",
+        "surrogate",
+        "bytes",
+        "object",
+        "nan",
+        "text",
+        "big",
+        "big bytes",
+        "big JSON",
+    ],
 )
 def test_what_is_no_message_is_refused_before_anything_is_published(
     channel: Any, data: Any, kind: type[Exception], error: str, make: MakePublisher

@@ -27,7 +27,7 @@ class Later:
         self._delay = delay
         self._calls: deque[tuple[float, Callable[[], None]]] = deque()
         self._running = False
-        self._lock = native_lock()  # guards starting and ending the thread
+        self._lock = native_lock()  # guards taking calls, and starting and ending the thread
 
     def call(self, function: Callable[[], None]) -> None:
         """Call a function later; does not wait."""
@@ -41,7 +41,8 @@ class Later:
 
     def close(self) -> None:
         """Forget what has not been called yet."""
-        self._calls.clear()
+        with self._lock:
+            self._calls.clear()
 
     def _run(self) -> None:
         while True:
@@ -50,15 +51,14 @@ class Later:
                     self._running = False
                     return
                 due, function = self._calls[0]
-            left = due - time.monotonic()
+                left = due - time.monotonic()
+                if left <= 0:
+                    self._calls.popleft()
             if left > 0:
                 # Not imported by its name: gevent may patch it after our import.
                 time.sleep(min(left, _STEP))
                 continue
             try:
-                self._calls.popleft()
                 function()
-            except IndexError:
-                pass  # closed meanwhile
             except Exception:
                 logger.exception("a call that was put off raised")

@@ -1,0 +1,39 @@
+"""Calls that are put off."""
+
+from __future__ import annotations
+
+import pytest
+
+from flask_sockets2.brokers.later import Later
+from tests.processes import wait_until
+
+
+def test_calls_are_made_in_their_order() -> None:
+    later, made = Later(0.01), []
+    for number in range(3):
+        later.call(lambda number=number: made.append(number))
+    wait_until(lambda: len(made) == 3, "all calls")
+    assert made == [0, 1, 2]
+
+
+def test_what_is_closed_is_not_called_and_what_comes_after_it_is() -> None:
+    later, made = Later(0.05), []
+    later.call(lambda: made.append("before"))
+    later.close()
+    later.call(lambda: made.append("after"))
+    wait_until(lambda: bool(made), "the call")
+    assert made == ["after"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, IndexError])
+def test_a_call_that_raises_is_logged_and_stops_no_other(
+    error: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise error("broken")
+
+    later, made = Later(0.0), []
+    later.call(fail)
+    later.call(lambda: made.append("next"))
+    wait_until(lambda: bool(made), "the next call")
+    assert "broken" in caplog.text
