@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -36,8 +37,12 @@ class Later:
             if self._running:
                 return
             self._running = True
-        # threading.Thread would wait until it runs, and a hub's callback cannot wait.
-        _thread.start_new_thread(self._run, ())
+        try:
+            # threading.Thread would wait until it runs, and a hub's callback cannot wait.
+            _thread.start_new_thread(self._run, ())
+        except RuntimeError:
+            self._running = False  # the next call tries again
+            logger.exception("what was put off waits for a thread")
 
     def close(self) -> None:
         """Forget what has not been called yet."""
@@ -55,8 +60,8 @@ class Later:
                 if left <= 0:
                     self._calls.popleft()
             if left > 0:
-                # Not imported by its name: gevent may patch it after our import.
-                time.sleep(min(left, _STEP))
+                # In a thread or greenlet, as gevent has patched threads or not; see _thread above.
+                threading.Event().wait(min(left, _STEP))
                 continue
             try:
                 function()

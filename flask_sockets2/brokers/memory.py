@@ -25,6 +25,8 @@ __all__ = ["MemoryBroker"]
 
 
 _SWEEP = 16  # uses of channels between two looks for those whose time is over
+_KEPT = 86_400.0  # seconds that a position outlives its messages: who comes back missed nothing
+_MOST_KEPT = 10_000  # channels; with more of them, positions go with their messages
 
 
 class _Channel:
@@ -41,8 +43,9 @@ class _Channel:
 class MemoryBroker(Broker):
     """Channels within one process (``memory://``).
 
-    A channel that nobody subscribes to is forgotten ``history_ttl`` seconds after its last use; one
-    of the same name is another log then, of another epoch.
+    Messages are kept for ``history_ttl`` seconds after the last use of their channel; its position
+    for a day more, unless there are very many channels. After that one of the same name is another
+    log, of another epoch.
     """
 
     def __init__(self, url: str, options: BrokerOptions, receiver: Receiver | None = None) -> None:
@@ -76,14 +79,9 @@ class MemoryBroker(Broker):
         return position
 
     def _use(self, name: str) -> _Channel:
-        """Return a channel, made where there is none; now and then forget what is over."""
+        """Return a channel, made where there is none; now and then look for what is over."""
         now = monotonic()
         channel = self._channels.get(name)
-        if channel is not None and channel.expires < now:
-            if not channel.subscribed:
-                channel = None
-            else:
-                channel.log.clear()
         self._uses += 1
         if channel is None or not self._uses % _SWEEP:
             self._sweep(now)
@@ -91,20 +89,25 @@ class MemoryBroker(Broker):
             options = self.options
             log = Log(Position(new_epoch(), 0), options.history_size, options.history_bytes)
             channel = self._channels[name] = _Channel(log)
+        elif channel.expires < now:
+            channel.log.clear()
         channel.expires = now + self.options.history_ttl
         return channel
 
     def _sweep(self, now: float) -> None:
-        """Look at two channels, faster than they come, and forget those whose time is over."""
+        """Look at two channels, faster than they come: let go of messages, and at last of all."""
         channels = self._channels
         for _ in range(min(2, len(channels))):
             name, channel = next(iter(channels.items()))
-            if channel.expires < now and not channel.subscribed:
-                del channels[name]
-                continue
-            if channel.expires < now:
+            unused = now - channel.expires
+            if unused > 0:
                 channel.log.clear()
-            channels.move_to_end(name)
+            if not channel.subscribed and (
+                unused > _KEPT or (unused > 0 and len(channels) > _MOST_KEPT)
+            ):
+                del channels[name]
+            else:
+                channels.move_to_end(name)
 
     def subscribe(self, channel: str) -> Position:
         with self._lock:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _thread
+
 import pytest
 
 from flask_sockets2.brokers.later import Later
@@ -23,6 +25,22 @@ def test_what_is_closed_is_not_called_and_what_comes_after_it_is() -> None:
     later.call(lambda: made.append("after"))
     wait_until(lambda: bool(made), "the call")
     assert made == ["after"]
+
+
+def test_a_thread_that_cannot_be_started_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*args: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    later, made = Later(0.0), []
+    with monkeypatch.context() as patched:
+        patched.setattr(_thread, "start_new_thread", refuse)
+        later.call(lambda: made.append(1))
+    assert "can't start new thread" in caplog.text
+    later.call(lambda: made.append(2))
+    wait_until(lambda: len(made) == 2, "both calls")
+    assert made == [1, 2]
 
 
 @pytest.mark.parametrize("error", [RuntimeError, IndexError])

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from flask_sockets2.brokers import memory
-from flask_sockets2.brokers.base import BINARY, TEXT, Draft
+from flask_sockets2.brokers.base import BINARY, TEXT, Draft, History
 from flask_sockets2.brokers.memory import MemoryBroker
 
 from .conftest import Recorder
@@ -70,14 +70,24 @@ def test_two_brokers_share_nothing(make_memory: MakeMemory, recorder: Recorder) 
     assert recorder.data == [b"1"]
 
 
-def test_a_channel_that_was_not_used_for_long_begins_another_epoch(
+def test_a_position_outlives_the_messages(make_memory: MakeMemory, clock: Clock) -> None:
+    """Who has seen all there was is not told of a gap after a quiet hour."""
+    broker = make_memory(history_ttl=10.0)
+    first, newest = broker.publish([Draft("news", TEXT, b"1"), Draft("news", TEXT, b"2")])
+    clock.now += 10.0
+    assert len(broker.history("news", None).messages) == 2
+    clock.now += 3600.0
+    assert broker.history("news", newest) == History((), newest)
+    assert not broker.history("news", first).complete
+
+
+def test_a_channel_that_nobody_used_for_a_day_begins_another_epoch(
     make_memory: MakeMemory, clock: Clock
 ) -> None:
     broker = make_memory(history_ttl=10.0)
     epoch = publish(broker, "news")
-    clock.now += 10.0
-    assert publish(broker, "news") == epoch
-    clock.now += 10.5
+    clock.now += 86_400 + 11.0
+    publish(broker, "other")  # which looks for channels whose time is over
     position = broker.position("news")
     assert position.epoch != epoch
     assert position.offset == 0
@@ -97,14 +107,19 @@ def test_a_channel_that_is_subscribed_to_keeps_its_epoch(
     assert recorder.data == [b"x", b"2"]
 
 
-def test_channels_that_nobody_uses_are_forgotten(make_memory: MakeMemory, clock: Clock) -> None:
+@pytest.mark.parametrize(("later", "most"), [(86_411.0, 10_000), (11.0, 500)])
+def test_channels_that_nobody_uses_are_forgotten(
+    later: float, most: int, make_memory: MakeMemory, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a day; where there are very many, with their messages."""
+    monkeypatch.setattr(memory, "_MOST_KEPT", most)
     broker = make_memory(history_ttl=10.0)
     for i in range(1000):
         publish(broker, f"old {i}")
-    clock.now += 11.0
+    clock.now += later
     for i in range(600):
         publish(broker, f"new {i}")
-    assert channels(broker) == 600
+    assert channels(broker) <= 601
 
 
 def test_channels_that_are_used_are_not_forgotten(make_memory: MakeMemory, clock: Clock) -> None:
@@ -112,7 +127,7 @@ def test_channels_that_are_used_are_not_forgotten(make_memory: MakeMemory, clock
     epoch = publish(broker, "used")
     for i in range(20):
         publish(broker, f"old {i}")
-        clock.now += 5.0
+        clock.now += 40_000.0
         assert publish(broker, "used") == epoch
     assert channels(broker) < 10
 
