@@ -38,6 +38,7 @@ prefix; the first as ``origins``.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 from collections.abc import Mapping
@@ -47,7 +48,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
-from flask import Flask, Response, current_app
+from flask import Flask, Response, current_app, request
 
 from .brokers.base import BrokerOptions
 from .channels import Channels
@@ -124,6 +125,13 @@ class State:
         self.counters = Counters()
         self._channels = None
         self._lock = Lock()
+        if self.metrics is not None:
+            self.metrics.forked()
+
+    def close(self) -> None:
+        """Let go of the broker."""
+        if self._channels is not None:
+            self._channels.close()
 
     def admit(self, connection: Connection, most: int | None) -> None:
         """Count a connection.
@@ -167,6 +175,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+@atexit.register
+def _leave() -> None:
+    """Tell the broker at once who is here no longer; else others find it out after a while."""
+    for state in list(_states):
+        state.close()
+
+
 def make_state(app: Flask) -> State:
     """Give an application its state."""
     state = app.extensions[EXTENSION] = State(app)
@@ -192,6 +207,8 @@ def serve_metrics(state: State) -> None:
     metrics = state.metrics = Metrics(lambda: state.counters)
 
     def flask_sockets2_metrics() -> Response:
+        if request.environ.get("wsgi.multiprocess"):
+            metrics.warn_of_processes()
         text, content_type = metrics.text()
         return Response(text, content_type=content_type)
 

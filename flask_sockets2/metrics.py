@@ -8,6 +8,7 @@ ends, and whichever is asked answers for all.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import re
 import threading
@@ -27,6 +28,8 @@ from .stats import Counters
 
 __all__ = ["Metrics"]
 
+logger = logging.getLogger("flask_sockets2.metrics")
+
 _INTERVAL = 1.0  # seconds between two writes of a process's counts for the others
 _DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 _PREFIX = "flask_sockets2_"
@@ -42,12 +45,12 @@ _CHANNELS = {
     "published": ("channel_published", "Messages published"),
     "delivered": ("channel_delivered", "Messages handed to clients, one for each"),
     "bytes_out": ("channel_sent_bytes", "Bytes of those"),
-    "dropped": ("channel_dropped", "Messages that a slow client was not sent"),
-    "coalesced": ("channel_coalesced", "Of them, those that a newer one took the place of"),
+    "dropped": ("channel_dropped", "Messages that a slow client lost by drop_oldest"),
+    "coalesced": ("channel_coalesced", "Messages whose place a newer one with their key took"),
     "slow_disconnects": ("channel_slow_disconnects", "Clients closed for being too slow"),
     "replays": ("channel_replays", "Subscriptions that began with messages of the history"),
     "replayed": ("channel_replayed", "Messages of the history that were sent so"),
-    "gaps": ("channel_gaps", "Clients told that messages were lost"),
+    "gaps": ("channel_gaps", "Times that a client was told of lost messages"),
 }
 
 
@@ -55,13 +58,18 @@ class Metrics:
     """The metrics of one application.
 
     :param counters: returns what has been counted in this process.
+    :raises RuntimeError: when the directory that processes are to share is none.
     """
 
     def __init__(self, counters: Callable[[], Counters]) -> None:
+        shared = os.environ.get(_DIRECTORY)
+        if shared is not None and not os.path.isdir(shared):
+            raise RuntimeError(f"{_DIRECTORY} is {shared!r}, and that is no directory; make one")
         self._counters = counters
         self._registry = CollectorRegistry()
         self._lock = threading.Lock()  # guards what has been passed on
         self._passed_on: dict[tuple[str, str, str], int] = {}
+        self._warned = False
         self._thread_of = 0  # the process that writes its counts regularly
         self._routes = {field: self._counter(*names, "route") for field, names in _ROUTES.items()}
         self._channels = {
@@ -87,8 +95,6 @@ class Metrics:
         """Write the counts for other processes regularly, where there may be such."""
         if _DIRECTORY in os.environ and self._thread_of != os.getpid():
             self._thread_of = os.getpid()
-            self._passed_on.clear()  # they were the parent's
-            self._lock = threading.Lock()
             atexit.register(self.update)
             threading.Thread(target=self._run, name="flask_sockets2 metrics", daemon=True).start()
 
@@ -96,6 +102,22 @@ class Metrics:
         stop = threading.Event()  # never set: the thread is a daemon
         while not stop.wait(_INTERVAL):
             self.update()
+
+    def forked(self) -> None:
+        """Begin anew in a child, whose counts begin at 0."""
+        self._lock = threading.Lock()
+        self._passed_on.clear()
+
+    def warn_of_processes(self) -> None:
+        """Say once that these are the metrics of one process of several."""
+        if _DIRECTORY not in os.environ and not self._warned:
+            self._warned = True
+            logger.warning(
+                "this server has several workers, and %s answers for one of them only; set the "
+                "environment variable %s to an empty directory before the server starts",
+                "SOCKETS_METRICS_ROUTE",
+                _DIRECTORY,
+            )
 
     def update(self) -> None:
         """Pass on to prometheus_client what has been counted since the last time."""

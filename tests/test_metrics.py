@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import signal
@@ -39,6 +40,50 @@ def sample(text: str, name: str, **labels: str) -> float | None:
         rf"^{re.escape(f'{name}{{{given}}}' if given else name)} (\S+)$", text, re.MULTILINE
     )
     return float(match[1]) if match else None
+
+
+def test_a_directory_that_processes_cannot_share_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    importlib.import_module("prometheus_client")  # which looks at the variable, too
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "/nowhere")
+    app = Flask(__name__)
+    app.config["SOCKETS_METRICS_ROUTE"] = "/metrics"
+    with pytest.raises(
+        RuntimeError, match="PROMETHEUS_MULTIPROC_DIR is '/nowhere', and that is no"
+    ):
+        Sockets(app)
+
+
+def test_one_of_several_processes_that_answers_for_itself_warns_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = Flask(__name__)
+    app.config["SOCKETS_METRICS_ROUTE"] = "/metrics"
+    Sockets(app)
+    client = app.test_client()
+    assert client.get("/metrics").status_code == 200
+    assert caplog.messages == []
+    for _ in range(2):
+        client.get("/metrics", environ_overrides={"wsgi.multiprocess": True})
+    (message,) = caplog.messages
+    assert "set the environment variable PROMETHEUS_MULTIPROC_DIR" in message
+
+
+def test_the_metrics_of_a_child_of_a_fork_begin_anew() -> None:
+    app = Flask(__name__)
+    app.config["SOCKETS_METRICS_ROUTE"] = "/metrics"
+    sockets = Sockets(app)
+    client = app.test_client()
+    for _ in range(3):
+        sockets.publish("news", "parent")
+    client.get("/metrics")
+    child = os.fork()
+    if not child:
+        try:
+            sockets.publish("news", "child")
+            os._exit(client.get("/metrics").status_code != 200)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_the_metrics_of_one_process_are_its_counts() -> None:
