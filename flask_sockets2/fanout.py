@@ -539,6 +539,10 @@ class Fanout:
         """A client is closed, being too slow."""
         self.observer.too_slow(outlet.owner)
 
+    def gap(self, outlet: Outlet, channel: str) -> None:
+        """A client is to be told that messages were not sent."""
+        self.observer.gap(channel)
+
     def dropped(self, outlet: Outlet, channel: str) -> None:
         """A message was not sent to a client."""
         self.observer.dropped(outlet.owner, channel)

@@ -64,6 +64,9 @@ class Source(Protocol):
     def dropped(self, outlet: Outlet, channel: str) -> None:
         """A message was not sent."""
 
+    def gap(self, outlet: Outlet, channel: str) -> None:
+        """It is to be told that messages were not sent."""
+
 
 class Batch:
     """Messages of one channel for outlets with one encoding.
@@ -176,7 +179,6 @@ class Outlet:
             if older is not None:
                 self._size -= len(older.data)
                 kept.counters.coalesced += 1
-                self._drop(older)
         self._backlog[key] = kept
         self._size += len(kept.data)
 
@@ -197,11 +199,15 @@ class Outlet:
         if backlog is None:
             return  # all of it is the transport's by now
         gaps: dict[str, _Kept] = {}
+        told: set[str] = set()  # of an earlier gap, which the client has not seen yet
         while backlog and self._size + self.transport.buffered > self.limit // 2:
             _, kept = backlog.popitem(last=False)
             self._size -= len(kept.data)
-            if kept.message.event != GAP:
-                self._drop(kept)
+            if kept.message.event == GAP:
+                told.add(kept.message.channel)
+            else:
+                kept.counters.dropped += 1
+                self.source.dropped(self, kept.message.channel)
             if not kept.message.transient or kept.message.event:  # of a gap, or of presence
                 gaps[kept.message.channel] = kept
         for channel, kept in gaps.items():
@@ -209,14 +215,13 @@ class Outlet:
             gap = Message(channel, last.kind, b"", last.position, event=GAP, transient=True)
             data = kept.encoding.encode(gap)
             if data:
+                if channel not in told:
+                    kept.counters.gaps += 1
+                    self.source.gap(self, channel)
                 key = next(_numbers)
                 backlog[key] = _Kept(gap, data, kept.encoding, kept.counters)
                 backlog.move_to_end(key, last=False)
                 self._size += len(data)
-
-    def _drop(self, kept: _Kept) -> None:
-        kept.counters.dropped += 1
-        self.source.dropped(self, kept.message.channel)
 
     def drained(self) -> None:
         """Go on: the kernel has taken all that the transport kept; by the hub or the selector

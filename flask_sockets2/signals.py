@@ -8,8 +8,11 @@
     def note(app, connection, **extra):
         app.logger.warning("%s does not keep up", connection.path)
 
-The sender is the application. Receivers run in the hub or the selector thread, so they must not
-wait for anything. What one of them raises is logged, since nobody is there to take it; only that of
+The sender is the application. Receivers run between the messages of all connections, in whatever
+thread or greenlet it happens, so they must not wait for anything. At ``connection_closed`` the
+environ of a connection that has outlived its request holds ``PATH_INFO`` only.
+
+What a receiver raises is logged, since nobody is there to take it; only that of
 ``connection_opened`` ends the request, as any error before its handler.
 """
 

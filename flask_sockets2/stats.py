@@ -36,14 +36,15 @@ class ChannelCounters:
     """Counts of the channels with one prefix.
 
     :ivar published: messages published by this process.
-    :ivar delivered: messages handed to connections, one for each client.
+    :ivar delivered: messages for connections, one for each client; also those that turn out to be
+        dropped or coalesced.
     :ivar bytes_out: bytes of those.
-    :ivar dropped: messages that a slow client was not sent.
-    :ivar coalesced: of them, those that a newer one with the same key took the place of.
+    :ivar dropped: messages that a slow client was not sent, by the policy ``drop_oldest``.
+    :ivar coalesced: messages that a newer one with the same key took the place of.
     :ivar slow_disconnects: clients closed with 1013 since they were too slow.
     :ivar replays: subscriptions that began with messages of the history.
     :ivar replayed: messages of the history that were sent so.
-    :ivar gaps: subscriptions that were told of lost messages.
+    :ivar gaps: times that a client was told of lost messages.
     """
 
     published: int = 0
