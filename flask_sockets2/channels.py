@@ -21,7 +21,7 @@ __all__ = ["Channels", "Subscriber"]
 logger = logging.getLogger("flask_sockets2.channels")
 
 _MAX_IDENTITY = 1024  # bytes of UTF-8
-_FOREIGN = Position("", 0)  # of no log
+_FOREIGN = Position("-", 0)  # of no log
 
 
 class Subscriber(Owner, Protocol):
@@ -130,6 +130,12 @@ class Channels(Publisher):
             presence=presence,
         )
 
+    def check(self, channel: str) -> None:
+        """See that a channel can be subscribed to: its name, and that the broker is there."""
+        check_channel(channel)
+        if self._broker.waits and not self._fanout.subscribers(channel):
+            self._broker.position(channel)
+
     def _outlet(self, connection: Subscriber) -> Outlet:
         """Return the outlet of a connection, made when it is first needed."""
         transport, limits = connection.transport, connection.limits
@@ -164,9 +170,10 @@ class Channels(Publisher):
         self._warned = True
         if connection.environ.get("wsgi.multiprocess"):
             logger.warning(
-                "this server has several workers, and with %s what is published stays in its "
-                "process; set SOCKETS_BROKER_URL to a redis:// URL, or run one worker",
-                self._broker.url,
+                "this server has several workers, and with %s:// what is published stays in its "
+                "process; set app.config['SOCKETS_BROKER_URL'] to a redis:// URL, or run one "
+                "worker",
+                self._broker.url.partition("://")[0],
             )
 
 

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from sys import getsizeof
 from time import monotonic
+from types import MappingProxyType
 from typing import Any
 from typing import Protocol as Protocol_
 
@@ -81,6 +82,9 @@ class Limits:
 class Channels(Protocol_):
     """Who subscribes connections to channels: the application's."""
 
+    def check(self, channel: str) -> None:
+        """Raise what :meth:`subscribe` would, as far as that is known before the accept."""
+
     def subscribe(
         self,
         connection: Connection,
@@ -129,7 +133,7 @@ if hasattr(os, "register_at_fork"):  # a forked child must not close what is its
 @lru_cache(maxsize=1024)
 def _bare_environ(path: str | None) -> Mapping[str, Any]:
     """What a connection keeps of its environ once that is gone; one for all with the path."""
-    return {"PATH_INFO": path}
+    return MappingProxyType({"PATH_INFO": path})
 
 
 def _keepalive(clock: Clock) -> Keepalive:
@@ -169,6 +173,7 @@ class Connection:
     __slots__ = (
         "__weakref__",
         "_close_timer",
+        "_conversing",
         "_deaf",
         "_encode",
         "_end_told",
@@ -247,6 +252,7 @@ class Connection:
         self._end_told = False
         self._handling = False  # the handler has received and not yet come back for more
         self._held = False  # the peer's close frame waits for that
+        self._conversing = False  # its handler has received since it last subscribed
         self._deaf = False  # its handler has returned; what comes is thrown away
         self._heard = 0
         self._ping: tuple[bytes, float] | None = None
@@ -381,6 +387,7 @@ class Connection:
         :raises ConnectionClosed: when the end has been told already.
         :raises RuntimeError: when another greenlet or thread receives.
         """
+        self._conversing = True
         while True:
             queue = self._queue
             if queue:
@@ -516,8 +523,9 @@ class Connection:
     ) -> Any:
         """Send the client what is published to a channel, until the end or :meth:`unsubscribe`.
 
-        It goes on when the handler has returned; under our own handler and worker such a
-        connection costs no greenlet. What the client sends then is thrown away.
+        It goes on when the handler returns, unless that has received since: then it has had a
+        conversation, and ends it. Under our own handler and worker such a connection costs no
+        greenlet. What the client sends then is thrown away.
 
         :param since: position that the client has seen everything up to, as a page or a message
             carried it; what came after it is sent first. ``"start"`` for all that the history
@@ -534,11 +542,13 @@ class Connection:
         :raises ConnectionClosed: when the connection has ended.
         :raises ValueError: for a name that is none, or where it is subscribed to already.
         """
+        channels = self._channels()
         if self._state is CONNECTING:
+            channels.check(channel)  # what is wrong becomes the response
             self.accept()
         if self._state is not OPEN:
             raise self._closed_error()
-        subscription = self._channels().subscribe(
+        subscription = channels.subscribe(
             self,
             channel,
             since=since,
@@ -549,6 +559,7 @@ class Connection:
         )
         if self._state is not OPEN:  # it has ended while the broker was asked
             raise self._closed_error()
+        self._conversing = False
         return subscription
 
     def unsubscribe(self, channel: str) -> bool:
@@ -577,8 +588,11 @@ class Connection:
 
     @property
     def listening(self) -> bool:
-        """Whether it is open and subscribes to a channel."""
-        return self._state is OPEN and self.outlet is not None and bool(self.outlet.entries)
+        """Whether it is to outlive its handler: it is open and subscribes to a channel, and has
+        not received since."""
+        if self._state is not OPEN or self._conversing:
+            return False
+        return self.outlet is not None and bool(self.outlet.entries)
 
     def listen(self) -> None:
         """Leave it to what it subscribes to: its handler has returned.

@@ -27,7 +27,7 @@ from .exceptions import BrokerError
 __all__ = ["Publisher", "check_channel", "dumps_of", "payload_of"]
 
 _DEFAULTS = BrokerOptions()
-_MAX_CHANNEL = 1024  # bytes of UTF-8
+_MAX_CHANNEL = _MAX_KEY = 1024  # bytes of UTF-8
 _MAX_MESSAGE_SIZE = 2**20  # bytes, as SOCKETS_MAX_MESSAGE_SIZE
 _CHUNK = 100  # messages; and
 _CHUNK_BYTES = 65536  # of their data, that are published in one go
@@ -85,8 +85,8 @@ class Publisher:
         self._broker = open_broker(url, options, receiver)
         if not self._broker.shared:
             raise BrokerError(
-                f"{url} reaches no other process, so nobody would hear; use a redis:// URL, the "
-                "same as SOCKETS_BROKER_URL of the application"
+                f"{url.partition('://')[0]}:// reaches no other process, so nobody would hear; use "
+                "a redis:// URL, the same as SOCKETS_BROKER_URL of the application"
             )
         self._max_message_size = max_message_size
         self._dumps = dumps
@@ -166,13 +166,16 @@ class Publisher:
         return self._broker.publish(drafts)
 
     def _draft(self, channel: str, data: Any, key: str = "", transient: bool = False) -> Draft:
+        check_channel(channel)
+        if key:
+            _check_key(key)
         kind, payload = _encode(data, self._dumps)
         if len(payload) > self._max_message_size:
             raise ValueError(
                 f"a message of {len(payload)} bytes is over the limit of {self._max_message_size}; "
                 "publish where it can be fetched, or raise SOCKETS_MAX_MESSAGE_SIZE"
             )
-        return Draft(check_channel(channel), kind, payload, key, transient=transient)
+        return Draft(channel, kind, payload, key, transient=transient)
 
 
 def check_channel(name: Any) -> str:
@@ -183,13 +186,24 @@ def check_channel(name: Any) -> str:
     """
     if not isinstance(name, str):
         raise TypeError(f"a channel's name is a str, got {type(name).__name__}")
-    try:
-        size = len(name.encode())
-    except UnicodeEncodeError as exc:
-        raise ValueError("a channel's name cannot hold half a surrogate pair") from exc
+    size = len(_utf8(name, "a channel's name"))
     if not 0 < size <= _MAX_CHANNEL:
         raise ValueError(f"a channel's name is 1 to {_MAX_CHANNEL} bytes long, got {size}")
     return name
+
+
+def _check_key(key: Any) -> None:
+    if not isinstance(key, str):
+        raise TypeError(f"key= is a str, got {type(key).__name__}; use str(…)")
+    if len(_utf8(key, "a key")) > _MAX_KEY:
+        raise ValueError(f"a key is at most {_MAX_KEY} bytes long, got {len(key.encode())}")
+
+
+def _utf8(text: str, what: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as exc:
+        raise ValueError(f"{what} cannot hold half a surrogate pair") from exc
 
 
 def payload_of(data: Any, dumps: Dumps) -> Payload:
@@ -200,7 +214,7 @@ def payload_of(data: Any, dumps: Dumps) -> Payload:
 
 def _encode(data: Any, dumps: Dumps) -> tuple[str, bytes]:
     if isinstance(data, str):
-        return TEXT, data.encode()
+        return TEXT, _utf8(data, "a text")
     if isinstance(data, bytes | bytearray | memoryview):
         return BINARY, bytes(data)
-    return JSON, dumps(data).encode()
+    return JSON, _utf8(dumps(data), "JSON")

@@ -242,6 +242,8 @@ class Sockets:
             current: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # a proxy, as Flask documents it
             if current in apps:
                 return current
+        if not apps:
+            raise RuntimeError("these sockets serve no application; call init_app(app) first")
         if len(apps) != 1:
             raise RuntimeError(
                 f"these sockets serve {len(apps)} applications; call this within "

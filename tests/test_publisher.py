@@ -186,6 +186,18 @@ def test_many_messages_are_published_in_their_order(publisher: Publisher) -> Non
     assert publisher.publish_many([]) == []
 
 
+def test_a_key_is_text_of_bounded_size(make: MakePublisher) -> None:
+    publisher = make()
+    with pytest.raises(TypeError, match="key= is a str, got int"):
+        publisher.publish("news", "x", key=7)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a key is at most 1024 bytes long, got 1025"):
+        publisher.publish("news", "x", key="x" * 1025)
+    with pytest.raises(ValueError, match="a key cannot hold half a surrogate pair"):
+        publisher.publish("news", "x", key="\ud800")
+    publisher.publish("news", "x", key="x" * 1024)
+    assert publisher.position("news").offset == 1
+
+
 @pytest.mark.parametrize(
     ("channel", "data", "kind", "error"),
     [
@@ -195,7 +207,7 @@ def test_many_messages_are_published_in_their_order(publisher: Publisher) -> Non
         (b"news", "x", TypeError, "a channel's name is a str, got bytes"),
         ("news", object(), TypeError, "type object is not JSON serializable"),
         ("news", [float("nan")], ValueError, "not JSON compliant"),
-        ("news", "\ud800", ValueError, "surrogates not allowed"),
+        ("news", "\ud800", ValueError, "a text cannot hold half a surrogate pair"),
         ("news", "x" * 101, ValueError, "a message of 101 bytes is over the limit of 100"),
         ("news", b"x" * 101, ValueError, "a message of 101 bytes is over the limit of 100"),
         ("news", ["x" * 97], ValueError, "a message of 101 bytes is over the limit of 100"),

@@ -91,7 +91,7 @@ class Receiver(Protocol):
         """The peer's stream has ended, or an error ended both."""
 
     def write_drained(self) -> None:
-        """All that was kept back has been written; not to be called inside a send."""
+        """All that was kept back has been written; maybe within a write of the outlet's."""
 
     def write_stalled(self) -> None:
         """The peer has taken nothing for ``send_timeout`` seconds."""

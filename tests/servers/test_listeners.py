@@ -83,10 +83,10 @@ def keep(ws, name):
 
 @sockets.route("/first/<name>", receive_buffer=1024)
 def first(ws, name):
-    ws.subscribe(name)
     while not ws.unread:
         time.sleep(0.001)
     ws.send(ws.receive())
+    ws.subscribe(name)
 
 
 @sockets.route("/alive/<name>", ping_interval=0.1, ping_timeout=0.3)
@@ -128,10 +128,16 @@ def shared(ws, name):
         except RuntimeError as exc:
             noted[name] = str(exc)
 
-    ws.subscribe(name)
     Thread(target=receive).start()
     while ws.transport.waiting is None:
         time.sleep(0.001)
+    ws.subscribe(name)
+
+
+@sockets.route("/talks/<name>")
+def talk(ws, name):
+    ws.subscribe(name)
+    ws.send(ws.receive())
 
 
 @app.teardown_request
@@ -370,6 +376,14 @@ def test_who_receives_beside_a_handler_that_returns_is_told_that_it_is_over(site
         client.send(frame(TEXT, b"nobody takes it"))
         site.publish("hello")
         assert client.message() == b"hello"
+
+
+@on(*DETACHED, *ATTACHED)
+def test_a_handler_that_has_received_since_it_subscribed_ends_its_connection(site: Site) -> None:
+    with site.connect("/talks") as client:
+        client.send(frame(TEXT, b"hello"))
+        assert client.message() == b"hello"
+        assert client.closing() == (1000, "")
 
 
 @on(*DETACHED, *ATTACHED)
