@@ -45,6 +45,9 @@ class Payload(NamedTuple):
 class Encoding(Protocol):
     """How messages go out to one kind of client. Equal ones are one object."""
 
+    #: Whether who joins and leaves is told.
+    presence: bool
+
     def encode(self, message: Message) -> bytes:
         """Return the bytes to write for a message, empty where it is not for such clients."""
 

@@ -13,23 +13,28 @@ one that does not yield is made to write (:meth:`Fanout.relieve`).
 How a subscription begins, without a gap and without a duplicate: the client is put into the
 audience at once, but *held*, so that live messages collect. Then the history after its position is
 fetched, and both are released in order, without what they share. Where the messages wanted are
-still at hand in this process, all of that is one step.
+still at hand in this process (``recent.py``), all of that is one step.
+
+How the list of who is there is told anew (``presence.py``): the events that come while the broker
+is asked for it are noted, and told once more behind it. So whatever the list has of them already,
+who keeps a set ends up with the right one.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import monotonic
 from typing import Any, NamedTuple
 
 from .brokers.base import Broker, BrokerOptions, History, Message, Position, native_lock
 from .brokers.later import Later
-from .brokers.log import Log
 from .encoding import GAP, Encoding, gap_message, presence_message
 from .exceptions import BrokerError
 from .outlet import Batch, Outlet, Owner
+from .presence import RollCall
+from .recent import Recent
 from .stats import ChannelCounters, Counters
 from .writer import Writer
 
@@ -45,6 +50,9 @@ _FLOOD = 2**20  # the same in all; another thread waits until the hub has writte
 _OVERHEAD = 64  # bytes that a message counts beside its data: empty ones are some work, too
 _OPEN_TIMEOUT = 30.0  # seconds to wait for another's subscription to the same channel
 _LINGER = 10.0  # seconds that a remote channel is kept after its last subscriber: they come back
+# Seconds after an interruption when who is there is told anew; the second time when processes whose
+# lease (brokers/leases.py) ended meanwhile have taken part again, or are known to be dead.
+_ROLL_CALLS = (0.5, 10.0)
 
 
 _UNPATCHED = (
@@ -83,15 +91,16 @@ class _Entry:
 class _Held:
     """Live messages for an outlet whose history is on its way.
 
+    :ivar begun: the position that they follow.
     :ivar after: once known, the position that the history has brought it to, which may be ahead of
         what this process has seen: in the same epoch, or in one that it has not noticed yet.
     :ivar over: the epoch that this process is in, where the history has told that it is over.
     """
 
-    __slots__ = ("_begun", "after", "messages", "over")
+    __slots__ = ("after", "begun", "messages", "over")
 
     def __init__(self, begun: Position) -> None:
-        self._begun = begun
+        self.begun = begun
         self.messages: list[Message] = []
         self.after: Position | None = None
         self.over: str | None = None
@@ -99,8 +108,8 @@ class _Held:
     def bring_to(self, after: Position) -> None:
         """The history has brought it to a position."""
         self.after = after
-        if after.epoch != self._begun.epoch:
-            self.over = self._begun.epoch
+        if after.epoch != self.begun.epoch:
+            self.over = self.begun.epoch
 
     def lacks(self, message: Message) -> bool:
         """Whether a message, or a gap, is news to it."""
@@ -145,6 +154,12 @@ class _Audience:
         self.held: dict[Outlet, _Held] = {}
         self.pending: list[Message] = []
 
+    def encodings(self) -> Iterator[Encoding]:
+        """Return those of its subscribers."""
+        yield from self.groups
+        for outlet in self.held:
+            yield outlet.entries[self.channel.name].encoding
+
 
 class _Channel:
     """A channel that has or had subscribers in this process."""
@@ -154,7 +169,7 @@ class _Channel:
         "closing",
         "counters",
         "error",
-        "log",
+        "joined",
         "name",
         "opened",
         "position",
@@ -168,12 +183,20 @@ class _Channel:
         self.audiences: dict[Any, _Audience] = {}  # by clock
         #: Of the newest message that was delivered here.
         self.position: Position | None = None
-        #: The newest messages, where the broker's history is far away.
-        self.log: Log | None = None
+        #: Who joined and left since the broker is being asked who is there; None where it is not.
+        self.joined: list[Message] | None = None
         #: Set once the broker delivers, or will not; None from then on.
         self.opened: threading.Event | None = threading.Event()
         self.error: BrokerError | None = None
         self.closing = False
+
+    def tells_presence(self) -> bool:
+        """Whether a subscriber is told who joins and leaves."""
+        return any(
+            encoding.presence
+            for audience in self.audiences.values()
+            for encoding in audience.encodings()
+        )
 
 
 class Observer:
@@ -218,6 +241,8 @@ class Fanout:
         #: Told what happens; see :class:`Observer`.
         self.observer = Observer()
         self.broker = make_broker(self)
+        self._recent = Recent(self.broker, options, self._lock) if self.broker.waits else None
+        self._roll_calls = [RollCall(delay, self._call_roll) for delay in _ROLL_CALLS]
 
     # -- the broker ------------------------------------------------------------------------
 
@@ -228,20 +253,12 @@ class Fanout:
             if channel is None:
                 return
             if not message.transient:
-                self._advance(channel, message)
+                channel.position = message.position
+                if self._recent is not None:
+                    self._recent.add(message)
+            elif channel.joined is not None and message.event:
+                channel.joined.append(message)
             self._put(channel, message)
-
-    def _advance(self, channel: _Channel, message: Message) -> None:
-        channel.position = position = message.position
-        if self.broker.waits:
-            log = channel.log
-            if log is None or log.position != (position.epoch, position.offset - 1):
-                log = self._log(channel, Position(position.epoch, position.offset - 1))
-            log.append(message)
-
-    def _log(self, channel: _Channel, position: Position) -> Log:
-        channel.log = Log(position, self._options.history_size, self._options.history_bytes)
-        return channel.log
 
     def missed(self, channel: str, position: Position) -> None:
         """Tell all subscribers of a channel that messages were lost."""
@@ -250,11 +267,45 @@ class Fanout:
             if known is None:
                 return
             known.position = position
-            known.log = None
+            if self._recent is not None:
+                self._recent.begin(channel, position)
             self._put(known, gap_message(channel, position))
             known.counters.gaps += known.subscribers
         logger.warning("messages of channel %.200r were lost before %s", channel, position)
         self.observer.gap(channel)
+
+    def resumed(self, channel: str) -> None:
+        """Have clients told who is there, since they may not know who joined and left."""
+        with self._lock:
+            known = self._channels.get(channel)
+            concerned = known is not None and known.tells_presence()
+        if concerned:
+            for roll_call in self._roll_calls:
+                roll_call.ask(channel)
+
+    def _call_roll(self, name: str) -> None:
+        """Tell clients who is there; asks the broker.
+
+        :raises BrokerError: when it cannot be reached.
+        """
+        with self._lock:
+            channel = self._channels.get(name)
+            if channel is None or not channel.tells_presence():
+                return
+            joined: list[Message] = []
+            channel.joined = joined
+        there = None
+        try:
+            there = self.broker.present(name)
+        finally:
+            with self._lock:
+                if channel.joined is joined:  # else it was asked again: the newer list counts
+                    channel.joined = None
+                    if there is not None:
+                        assert channel.position is not None
+                        self._put(channel, presence_message(name, there, channel.position))
+                        for message in joined:
+                            self._put(channel, message)
 
     def reconnected(self) -> None:
         """Count that the broker was out of reach and is back."""
@@ -351,7 +402,8 @@ class Fanout:
             if opened is not None and not opened.wait(max(0.0, deadline - monotonic())):
                 raise BrokerError(f"the broker did not subscribe to a channel in {_OPEN_TIMEOUT} s")
             if channel.error is not None:
-                raise channel.error
+                # One for each thread: raising it writes its traceback into it.
+                raise BrokerError(channel.error.description) from channel.error
         return self._open_first(channel)
 
     def _open_first(self, channel: _Channel) -> _Channel:
@@ -366,14 +418,16 @@ class Fanout:
                 self.broker.unsubscribe(channel.name)
             with self._lock:
                 del self._channels[channel.name]
+                if self._recent is not None:
+                    self._recent.forget(channel.name)
             opened.set()
             raise
         with self._lock:
             here = channel.position  # not None where something has been delivered already
             if here is None or (here.epoch == position.epoch and here.offset < position.offset):
                 channel.position = position
-                if self.broker.waits:
-                    self._log(channel, position)
+                if self._recent is not None:
+                    self._recent.begin(channel.name, position)
             channel.subscribers = 1
             self.broker.count(channel.name, 1)
             channel.opened = None
@@ -395,10 +449,20 @@ class Fanout:
         assert position is not None
         if since is None or since == position:
             return History((), position)
-        if channel.log is None or since is ALL:
+        if self._recent is None or since is ALL:
             return None
-        history = channel.log.since(since)
-        return history if history.complete else None
+        return self._recent.since(channel.name, since)
+
+    def _history(self, channel: _Channel, since: Any) -> History:
+        """Return what follows a position; waits for the broker where it is not at hand."""
+        with self._lock:
+            at_hand = self._at_hand(channel, since)
+        if at_hand is not None:
+            return at_hand
+        wanted = None if since is ALL else since
+        if self._recent is None:
+            return self.broker.history(channel.name, wanted)
+        return self._recent.fetch(channel.name, wanted)
 
     def _replay(
         self,
@@ -428,14 +492,14 @@ class Fanout:
         """Fetch what the client wants first and release what was held meanwhile."""
         channel, history, there = entry.channel, None, None
         if since is not None:
-            history = self.broker.history(channel.name, None if since is ALL else since)
+            history = self._history(channel, since)
         if identity is not None:
             self._join(entry, audience, outlet, held, identity)
         if presence:
             there = self.broker.present(channel.name)
         with self._lock:
             assert channel.position is not None
-            position = channel.position if history is None else history.position
+            position = held.begun if history is None else history.position
             gap = history is not None and not history.complete
             if audience.held.get(outlet) is not held:  # it has left meanwhile, or ended
                 return Subscription(channel.name, position, gap)
@@ -533,6 +597,8 @@ class Fanout:
         with self._lock:
             if self._channels.get(channel.name) is channel:
                 del self._channels[channel.name]
+                if self._recent is not None:
+                    self._recent.forget(channel.name)
         closed.set()
 
     def too_slow(self, outlet: Outlet) -> None:
@@ -560,6 +626,10 @@ class Fanout:
     def close(self) -> None:
         """Let go of the broker; nothing is delivered any more."""
         self._lingering.close()
+        for roll_call in self._roll_calls:
+            roll_call.close()
+        if self._recent is not None:
+            self._recent.close()
         self.broker.close()
 
     # -- writing ---------------------------------------------------------------------------

@@ -246,6 +246,16 @@ class FarBroker(Broker):
         if channel in self.subscribed:
             assert self.receiver is not None
             self.receiver.missed(channel, self._log(channel).position)
+            self.receiver.resumed(channel)
+
+    def interrupt(self, channel: str) -> None:
+        """What is transient under way is lost, and the receiver is told when the rest has come."""
+        lost = {id(m) for m in self.flight if m.channel == channel and m.transient}
+        self.flight = deque(m for m in self.flight if id(m) not in lost)
+        self.arrive()
+        if channel in self.subscribed:
+            assert self.receiver is not None
+            self.receiver.resumed(channel)
 
     def subscribe(self, channel: str) -> Position:
         self._wait("subscribe")
@@ -282,10 +292,14 @@ class FarBroker(Broker):
 
     def leave(self, channel: str, identity: str) -> None:
         self.joined.remove((channel, identity))
+        if (channel, identity) not in self.joined:
+            self._publish(Draft(channel, "text", identity.encode(), event="leave", transient=True))
 
     def present(self, channel: str) -> list[str]:
         self._wait("present")
-        return sorted({who for where, who in self.joined if where == channel})
+        found = sorted({who for where, who in self.joined if where == channel})
+        self._wait("present found")
+        return found
 
     def close(self) -> None:
         self.calls.append("close")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,13 +23,17 @@ PRESENCE = Frames.of(envelope=True, presence=True)
 
 
 @pytest.fixture(params=[False, True], ids=["memory", "far"])
-def process(request: pytest.FixtureRequest) -> Process:
-    return Process(far=request.param)
+def process(request: pytest.FixtureRequest) -> Iterator[Process]:
+    process = Process(far=request.param)
+    yield process
+    process.fanout.close()
 
 
 @pytest.fixture
-def far() -> Process:
-    return Process(far=True)
+def far() -> Iterator[Process]:
+    process = Process(far=True)
+    yield process
+    process.fanout.close()
 
 
 def numbers(first: int, last: int) -> list[str]:
@@ -465,6 +471,208 @@ def test_a_history_ahead_of_this_process_is_not_sent_twice(far: Process) -> None
     assert late.seen == numbers(5, 6)
 
 
+def test_what_is_at_hand_is_not_fetched_for_who_has_a_name_either(far: Process) -> None:
+    far.listener()
+    positions = far.publish(*numbers(1, 5))
+    far.broker.arrive()
+    ann = far.listener(encoding=PRESENCE, since=positions[1], identity="ann", presence=True)
+    far.publish("6")
+    far.settle()
+    assert [text for text in ann.seen if isinstance(text, str)] == numbers(3, 6)
+    assert "history" not in far.broker.calls
+
+
+def is_at_hand(process: Process, position: Position) -> bool:
+    """Whether a client is served without the broker, and rightly in any case."""
+    asked = process.broker.calls.count("history")
+    begun = process.subscribe(client := process.client(), since=position)
+    process.settle()
+    assert client.seen == numbers(position.offset + 1, begun.position.offset)
+    process.unsubscribe(client)
+    return bool(process.broker.calls.count("history") == asked)
+
+
+def test_what_is_at_hand_is_forgotten_some_time_after_the_newest_message() -> None:
+    """Though nothing else happens; positions stay valid."""
+    far = Process(far=True, history_ttl=0.1)
+    far.listener()
+    (position, _) = far.publish("1", "2")
+    far.settle()
+    assert is_at_hand(far, position)
+    recent = far.fanout._recent
+    assert recent is not None
+    wait_until(lambda: not recent._newest, "the end of the messages")
+    assert not is_at_hand(far, position)
+    assert is_at_hand(far, position), "what was fetched is at hand"
+    wait_until(lambda: not recent._newest, "the end of what was fetched")
+    assert not is_at_hand(far, position)
+
+
+def test_each_channel_has_a_time_of_its_own() -> None:
+    far = Process(far=True, history_ttl=0.2)
+    listener = far.listener()
+    far.subscribe(listener, "other")
+    (position, _) = far.publish("1", "2")
+    far.settle()
+    recent = far.fanout._recent
+    assert recent is not None
+
+    def goes_on() -> bool:
+        far.publish("more", channel="other")
+        far.settle()
+        return "news" not in recent._newest
+
+    wait_until(goes_on, "the end of the channel that is silent")
+    assert "other" in recent._newest
+    assert not is_at_hand(far, position)
+
+
+def test_a_channel_that_is_given_back_leaves_nothing_at_hand(hasty: Process) -> None:
+    listener = hasty.listener()
+    hasty.publish("1")
+    hasty.settle()
+    hasty.unsubscribe(listener)
+    wait_until(lambda: hasty.fanout._channels == {}, "the end of the channel")
+    recent = hasty.fanout._recent
+    assert recent is not None
+    assert (recent._channels, recent._newest) == ({}, {})
+
+
+def test_after_a_restart_the_history_is_fetched_once(
+    far: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Message] = []
+    make = Frames._make
+    monkeypatch.setattr(Frames, "_make", lambda self, m: made.append(m) or make(self, m))
+    positions = far.publish(*numbers(1, 60))
+    clients = [far.listener(since=positions[9]) for _ in range(50)]
+    late = far.listener(since=positions[39])
+    far.publish("61")
+    far.settle()
+    assert [client.seen for client in clients] == [numbers(11, 61)] * 50
+    assert late.seen == numbers(41, 61)
+    assert far.broker.calls.count("history") == 1
+    assert len(made) == 51
+
+
+def test_what_does_not_join_on_is_sent_and_not_kept(far: Process) -> None:
+    """A broker whose history was trimmed in between; and one that forgets."""
+    positions = far.publish(*numbers(1, 5))
+    far.listener()
+    history = far.broker.history
+    far.broker.history = lambda *args: replace(
+        history(*args), messages=[m for m in history(*args).messages if m.position.offset != 4]
+    )
+    far.listener(since=positions[0])
+    far.broker.history = history
+    far.publish("6")
+    far.settle()
+    client = far.listener(since=positions[0])
+    far.settle()
+    assert client.seen == numbers(2, 6)
+
+
+@pytest.mark.parametrize("size", [0, 1, 3])
+def test_no_more_is_kept_of_what_was_fetched_than_of_what_came(size: int) -> None:
+    far = Process(far=True, history_size=size)
+    positions = far.publish(*numbers(1, 5))
+    client = far.listener(since=positions[4 - max(size, 1)])
+    far.publish("6")
+    far.settle()
+    wanted = numbers(6 - size, 6) if size else ["gap 5", "6"]
+    assert client.seen == wanted
+    recent = far.fanout._recent
+    assert recent is not None
+    assert len(recent._channels["news"].log.since(None).messages) == size
+
+
+def test_who_comes_while_the_same_is_fetched_waits_for_it(far: Process) -> None:
+    positions = far.publish(*numbers(1, 5))
+    far.broker.hook = gate = Gate("history found")
+    clients = [far.client() for _ in range(6)]
+
+    def come(client: Client, position: Position) -> Callable[[], Any]:
+        return lambda: far.subscribe(client, since=position)
+
+    in_threads(
+        come(clients[0], positions[1]),
+        *(second(gate, come(client, positions[1])) for client in clients[1:3]),
+        *(second(gate, come(client, positions[3])) for client in clients[3:]),
+    )
+    assert far.broker.calls.count("history") == 1
+    far.publish("6")
+    far.settle()
+    assert [client.seen for client in clients] == [numbers(3, 6)] * 3 + [numbers(5, 6)] * 3
+
+
+def test_who_wants_more_than_is_fetched_does_not_wait(far: Process) -> None:
+    positions = far.publish(*numbers(1, 5))
+    far.broker.hook = gate = Gate("history")
+    first, other = far.client(), far.client()
+
+    def more() -> None:
+        assert gate.there.wait(TIMEOUT)
+        far.subscribe(other, since=positions[0])
+        far.listener(since=positions[1])  # is at hand by now
+        gate.open.set()
+
+    in_threads(lambda: far.subscribe(first, since=positions[2]), more)
+    far.settle()
+    assert first.seen == numbers(4, 5)
+    assert other.seen == numbers(2, 5)
+    assert far.broker.calls.count("history") == 2
+
+
+@pytest.mark.parametrize("end", [SystemExit, BrokerError])
+def test_when_who_fetches_fails_those_who_wait_try_themselves(
+    end: type[BaseException], far: Process
+) -> None:
+    positions = far.publish(*numbers(1, 5))
+    gate = Gate("history")
+
+    def hook(name: str) -> None:
+        fails = name == "history" and not gate.there.is_set()
+        gate(name)
+        if fails:
+            raise end("told by the test")
+
+    far.broker.hook = hook
+    first, *others = clients = [far.client() for _ in range(4)]
+    results = in_threads(
+        lambda: far.subscribe(first, since=positions[0]),
+        *(
+            second(gate, lambda c=c: far.subscribe(c, since=positions[0]))  # type: ignore[misc]
+            for c in others
+        ),
+    )
+    assert isinstance(results[0], end)
+    far.publish("6")
+    far.settle()
+    assert [client.seen for client in clients] == [[], *[numbers(2, 6)] * 3]
+    assert far.listener(since=positions[1]) is not None
+    recent = far.fanout._recent
+    assert recent is not None
+    assert recent._channels["news"].fetch is None
+
+
+def test_nobody_waits_for_another_without_a_deadline(
+    far: Process, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flask_sockets2.recent._PATIENCE", 0.05)
+    positions = far.publish(*numbers(1, 5))
+    far.broker.hook = gate = Gate("history")
+    first, other = far.client(), far.client()
+
+    def late() -> None:
+        assert gate.there.wait(TIMEOUT)
+        far.subscribe(other, since=positions[2])
+        gate.open.set()
+
+    in_threads(lambda: far.subscribe(first, since=positions[2]), late)
+    far.settle()
+    assert first.seen == other.seen == numbers(4, 5)
+
+
 @pytest.mark.parametrize("point", ["history", "history found"])
 @pytest.mark.parametrize("arrived", [0, 1, 2])
 def test_what_is_published_while_the_history_is_fetched_comes_once_and_in_order(
@@ -532,13 +740,18 @@ def test_a_loss_is_told_to_all(process: Process) -> None:
     assert process.counters.channels["news"].gaps == 3
 
 
-def test_after_a_loss_the_history_is_fetched_again(far: Process) -> None:
+@pytest.mark.parametrize("first", ["publish", "subscribe"])
+def test_after_a_loss_the_history_is_fetched_again(first: str, far: Process) -> None:
     far.listener()
     positions = far.publish(*numbers(1, 3))
+    far.broker.arrive(2)
     far.broker.lose("news")
-    far.publish("4")
-    far.settle()
+    if first == "publish":
+        far.publish("4")
+        far.settle()
     client = far.listener(since=positions[0])
+    if first == "subscribe":
+        far.publish("4")
     far.settle()
     assert client.seen == ["2", "3", "4"]
     assert far.broker.calls.count("history") == 1
@@ -601,6 +814,207 @@ def test_who_joins_after_the_list_was_made_comes_after_it(far: Process) -> None:
     far.settle()
     assert ann.seen.index(("join", "cy")) > ann.seen.index(("presence", []))
     assert [text for text in ann.seen if isinstance(text, str)] == ["1", "2"]
+
+
+@pytest.fixture
+def rolling(monkeypatch: pytest.MonkeyPatch) -> Iterator[Process]:
+    """A process that calls the roll soon, and once."""
+    monkeypatch.setattr("flask_sockets2.fanout._ROLL_CALLS", (0.05,))
+    monkeypatch.setattr("flask_sockets2.presence._RETRY", 0.01)
+    process = Process(far=True)
+    yield process
+    process.fanout.close()
+
+
+def watcher(process: Process) -> Client:
+    return process.listener(encoding=PRESENCE, presence=True)
+
+
+def told(process: Process, client: Client) -> Any:
+    """What a client is told of who is there, without its first list."""
+
+    def settled() -> list[Any]:
+        process.hub.settle()
+        return client.seen[1:]
+
+    wait_until(settled, "presence")
+    return settled()
+
+
+def wait_for_roll_calls(process: Process) -> None:
+    (roll_call,) = process.fanout._roll_calls
+    wait_until(lambda: not roll_call._scheduled, "the end of all roll calls")
+
+
+def test_after_an_interruption_those_who_watch_are_told_who_is_there(rolling: Process) -> None:
+    client, plain = watcher(rolling), rolling.listener()
+    rolling.broker.join("news", "bob")
+    rolling.broker.join("news", "ann")
+    here, asked = threading.get_ident(), set()
+    rolling.broker.hook = lambda name: asked.add((name, threading.get_ident() == here))
+    for _ in range(10):
+        rolling.broker.interrupt("news")
+    assert told(rolling, client) == [("presence", ["ann", "bob"])]
+    assert asked == {("present", False), ("present found", False)}, (
+        "the broker is not asked from inside of it"
+    )
+    wait_for_roll_calls(rolling)
+    assert rolling.broker.calls.count("present") == 2, "ten interruptions are one"
+    rolling.broker.leave("news", "bob")
+    rolling.broker.interrupt("news")
+    wait_until(lambda: told(rolling, client)[1:] == [("presence", ["ann"])], "the next")
+    assert plain.seen == []
+
+
+def test_after_a_loss_those_who_watch_are_told_who_is_there(rolling: Process) -> None:
+    client = watcher(rolling)
+    rolling.broker.join("news", "ann")
+    rolling.broker.lose("news")
+    wait_until(
+        lambda: told(rolling, client) == ["gap 0", ("presence", ["ann"])],
+        "presence behind the gap",
+    )
+
+
+def test_where_nobody_watches_the_broker_is_not_asked(rolling: Process) -> None:
+    rolling.listener()
+    rolling.unsubscribe(left := watcher(rolling))
+    rolling.broker.calls.clear()
+    rolling.broker.interrupt("news")
+    rolling.fanout.resumed("unknown")
+    watcher(rolling)
+    rolling.broker.interrupt("news")
+    assert rolling.unsubscribe(next(iter_watchers(rolling)))
+    wait_for_roll_calls(rolling)
+    assert rolling.broker.calls.count("present") == 1  # of who subscribed
+    assert left.writes == []
+
+
+def iter_watchers(process: Process) -> Any:
+    for audience in process.fanout._channels["news"].audiences.values():
+        for encoding, outlets in audience.groups.items():
+            if encoding is PRESENCE:
+                yield from (outlet.owner for outlet in outlets)
+
+
+def test_many_channels_are_told_one_after_another(rolling: Process) -> None:
+    client = rolling.client()
+    for number in range(30):
+        rolling.subscribe(client, f"c{number}", PRESENCE, presence=True)
+    rolling.hub.settle()
+    asking, most = [0], [0]
+
+    def hook(name: str) -> None:
+        asking[0] += 1
+        most[0] = max(most[0], asking[0])
+        time.sleep(0.001)
+        asking[0] -= 1
+
+    rolling.broker.hook = hook
+    for number in range(30):
+        rolling.broker.interrupt(f"c{number}")
+    wait_for_roll_calls(rolling)
+    rolling.hub.settle()
+    assert len(client.seen) == 60
+    assert most == [1]
+
+
+def test_while_the_broker_fails_it_is_asked_again(rolling: Process) -> None:
+    client = watcher(rolling)
+    rolling.broker.calls.clear()
+    rolling.broker.fails = {"present"}
+    rolling.broker.interrupt("news")
+    wait_until(lambda: rolling.broker.calls.count("present") > 1, "another attempt")
+    rolling.broker.join("news", "ann")
+    rolling.broker.arrive()
+    rolling.broker.fails = set()
+    wait_until(lambda: ("presence", ["ann"]) in told(rolling, client), "the list")
+
+
+def test_a_broker_that_fails_for_long_is_left_alone_until_it_is_back(
+    rolling: Process, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = watcher(rolling)
+    rolling.subscribe(client, "other", PRESENCE, presence=True)
+    rolling.broker.calls.clear()
+    rolling.broker.fails = {"present"}
+    rolling.broker.interrupt("news")
+    rolling.broker.interrupt("other")
+    wait_until(lambda: caplog.records, "the end of all attempts")
+    wait_for_roll_calls(rolling)
+    assert [record.getMessage() for record in caplog.records] == [
+        "could not tell 2 channels anew who is there: present cannot reach the broker"
+    ]
+    assert rolling.broker.calls.count("present") == 5
+    rolling.broker.fails = set()
+    rolling.broker.interrupt("news")
+    wait_until(lambda: ("presence", []) in told(rolling, client), "the list")
+
+
+def test_who_joins_and_leaves_while_the_list_is_asked_for_is_told_behind_it(far: Process) -> None:
+    """Whether the list, which may be older or newer than what came, has it already or not."""
+    client = watcher(far)
+    far.broker.join("news", "ann")
+    far.settle()
+
+    def meanwhile(name: str) -> None:
+        if name == "present found":
+            far.broker.leave("news", "ann")
+            far.broker.join("news", "bob")
+            far.publish("not of presence", transient=True)
+            far.broker.arrive()
+
+    far.broker.hook = meanwhile
+    far.fanout._call_roll("news")
+    far.hub.settle()
+    assert client.seen[1:] == [
+        ("join", "ann"),
+        ("leave", "ann"),
+        ("join", "bob"),
+        "not of presence",
+        ("presence", ["ann"]),
+        ("leave", "ann"),
+        ("join", "bob"),
+    ]
+
+
+def interrupted(process: Process) -> Callable[[str], None]:
+    """A hook by which the first list is older than an interruption that hides who joins."""
+
+    def hook(name: str) -> None:
+        if name == "present found":
+            process.broker.hook = lambda name: None
+            process.broker.join("news", "ann")
+            process.broker.interrupt("news")
+            process.fanout._call_roll("news")
+
+    return hook
+
+
+def test_an_older_list_does_not_come_behind_a_newer_one(far: Process) -> None:
+    """There was another interruption while the first list was on its way."""
+    client = watcher(far)
+    far.broker.hook = interrupted(far)
+    far.fanout._call_roll("news")
+    far.hub.settle()
+    assert client.seen[1:] == [("presence", ["ann"])]
+
+
+def test_who_is_just_subscribing_is_told_too(far: Process) -> None:
+    far.broker.hook = interrupted(far)
+    client = watcher(far)
+    far.settle()
+    assert client.seen == [("presence", []), ("presence", ["ann"])]
+
+
+def test_after_the_end_nobody_is_told_who_is_there(rolling: Process) -> None:
+    watcher(rolling)
+    rolling.broker.interrupt("news")
+    rolling.fanout.close()
+    rolling.broker.interrupt("news")
+    rolling.broker.calls.clear()
+    time.sleep(0.1)
+    assert rolling.broker.calls == []
 
 
 @pytest.mark.parametrize("end", ["unsubscribe", "close"])
@@ -791,6 +1205,8 @@ def test_when_the_broker_cannot_subscribe_all_who_wait_are_told(far: Process) ->
     first, other = far.client(), far.client()
     results = in_threads(lambda: far.subscribe(first), second(gate, lambda: far.subscribe(other)))
     assert [type(result) for result in results] == [BrokerError, BrokerError]
+    assert results[0] is not results[1], "each thread writes its traceback into its own"
+    assert str(results[0]) == str(results[1])
     check_empty(far)
 
 
@@ -873,11 +1289,10 @@ def test_the_channel_of_a_far_broker_is_kept_a_while_for_who_comes_back(
 
 
 @pytest.fixture
-def hasty() -> Process:
+def hasty(far: Process) -> Process:
     """A process that keeps no channel without subscribers."""
-    process = Process(far=True)
-    process.fanout._lingering._delay = 0.0
-    return process
+    far.fanout._lingering._delay = 0.0
+    return far
 
 
 def test_a_channel_without_subscribers_is_given_back_at_last(hasty: Process) -> None:
@@ -941,10 +1356,13 @@ class Story:
         self.random = random.Random(seed)
         self.process = Process(far=self.random.random() < 0.8, history_size=8)
         self.began: dict[tuple[Client, str], int] = {}
+        self.watching: set[tuple[Client, str]] = set()
         self.clients: list[Client] = []
         self.published = dict.fromkeys(self.CHANNELS, 0)
         self.depth = 0
         self.opening: set[str] = set()
+        self.rolls: dict[str, None] = {}
+        self.process.fanout._roll_calls = [self]  # type: ignore[list-item]
         if self.far:
             self.process.broker.hook = self.meanwhile
 
@@ -955,12 +1373,38 @@ class Story:
     def run(self) -> None:
         for _ in range(60):
             self.something()
+        if self.far:
+            self.process.broker.hook = lambda name: None
+        self.process.settle()
+        while self.rolls:
+            self.call_roll()
         self.process.settle()
         for client in self.clients:
             client.drain()
             self.check(client)
+        if self.far:
+            self.check_presence()
+        self.process.fanout.close()
+
+    def ask(self, channel: str) -> None:
+        """The roll is to be called."""
+        self.rolls[channel] = None
+
+    def close(self) -> None:
+        """Nobody calls by itself."""
+
+    def call_roll(self) -> None:
+        if self.rolls:
+            channel = self.random.choice(list(self.rolls))
+            del self.rolls[channel]
+            try:
+                self.process.fanout._call_roll(channel)
+            except BrokerError:
+                self.ask(channel)
 
     def meanwhile(self, name: str) -> None:
+        if name in ("history", "present") and self.random.random() < 0.03:
+            raise BrokerError("told by the test")
         if self.depth < 3:
             self.depth += 1
             for _ in range(self.random.randrange(4)):
@@ -971,7 +1415,8 @@ class Story:
         actions: list[Callable[[], Any]] = [self.publish, self.publish, self.process.hub.turn]
         actions += [self.subscribe, self.turn_or_relieve, self.take]
         if self.far:
-            actions += [self.arrive, self.arrive, self.lose]
+            actions += [self.arrive, self.arrive, self.lose, self.interrupt]
+            actions += [self.call_roll, self.call_roll, self.expire]
         if self.random.random() < 0.2:
             actions.append(self.end_one)
         self.random.choice(actions)()
@@ -990,6 +1435,19 @@ class Story:
     def lose(self) -> None:
         if self.random.random() < 0.2:
             self.process.broker.lose(self.random.choice(self.CHANNELS))
+
+    def interrupt(self) -> None:
+        if self.random.random() < 0.3:
+            self.process.broker.interrupt(self.random.choice(self.CHANNELS))
+
+    def expire(self) -> None:
+        """What is at hand is forgotten."""
+        recent = self.process.fanout._recent
+        assert recent is not None
+        if self.random.random() < 0.3:
+            options, recent._options = recent._options, replace(recent._options, history_ttl=-1.0)
+            recent._sweep()
+            recent._options = options
 
     def turn_or_relieve(self) -> None:
         self.random.choice([self.process.hub.turn, self.process.fanout.relieve])()
@@ -1022,10 +1480,14 @@ class Story:
         )
         if not self.process.fanout.subscribers(channel):
             self.opening.add(channel)
+        how: dict[str, Any] = {}
+        if self.far and self.random.random() < 0.5:
+            how = {"encoding": PRESENCE, "presence": True}
+            how["identity"] = self.random.choice([None, "ann", "bob", "cy"])
         try:
-            begun = self.process.subscribe(client, channel, since=since)
-        except ValueError:  # it was subscribed within, while the broker was asked
-            return
+            begun = self.process.subscribe(client, channel, since=since, **how)
+        except (ValueError, BrokerError):
+            return  # it was subscribed within, while the broker was asked; or the broker failed
         finally:
             self.opening.discard(channel)
         if since is None or begun.gap:
@@ -1035,6 +1497,29 @@ class Story:
         else:
             start = since.offset
         self.began[client, channel] = start
+        if how:
+            self.watching.add((client, channel))
+
+    def check_presence(self) -> None:
+        """Those who watch know who is there, and nobody is there who has left."""
+        broker = self.process.broker
+        entries = [client.outlet.entries.items() for client in self.clients if client.outlet]
+        named = [(name, entry.identity) for each in entries for name, entry in each]
+        assert sorted(broker.joined) == sorted(each for each in named if each[1] is not None)
+        for client, channel in self.watching:
+            if client in self.clients:
+                known: set[str] = set()
+                for envelope in client.envelopes:
+                    event = envelope.get("event")
+                    if envelope["channel"] != channel:
+                        continue
+                    if event == "presence":
+                        known = set(envelope["identities"])
+                    elif event == "join":
+                        known.add(envelope["identity"])
+                    elif event == "leave":
+                        known.discard(envelope["identity"])
+                assert sorted(known) == broker.present(channel)
 
     def check(self, client: Client, ended: bool = False) -> None:
         for (who, channel), start in self.began.items():
@@ -1045,6 +1530,8 @@ class Story:
                 if envelope["channel"] != channel:
                     continue
                 text = in_short(envelope)
+                if isinstance(text, tuple):
+                    continue  # of presence
                 if text.endswith("t"):
                     transient.append(int(text[:-1]))
                     assert last >= transient[-1], f"{text} overtook what came before it"
@@ -1059,5 +1546,9 @@ class Story:
 
 
 @pytest.mark.parametrize("seed", range(400))
-def test_under_any_interleaving_all_is_seen_once_and_in_order(seed: int) -> None:
+def test_under_any_interleaving_all_is_seen_once_and_in_order(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Who fetches may be further up in this very thread: it cannot be waited for.
+    monkeypatch.setattr("flask_sockets2.recent._PATIENCE", 0.0)
     Story(seed).run()

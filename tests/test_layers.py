@@ -30,7 +30,20 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "encoding": frozenset({"brokers", "wire.frames"}),
     "outlet": frozenset({"brokers.base", "encoding", "stats"}),
     "writer": frozenset({"brokers.base", "outlet"}),
-    "fanout": frozenset({"brokers", "encoding", "outlet", "stats", "writer", "exceptions"}),
+    "recent": frozenset({"brokers"}),
+    "presence": frozenset({"brokers", "exceptions"}),
+    "fanout": frozenset(
+        {
+            "brokers",
+            "encoding",
+            "outlet",
+            "presence",
+            "recent",
+            "stats",
+            "writer",
+            "exceptions",
+        }
+    ),
     "publisher": frozenset({"brokers", "encoding", "exceptions"}),
     "channels": frozenset(
         {"brokers", "encoding", "fanout", "outlet", "publisher", "signals", "stats"}

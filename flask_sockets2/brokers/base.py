@@ -14,6 +14,7 @@ The laws that every broker keeps, and that ``tests/brokers/test_contract.py`` ch
     order and once, until :meth:`Broker.unsubscribe`.
 3.  Where that cannot be kept (messages were lost, a server was replaced), the broker calls
     ``missed`` with the position from which it is kept again, before it delivers what follows.
+    Transient messages are in no history: where some may be missing, it calls ``resumed``.
 4.  A position of an epoch that is over, or that the history does not reach, is never answered with
     part of the messages: :attr:`History.complete` is False then.
 5.  What was published is delivered in the publishing process, too, and by no other way.
@@ -158,6 +159,14 @@ class Receiver(Protocol):
     def missed(self, channel: str, position: Position) -> None:
         """What was published before a position may be lost; what comes next follows it."""
 
+    def resumed(self, channel: str) -> None:
+        """Delivery of a channel was interrupted and goes on.
+
+        Nothing of its history is missing, or ``missed`` has just told so: each ``missed`` is
+        followed by this. But transient messages may be missing, so that who knows by them who is
+        there has to ask again, in another thread.
+        """
+
     def reconnected(self) -> None:
         """The broker was out of reach and is back: for the counters."""
 
@@ -167,7 +176,8 @@ class BrokerOptions:
     """What is set for every broker.
 
     :ivar history_size: messages kept for each channel.
-    :ivar history_bytes: bytes of their data kept for each channel, where the broker can count them.
+    :ivar history_bytes: bytes of their data kept for each channel, or of what a server keeps, read;
+        the newest message is, however long.
     :ivar history_ttl: seconds that the history of a channel is kept after its last message.
     :ivar presence_grace: seconds after which an identity that left and did not come back is gone.
     :ivar prefix: of all names on a server that is shared.

@@ -5,7 +5,11 @@ Each process takes part under a random token and a lease that it renews. What it
 that it can be repeated after an error. A process whose lease is over is dead: readers ignore it at
 once, and the next process that renews its own lease takes it out of each channel, which publishes
 ``leave`` for those who are nowhere else. A process that was only paused finds its lease gone, takes
-another token and says everything again.
+another token and says everything again; what it was about to say is refused by the server, since
+nobody would take it back.
+
+On a cluster that server's clock is another than that of the leases: they may differ by a quarter of
+a lease.
 """
 
 from __future__ import annotations
@@ -13,12 +17,15 @@ from __future__ import annotations
 import _thread
 import logging
 import secrets
+import sys
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ..exceptions import BrokerError
 from .base import TEXT, native_lock, new_epoch
@@ -45,6 +52,7 @@ __all__ = ["LeaseTimes", "Leases"]
 logger = logging.getLogger("flask_sockets2.brokers")
 
 _BATCH = 100  # scripts in one exchange
+_REFUSALS = 3  # one after another, until it is not a pause that makes the server refuse
 _KEPT = 3600.0  # seconds that the server keeps what nobody touches; all processes are gone then
 _JOIN, _LEAVE = (body_of(TEXT, b"", "", event, True) for event in ("join", "leave"))
 
@@ -72,6 +80,41 @@ class Runner(Protocol):
     def run(self, calls: Sequence[Call]) -> list[Any]: ...
 
 
+class _Lease(NamedTuple):
+    """What the server knows of this process.
+
+    :ivar process: its name.
+    :ivar deadline: of what is said under it, by the server's clock, in milliseconds.
+    """
+
+    process: str
+    deadline: int
+
+
+class _Attempt:
+    """A renewal of the lease under way; all who need one meanwhile share its result."""
+
+    def __init__(self) -> None:
+        self.error: BrokerError | None = None
+        self._ended = _event()
+
+    def end(self) -> None:
+        self._ended.set()
+
+    def wait(self, timeout: float) -> None:
+        """Wait until it has ended.
+
+        :raises BrokerError: when it failed, or has not ended in time.
+        """
+        if not self._ended.wait(timeout):
+            raise BrokerError(
+                f"the broker did not answer in {timeout:g} s; see whether it is overloaded or the "
+                "network is interrupted"
+            )
+        if self.error is not None:
+            raise BrokerError(self.error.description) from self.error
+
+
 class Leases:
     """Presence and counts of this process, and what others say of theirs.
 
@@ -96,12 +139,14 @@ class Leases:
         self._unsettled: set[tuple[str, str]] = set()  # channel and identity, not told yet
         self._begun = False
         self._closed = False
-        # Guards what follows, also while the server is asked: registrations come one by one.
-        self._registering = threading.Lock()
-        self._process: str | None = None
+        self._attempt: _Attempt | None = None
+        self._wanted: set[str] = set()  # channels to be in with the next attempt
         self._channels: set[str] = set()  # that the server knows this process to be in
+        # Written by who makes the attempt, of which there is one at a time.
+        self._lease: _Lease | None = None
         self._renewed = 0.0
         self._reapable: list[str] = []  # processes found dead with the last renewal
+        # The thread's own.
         self._touched = monotonic()
         self._changed = threading.Event()
         self._stop = threading.Event()
@@ -126,8 +171,9 @@ class Leases:
         counts = dict(zip(found[::2], map(int, found[1::2]), strict=True))
         for process in self._dead() if counts else ():
             counts.pop(process, None)
-        if self._process is not None:
-            counts.pop(self._process.encode(), None)
+        lease = self._lease
+        if lease is not None:
+            counts.pop(lease.process.encode(), None)
         return sum(counts.values()) + self._counts.get(channel, 0)
 
     # -- presence --------------------------------------------------------------------------
@@ -160,7 +206,7 @@ class Leases:
         self._changed.set()
 
     def present(self, channel: str) -> list[str]:
-        if self._process is not None:
+        if self._lease is not None:
             self._register(())  # after a pause it would ignore its own identities
         who = self._names.key(channel, "who")
         dead = [f"{who}:{process.decode()}" for process in self._dead()]
@@ -177,24 +223,44 @@ class Leases:
         left = list(wanted)
         while left:
             batch, left = left[:_BATCH], left[_BATCH:]
-            process = self._register(channel for channel, _ in batch)
-            told = [self._connections(*each) for each in batch]
-            self._runner.run(
-                [
-                    Call(
-                        SETTLE,
-                        self._presence_keys(channel, process),
-                        [*self._event_args(channel), identity, connections, self._kept_ms],
-                    )
-                    for (channel, identity), connections in zip(batch, told, strict=True)
-                ]
-            )
+            told = [(*each, self._connections(*each)) for each in batch]
+            self._say([channel for channel, _ in batch], partial(self._settling, told))
             # Who told it at the same time may have been overtaken; the last one is right.
             left += [
-                each
-                for each, connections in zip(batch, told, strict=True)
-                if self._connections(*each) != connections
+                (channel, identity)
+                for channel, identity, connections in told
+                if self._connections(channel, identity) != connections
             ]
+
+    def _settling(self, told: Iterable[tuple[str, str, int]], lease: _Lease) -> list[Call]:
+        return [
+            Call(
+                SETTLE,
+                self._presence_keys(channel, lease.process),
+                [
+                    *self._event_args(channel),
+                    identity,
+                    connections,
+                    self._kept_ms,
+                    lease.deadline,
+                ],
+            )
+            for channel, identity, connections in told
+        ]
+
+    def _say(self, channels: Sequence[str], calls: Callable[[_Lease], list[Call]]) -> None:
+        """Say something of channels, under a lease that holds when the server hears it.
+
+        :param calls: makes the calls for a lease; they can be repeated.
+        """
+        for refusals in range(_REFUSALS):
+            lease = self._register(channels, renew=refusals > 0)
+            if all(self._runner.run(calls(lease))):
+                return
+        raise BrokerError(
+            f"the broker took more than {self._times.lease / 2:g} s to hear who is there, or the "
+            "clocks of its nodes differ by as much; see whether it is overloaded"
+        )
 
     def _connections(self, channel: str, identity: str) -> int:
         with self._lock:
@@ -210,56 +276,78 @@ class Leases:
 
     # -- the lease -------------------------------------------------------------------------
 
-    def _register(self, channels: Iterable[str], *, renew: bool = False) -> str:
+    def _register(self, channels: Iterable[str], *, renew: bool = False) -> _Lease:
         """Have the server know this process to be in channels, and to be alive.
 
-        :returns: the name of this process.
+        While the server is silent, all who call this wait for the same answer.
         """
-        with self._registering:
-            new = {each for each in channels if each not in self._channels}
-            stale = monotonic() - self._renewed > self._times.lease / 2
-            if self._process is not None and not (new or stale or renew):
-                return self._process
-            alive, *dead = self._renew(sorted(new))
-            if not alive:
-                logger.warning("this process was taken for dead, and joins again")
-                self._begin_anew()
-                _, *dead = self._renew(sorted(new))
-            self._reapable = [process.decode() for process in dead]
-            self._channels |= new
-            assert self._process is not None
-            return self._process
+        wanted = set(channels)
+        renew = renew or monotonic() - self._renewed > self._times.lease / 2
+        while True:
+            with self._lock:
+                lease = self._lease
+                if lease is not None and not renew and wanted <= self._channels:
+                    return lease
+                self._wanted |= wanted
+                attempt = self._attempt
+                if attempt is None:
+                    mine = self._attempt = _Attempt()
+            if attempt is not None:
+                attempt.wait(self._times.lease)
+            else:
+                with self._making(mine):
+                    self._renew_wanted()
+            renew = False
 
-    def _renew(self, channels: Sequence[str], *, out: bool = False) -> list[Any]:
-        process = self._process or secrets.token_hex(8)
+    @contextmanager
+    def _making(self, attempt: _Attempt) -> Iterator[None]:
+        """Make an attempt, the result of which others share."""
+        try:
+            yield
+        except BrokerError as exc:
+            attempt.error = exc
+            raise
+        finally:  # where a greenlet is killed here, those who wait try themselves
+            with self._lock:
+                self._attempt = None
+            attempt.end()
+
+    def _renew_wanted(self) -> None:
+        with self._lock:
+            new = self._wanted - self._channels
+            self._wanted = set()
+        alive, dead = self._renew(new)
+        if not alive:
+            logger.warning("this process was taken for dead, and joins again")
+            self._begin_anew()
+            _, dead = self._renew(new)
+        self._reapable = dead
+        with self._lock:
+            self._channels |= new
+
+    def _renew(self, channels: Iterable[str], *, out: bool = False) -> tuple[bool, list[str]]:
+        """Renew the lease, or take one.
+
+        :param out: take this process out of the channels instead.
+        :returns: whether there was one, where there should be; and the processes that are dead.
+        """
+        known = self._lease is not None
+        process = self._lease.process if self._lease is not None else secrets.token_hex(8)
         names = self._names
         began = monotonic()
-        reply: list[Any] = self._runner.run(
-            [
-                Call(
-                    RENEW,
-                    [names.processes, names.reaping, names.channels_of(process)],
-                    [
-                        process,
-                        self._lease_ms,
-                        self._kept_ms,
-                        int(self._process is not None),
-                        int(out),
-                        *channels,
-                    ],
-                )
-            ]
-        )[0]
-        if reply[0]:
-            self._process = process
+        keys = [names.processes, names.reaping, names.channels_of(process)]
+        args = [process, self._lease_ms, self._kept_ms, int(known), int(out), *sorted(channels)]
+        end, *dead = self._runner.run([Call(RENEW, keys, args)])[0]
+        if end:
+            self._lease = _Lease(process, end - self._lease_ms // 4)
             self._renewed = began
-        return reply
+        return bool(end), [each.decode() for each in dead]
 
     def _begin_anew(self) -> None:
         """Take another name, under which everything is said again."""
-        self._process = None
-        self._channels.clear()
+        self._lease = None
         with self._lock:
+            self._channels.clear()
             self._uncounted.update(self._counts)
             for channel, present in self._identities.items():
                 self._unsettled.update((channel, identity) for identity in present)
@@ -268,12 +356,16 @@ class Leases:
     # -- the thread ------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        with self._lock:
-            if self._begun or self._closed:
-                return
-            self._begun = True
-        # threading.Thread would wait until it runs, and a hub's callback cannot wait.
-        _thread.start_new_thread(self._run, ())
+        """Begin the thread, unless it runs; where that cannot be, the next call tries again."""
+        try:
+            with self._lock:
+                if self._begun or self._closed:
+                    return
+                # threading.Thread would wait until it runs, and a hub's callback cannot wait.
+                _thread.start_new_thread(self._run, ())
+                self._begun = True
+        except RuntimeError as exc:
+            logger.error("cannot tell who is there: %s; allow the process more threads", exc)
 
     def _run(self) -> None:
         failing = False
@@ -309,7 +401,7 @@ class Leases:
             unsettled, self._unsettled = self._unsettled, set()
         try:
             self._settle(unsettled)
-        except BrokerError:
+        except BaseException:
             with self._lock:
                 self._unsettled |= unsettled
             raise
@@ -319,21 +411,21 @@ class Leases:
             uncounted, self._uncounted = self._uncounted, set()
         try:
             for batch in _batches(uncounted):
-                process = self._register(batch)
-                self._runner.run(
-                    [
-                        Call(
-                            COUNT,
-                            [self._names.key(channel, "counts")],
-                            [process, self._counts.get(channel, 0), self._kept_ms],
-                        )
-                        for channel in batch
-                    ]
-                )
-        except BrokerError:
+                self._say(batch, partial(self._counting, batch))
+        except BaseException:
             with self._lock:
                 self._uncounted |= uncounted
             raise
+
+    def _counting(self, channels: Iterable[str], lease: _Lease) -> list[Call]:
+        return [
+            Call(
+                COUNT,
+                [self._names.key(channel, "counts")],
+                [lease.process, self._counts.get(channel, 0), self._kept_ms, lease.deadline],
+            )
+            for channel in channels
+        ]
 
     def _reap(self) -> None:
         """Take dead processes out of the channels that they were in."""
@@ -365,19 +457,23 @@ class Leases:
 
     def _forget_idle(self) -> None:
         """Have this process taken out of channels that it has nothing to say of."""
-        with self._registering:
-            with self._lock:
-                told = {channel for channel, _ in self._unsettled}
-                told.update(self._uncounted, self._counts, self._identities)
-            idle = sorted(self._channels - told)
-            if idle and self._process is not None:
-                self._renew(idle, out=True)
-                self._channels.difference_update(idle)
+        with self._lock:
+            told = {channel for channel, _ in self._unsettled}
+            told.update(self._uncounted, self._counts, self._identities)
+            idle = self._channels - told
+            if not idle or self._lease is None or self._attempt is not None:
+                return  # the next round may find some
+            # Who wants one from now on waits for this attempt, and makes another.
+            self._channels -= idle
+            attempt = self._attempt = _Attempt()
+        with self._making(attempt):
+            self._renew(idle, out=True)
 
     def _touch(self) -> None:
         """Have the server keep what has not changed for long."""
-        with self._registering:
-            channels, process = list(self._channels), self._process or ""
+        with self._lock:
+            channels, lease = list(self._channels), self._lease
+        process = lease.process if lease is not None else ""
         for batch in _batches(channels):
             calls = []
             for channel in batch:
@@ -403,11 +499,11 @@ class Leases:
         with self._lock:
             self._counts.clear()
             self._identities.clear()
-        process, self._process = self._process, None
-        if process is None or monotonic() - self._renewed > self._times.lease:
+        lease, self._lease = self._lease, None
+        if lease is None or monotonic() - self._renewed > self._times.lease:
             return
         try:
-            args = [process, int(self._grace * 1000)]
+            args = [lease.process, int(self._grace * 1000)]
             self._runner.run([Call(SHORTEN, [self._names.processes], args)])
         except BrokerError as exc:
             logger.debug("could not give up the lease, which ends by itself: %s", exc)
@@ -422,3 +518,16 @@ def _batches(channels: Iterable[str]) -> Iterator[list[str]]:
     left = list(channels)
     for start in range(0, len(left), _BATCH):
         yield left[start : start + _BATCH]
+
+
+def _event() -> Any:
+    """Return an event to wait with for one who waits for the server in the same native thread.
+
+    That is what a patched socket needs, also where gevent leaves threads alone.
+    """
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is None or not monkey.is_module_patched("socket"):
+        return threading.Event()
+    from gevent.event import Event
+
+    return Event()

@@ -2,12 +2,15 @@
 
 Each connection has a thread (under a patched gevent, a greenlet) that alone reads from it, writes
 to it and calls the receiver; who subscribes asks it through an inbox and waits for the answer, so
-that no lock is held while anything waits. What becomes of a subscription there::
+that no lock is held while anything waits. What becomes of a channel's feed there::
 
     asked       SUBSCRIBE was sent, or will be with the next connection
     confirmed   the server has said so; what it sends is held
     live        subscribe() has asked for a position; what follows that is delivered
     behind      the connection was lost: the history brings what was missed, and it is live again
+
+A channel that cannot be read then is told of as missed, and goes on with what comes next; it must
+not keep others waiting.
 
 Messages are told apart by their offsets, so that each is delivered once, whether the history
 brought it, the connection, or both.
@@ -21,9 +24,8 @@ import random
 import selectors
 import socket
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Protocol
@@ -39,12 +41,16 @@ __all__ = ["Listener", "ListenerTimes"]
 logger = logging.getLogger("flask_sockets2.brokers")
 
 _CHUNK = 64  # messages, after which others may run
-_HELD = 1000  # messages of one subscription that wait for its position; the history has the rest
+_HELD = 1000  # messages of one channel that wait for its position; the history has the rest
 
 _SUBSCRIBE, _UNSUBSCRIBE, _START = "subscribe", "unsubscribe", "start"
 
-_ANSWERED = threading.Event()  # in the place of one for each subscription, which takes 1 KiB
+_ANSWERED = threading.Event()  # in the place of one for each channel, which takes 1 KiB
 _ANSWERED.set()
+
+_BREATH = 1e-6  # seconds in which other threads or greenlets may run
+
+_NOWHERE = Position("-", 0)  # of no log: whatever comes next has something missing before it
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +87,7 @@ class Servers(Protocol):
     def error(self, exc: Exception) -> BrokerError: ...
 
 
-class Subscription:
+class Feed:
     """A channel that is subscribed to. Its reader's thread alone writes what has no other comment.
 
     :ivar name: of the channel in pub/sub.
@@ -115,7 +121,7 @@ class Listener:
 
     :param servers: where the channels are.
     :param position: returns the newest position of a channel.
-    :param histories: returns the histories of several channels.
+    :param histories: yields the histories of several channels, or why one cannot be read.
     """
 
     def __init__(
@@ -124,7 +130,9 @@ class Listener:
         names: Names,
         receiver: Receiver | None,
         position: Callable[[str], Position],
-        histories: Callable[[Sequence[tuple[str, Position | None]]], list[History]],
+        histories: Callable[
+            [Sequence[tuple[str, Position | None]]], Iterator[History | BrokerError]
+        ],
         times: ListenerTimes,
     ) -> None:
         self.servers = servers
@@ -136,7 +144,7 @@ class Listener:
         # Guards what is below, and with it the order of what readers are asked. Never held while
         # anything waits.
         self._lock = native_lock()
-        self.subscriptions: dict[bytes, Subscription] = {}
+        self.feeds: dict[bytes, Feed] = {}
         self._readers: dict[str, Reader] = {}
         self._closed = False
 
@@ -144,112 +152,127 @@ class Listener:
         name = self._names.pubsub(channel)
         while True:
             with self._lock:
-                subscription = self.subscriptions.get(name)
-                new = subscription is None
-                if subscription is None:
-                    subscription = self.subscriptions[name] = Subscription(channel, name)
+                feed = self.feeds.get(name)
+                new = feed is None
+                if feed is None:
+                    feed = self.feeds[name] = Feed(channel, name)
             try:
                 if new:
-                    self._assign(subscription)
-                self._wait(subscription)
+                    self._assign(feed)
+                self._wait(feed)
                 position = self._position(channel)
             except BaseException:  # a greenlet may be killed here
                 if new:
-                    self._remove(name, subscription)
+                    self._remove(name, feed)
                 raise
             with self._lock:
-                if subscription.gone:
+                if feed.gone:
                     continue  # another thread has unsubscribed, or its own attempt has failed
-                since = subscription.since
+                since = feed.since
                 if since is None:
-                    subscription.since = position
-                    if subscription.reader is not None:
-                        subscription.reader.ask(_START, subscription)
+                    feed.since = position
+                    if feed.reader is not None:
+                        feed.reader.ask(_START, feed)
                 elif since.epoch == position.epoch and since.offset > position.offset:
                     return since
                 return position
 
-    def _wait(self, subscription: Subscription) -> None:
+    def _wait(self, feed: Feed) -> None:
         """Wait for the server's answer to a SUBSCRIBE."""
-        if not subscription.answered.wait(self.times.answer):
+        if not feed.answered.wait(self.times.answer):
             raise BrokerError(
                 f"{self.servers.shown} did not confirm a subscription in {self.times.answer:g} s; "
                 "see whether it is overloaded or the network is interrupted"
             )
-        if subscription.error is not None:
-            raise BrokerError(subscription.error.description)
+        if feed.error is not None:
+            raise BrokerError(feed.error.description)
 
     def unsubscribe(self, channel: str) -> None:
         name = self._names.pubsub(channel)
-        subscription = self.subscriptions.get(name)
-        if subscription is not None:
-            self._remove(name, subscription)
+        feed = self.feeds.get(name)
+        if feed is not None:
+            self._remove(name, feed)
 
-    def _remove(self, name: bytes, subscription: Subscription) -> None:
+    def _remove(self, name: bytes, feed: Feed) -> None:
         with self._lock:
-            if self.subscriptions.get(name) is subscription:
-                del self.subscriptions[name]
-                if subscription.reader is not None:
-                    subscription.reader.ask(_UNSUBSCRIBE, subscription)
-            subscription.gone = True
+            if self.feeds.get(name) is feed:
+                del self.feeds[name]
+                if feed.reader is not None:
+                    feed.reader.ask(_UNSUBSCRIBE, feed)
+            feed.gone = True
 
-    def _assign(self, subscription: Subscription, mover: Reader | None = None) -> None:
-        """Have a subscription read by the reader of its node.
+    def _assign(self, feed: Feed, mover: Reader | None = None) -> None:
+        """Have a feed read by the reader of its node.
 
         :param mover: the reader that had it.
-        :raises BrokerError: when that one is out of reach.
+        :raises BrokerError: when that one is out of reach, or cannot be started.
         """
-        node = self.servers.node_of(subscription.name)
+        node = self.servers.node_of(feed.name)
         with self._lock:
-            reader = self._readers.get(node)
-            new = reader is None
-            if reader is None:
-                if self._closed:
-                    raise BrokerError("cannot subscribe: the broker is closed")
-                reader = self._readers[node] = Reader(self, node)
+            reader = self._readers.get(node) or self._start_reader(node)
             if reader.failure is not None and mover is None:
                 raise BrokerError(reader.failure.description)
-            subscription.reader = reader
-            if not subscription.gone:
-                reader.ask(_SUBSCRIBE, subscription)
-        if new:
+            feed.reader = reader
+            if not feed.gone:
+                reader.ask(_SUBSCRIBE, feed)
+
+    def _start_reader(self, node: str) -> Reader:
+        """Start a node's reader; others see it only once it runs. Called with the lock held."""
+        if self._closed:
+            raise BrokerError("cannot subscribe: the broker is closed")
+        try:
+            reader = Reader(self, node)
             reader.start()
+        except (RuntimeError, OSError) as exc:
+            raise BrokerError(
+                f"cannot start to listen: {exc}; allow the process more threads and open files"
+            ) from exc
+        self._readers[node] = reader
+        return reader
 
     # -- for readers -----------------------------------------------------------------------
 
-    def begin(self, reader: Reader) -> list[Subscription]:
-        """Return a reader's subscriptions, all of which it is to ask for on a new connection."""
+    def begin(self, reader: Reader) -> list[Feed]:
+        """Return a reader's feeds, all of which it is to ask for on a new connection."""
         with self._lock:
             reader.drop_questions()
-            return [each for each in self.subscriptions.values() if each.reader is reader]
+            return [each for each in self.feeds.values() if each.reader is reader]
 
-    def of(self, reader: Reader) -> list[Subscription]:
-        """Return a reader's subscriptions."""
+    def of(self, reader: Reader) -> list[Feed]:
+        """Return a reader's feeds."""
         with self._lock:
-            return [each for each in self.subscriptions.values() if each.reader is reader]
+            return [each for each in self.feeds.values() if each.reader is reader]
 
-    def move(self, reader: Reader, subscriptions: Sequence[Subscription]) -> None:
-        """Give subscriptions to the readers of the nodes that have their channels now.
+    def move(self, reader: Reader, feeds: Sequence[Feed]) -> None:
+        """Give feeds to the readers of the nodes that have their channels now.
 
         :raises BrokerError: when the cluster cannot be reached; they stay with this one then.
         """
         self.servers.refresh()
-        for subscription in subscriptions:
-            subscription.confirmed = False
-            subscription.behind = True
-            subscription.held.clear()
-            self._assign(subscription, reader)
-        if any(subscription.reader is reader for subscription in subscriptions):
-            time.sleep(self.times.shortest_wait)  # the nodes do not agree yet
+        for feed in feeds:
+            feed.confirmed = False
+            feed.behind = True
+            feed.held.clear()
+            self._assign(feed, reader)
+        if any(feed.reader is reader for feed in feeds):
+            reader.pause(self.times.shortest_wait)  # the nodes do not agree yet
 
     def retire(self, reader: Reader) -> bool:
         """Drop a reader that has nothing to read; false where it has."""
         with self._lock:
-            if any(each.reader is reader for each in self.subscriptions.values()):
+            if any(each.reader is reader for each in self.feeds.values()):
                 return False
-            if self._readers.get(reader.node) is reader:
-                del self._readers[reader.node]
+            self._drop(reader)
             return True
+
+    def drop(self, reader: Reader) -> None:
+        """Forget a reader whose thread ends: who subscribes from now on starts another."""
+        with self._lock:
+            self._drop(reader)
+
+    def _drop(self, reader: Reader) -> None:
+        if self._readers.get(reader.node) is reader:
+            del self._readers[reader.node]
 
     # -- the end ---------------------------------------------------------------------------
 
@@ -257,14 +280,14 @@ class Listener:
         with self._lock:
             self._closed = True
             readers = list(self._readers.values())
-            subscriptions = list(self.subscriptions.values())
+            feeds = list(self.feeds.values())
             self._readers.clear()
-            self.subscriptions.clear()
-        for subscription in subscriptions:
-            subscription.gone = True
-            if not subscription.answered.is_set():
-                subscription.error = BrokerError("cannot subscribe: the broker is closed")
-                subscription.answered.set()
+            self.feeds.clear()
+        for feed in feeds:
+            feed.gone = True
+            if not feed.answered.is_set():
+                feed.error = BrokerError("cannot subscribe: the broker is closed")
+                feed.answered.set()
         for reader in readers:
             reader.close()
 
@@ -287,13 +310,14 @@ class Reader:
         self._listener = listener
         self._times = listener.times
         self._receiver = listener.receiver
-        self._subscriptions = listener.subscriptions
-        self._inbox: deque[tuple[str, Subscription]] = deque()  # guarded by the listener's lock
-        self._asked: deque[tuple[str, Subscription]] = deque()  # not answered yet, in their order
-        self._behind: list[Subscription] = []  # confirmed, and to be brought what they missed
-        self._returning: set[Subscription] = set()  # behind since the connection was lost
+        self._feeds = listener.feeds
+        self._inbox: deque[tuple[str, Feed]] = deque()  # guarded by the listener's lock
+        self._asked: deque[tuple[str, Feed]] = deque()  # not answered yet, in their order
+        self._behind: list[Feed] = []  # confirmed, and to be brought what they missed
+        self._returning: set[Feed] = set()  # behind since the connection was lost
         self._recovering = False
-        self._connected = self._heard = False  # at the present attempt
+        self._connected = False  # at the present attempt
+        self._well = False  # it has been heard at that, and all have caught up
         self._connection: Any = None  # of redis-py, whose classes have no common type
         self._waiting_since: float | None = None  # for an answer
         self._closed = False
@@ -305,14 +329,22 @@ class Reader:
         self._thread = 0  # its identity
 
     def start(self) -> None:
+        """Start the thread; where that cannot be, nothing is left of it.
+
+        :raises RuntimeError: when the system allows no more threads.
+        """
         # Not threading.Thread, whose books are wrong in a child that gevent has forked.
-        _thread.start_new_thread(self._run, ())
+        try:
+            _thread.start_new_thread(self._run, ())
+        except BaseException:
+            self._close_wakers()
+            raise
 
     # -- called by others ------------------------------------------------------------------
 
-    def ask(self, what: str, subscription: Subscription) -> None:
+    def ask(self, what: str, feed: Feed) -> None:
         """Ask for something; never waits. Called with the listener's lock held."""
-        self._inbox.append((what, subscription))
+        self._inbox.append((what, feed))
         self._wake()
 
     def drop_questions(self) -> None:
@@ -324,6 +356,10 @@ class Reader:
             self._waker.send(b"!")
         except OSError:
             pass  # it is full, so that the thread wakes anyway, or closed
+
+    def _close_wakers(self) -> None:
+        self._waker.close()
+        self._woken.close()
 
     def close(self) -> None:
         self._closed = True
@@ -347,7 +383,7 @@ class Reader:
         wait = times.shortest_wait
         try:
             while not self._closed:
-                self._heard = False
+                self._well = False
                 try:
                     self._connect()
                     self._serve(self._connection)
@@ -357,12 +393,17 @@ class Reader:
                     self._disconnect()
                 if self._closed or (self.failure is not None and self._moved_away()):
                     break
-                wait = times.shortest_wait if self._heard else min(wait * 2, times.longest_wait)
-                self._stop.wait(wait * random.uniform(0.5, 1.0))
+                wait = times.shortest_wait if self._well else min(wait * 2, times.longest_wait)
+                self.pause(wait * random.uniform(0.5, 1.0))
         finally:
-            self._waker.close()
-            self._woken.close()
+            self._listener.drop(self)
+            self._close_wakers()
             self._finished.set()
+
+    def pause(self, seconds: float) -> None:
+        """Wait, unless it is to end. Called in the thread."""
+        # Not time.sleep, which gevent may patch where it leaves threads alone: it is no greenlet's.
+        self._stop.wait(seconds)
 
     def _connect(self) -> None:
         self._connected = False
@@ -377,7 +418,7 @@ class Reader:
             connection.disconnect()
 
     def _lost(self, exc: Exception) -> None:
-        """Have all subscriptions wait for the next connection."""
+        """Have all feeds wait for the next connection."""
         if self._closed:
             return
         error = exc if isinstance(exc, BrokerError) else self._listener.servers.error(exc)
@@ -391,15 +432,15 @@ class Reader:
             self.failure = error
         self._asked.clear()
         self._behind.clear()
-        for subscription in self._listener.of(self):
-            subscription.confirmed = False
-            subscription.behind = True
-            subscription.held.clear()
-            if self.failure is not None and not subscription.answered.is_set():
-                subscription.error = error
-                subscription.answered.set()
-            elif subscription.last is not None:
-                self._returning.add(subscription)
+        for feed in self._listener.of(self):
+            feed.confirmed = False
+            feed.behind = True
+            feed.held.clear()
+            if self.failure is not None and not feed.answered.is_set():
+                feed.error = error
+                feed.answered.set()
+            elif feed.last is not None:
+                self._returning.add(feed)
 
     def _moved_away(self) -> bool:
         """Give everything to other nodes of a cluster, where this one is out of reach."""
@@ -419,9 +460,9 @@ class Reader:
             # redis-py has no other way to wait for a connection and something else.
             selector.register(connection._sock, selectors.EVENT_READ)
             selector.register(self._woken, selectors.EVENT_READ)
-            subscriptions = self._listener.begin(self)
-            self._returning.intersection_update(subscriptions)
-            self._asked.extend((_SUBSCRIBE, each) for each in subscriptions)
+            feeds = self._listener.begin(self)
+            self._returning.intersection_update(feeds)
+            self._asked.extend((_SUBSCRIBE, each) for each in feeds)
             self._send(connection, self._asked)
             heard = monotonic()
             while not self._closed:
@@ -430,19 +471,19 @@ class Reader:
                 self._catch_up()
                 if count:
                     heard = monotonic()
-                    self._heard = True
+                    self._well = not self._recovering
                     self._waiting_since = heard if self._asked else None
                 if count == _CHUNK:
-                    time.sleep(0)  # a flood must not keep others from running; see later.py
+                    self.pause(_BREATH)  # a flood must not keep others from running
                 else:
                     selector.select(self._patience(connection, heard))
                     self._drain()
 
-    def _send(self, connection: Any, questions: Iterable[tuple[str, Subscription]]) -> None:
+    def _send(self, connection: Any, questions: Iterable[tuple[str, Feed]]) -> None:
         sharded = "S" if self.node else ""
         commands = [
-            (sharded + ("SUBSCRIBE" if what == _SUBSCRIBE else "UNSUBSCRIBE"), subscription.name)
-            for what, subscription in questions
+            (sharded + ("SUBSCRIBE" if what == _SUBSCRIBE else "UNSUBSCRIBE"), feed.name)
+            for what, feed in questions
         ]
         if commands:
             # One command for each, so that each has an answer of its own.
@@ -455,13 +496,13 @@ class Reader:
         inbox = self._inbox
         while inbox:
             question = inbox.popleft()
-            what, subscription = question
+            what, feed = question
             if what == _START:
-                self._go_live(subscription)
+                self._go_live(feed)
                 continue
             questions.append(question)
             if what == _UNSUBSCRIBE:
-                self._returning.discard(subscription)
+                self._returning.discard(feed)
         self._asked.extend(questions)
         self._send(connection, questions)
 
@@ -515,137 +556,166 @@ class Reader:
     # -- answers ---------------------------------------------------------------------------
 
     def _confirmed(self) -> None:
-        _, subscription = self._asked.popleft()
-        subscription.confirmed = True
-        subscription.answered.set()
-        subscription.answered = _ANSWERED
-        if subscription.behind and subscription.last is not None:
-            self._behind.append(subscription)
+        _, feed = self._asked.popleft()
+        feed.confirmed = True
+        feed.error = None
+        feed.answered.set()
+        feed.answered = _ANSWERED
+        if feed.behind and feed.last is not None:
+            self._behind.append(feed)
 
     def _ended(self, name: bytes) -> None:
         if self._asked:
-            what, subscription = self._asked[0]
-            if what == _UNSUBSCRIBE and subscription.name == name:
+            what, feed = self._asked[0]
+            if what == _UNSUBSCRIBE and feed.name == name:
                 self._asked.popleft()
                 return
         # The slot has moved to another node.
-        moved = self._subscriptions.get(name)
+        moved = self._feeds.get(name)
         if moved is not None and moved.reader is self:
             self._move([moved])
 
     def _refused(self, exc: errors.ResponseError) -> None:
         if not self._asked:
             return  # an answer to PING is as good as any other
-        what, subscription = self._asked.popleft()
-        if what == _UNSUBSCRIBE or subscription.gone:
+        what, feed = self._asked.popleft()
+        if what == _UNSUBSCRIBE or feed.gone:
             return
         if isinstance(exc, (errors.AskError, errors.TryAgainError, errors.ClusterError)):
-            self._move([subscription])
-        elif subscription.answered.is_set():
-            raise exc
+            self._move([feed])
         else:
-            subscription.error = self._listener.servers.error(exc)
-            subscription.answered.set()
+            feed.error = self._listener.servers.error(exc)
+            if feed.answered.is_set():
+                self._unreadable(feed, feed.error)
+            feed.answered.set()
 
-    def _move(self, subscriptions: Sequence[Subscription]) -> None:
-        self._returning.difference_update(subscriptions)
-        self._listener.move(self, subscriptions)
+    def _move(self, feeds: Sequence[Feed]) -> None:
+        self._returning.difference_update(feeds)
+        self._listener.move(self, feeds)
 
     # -- messages --------------------------------------------------------------------------
 
     def _message(self, name: bytes, payload: bytes) -> None:
-        subscription = self._subscriptions.get(name)
-        if subscription is None or not subscription.confirmed or subscription.reader is not self:
+        feed = self._feeds.get(name)
+        if feed is None or not feed.confirmed or feed.reader is not self:
             return
         try:
-            message = parse(subscription.channel, payload)
+            message = parse(feed.channel, payload)
         except ValueError:
             logger.debug("ignored what another program published to a channel")
             return
-        if subscription.last is None and not self._go_live(subscription):
-            if len(subscription.held) <= _HELD and not subscription.behind:
-                subscription.held.append(message)
+        if feed.last is None and not self._go_live(feed):
+            if len(feed.held) <= _HELD and not feed.behind:
+                feed.held.append(message)
             return
-        self._take(subscription, message)
+        self._take(feed, message)
 
-    def _go_live(self, subscription: Subscription) -> bool:
+    def _go_live(self, feed: Feed) -> bool:
         """Deliver what is held, once it is known from which position on; false where it is not."""
-        since = subscription.since
+        since = feed.since
         if since is None:
             return False
-        if subscription.last is not None:
+        if feed.last is not None:
             return True
-        subscription.last = since
-        held, subscription.held = subscription.held, []
-        if subscription.behind:
-            if subscription.confirmed:
-                self._behind.append(subscription)
+        feed.last = since
+        held, feed.held = feed.held, []
+        if feed.behind:
+            if feed.confirmed:
+                self._behind.append(feed)
         elif len(held) > _HELD or any(each.position.epoch != since.epoch for each in held):
-            self._fall_behind(subscription)
+            self._fall_behind(feed)
         else:
             for message in held:
-                self._take(subscription, message)
+                self._take(feed, message)
         return True
 
-    def _take(self, subscription: Subscription, message: Message) -> None:
+    def _take(self, feed: Feed, message: Message) -> None:
         """Deliver a message, unless it was, or something is missing before it."""
         position = message.position
-        last = subscription.last
+        last = feed.last
         assert last is not None
         if message.transient:
-            self._deliver(subscription, message)
-        elif subscription.behind:
+            self._deliver(feed, message)
+        elif feed.behind:
             pass  # the history brings it
         elif position.epoch != last.epoch:
             # The log was begun anew, and this connection has seen all that came since.
             if position.offset != 1:
-                self._missed(subscription, Position(position.epoch, position.offset - 1))
-            self._deliver(subscription, message)
+                self._missed(feed, Position(position.epoch, position.offset - 1))
+            self._deliver(feed, message)
         elif position.offset == last.offset + 1:
-            self._deliver(subscription, message)
+            self._deliver(feed, message)
         elif position.offset > last.offset:
-            self._fall_behind(subscription)
+            self._fall_behind(feed)
 
-    def _deliver(self, subscription: Subscription, message: Message) -> None:
+    def _deliver(self, feed: Feed, message: Message) -> None:
         if not message.transient:
-            subscription.last = message.position
-        if self._receiver is None or subscription.gone:
+            feed.last = message.position
+        if self._receiver is None or feed.gone:
             return
         try:
             self._receiver.deliver(message)
         except Exception:
             logger.exception("a receiver raised")
 
-    def _missed(self, subscription: Subscription, position: Position) -> None:
-        subscription.last = position
-        if self._receiver is None or subscription.gone:
+    def _missed(self, feed: Feed, position: Position) -> None:
+        feed.last = position
+        if self._receiver is None or feed.gone:
             return
         try:
-            self._receiver.missed(subscription.channel, position)
+            self._receiver.missed(feed.channel, position)
+        except Exception:
+            logger.exception("a receiver raised")
+        self._resumed(feed)
+
+    def _resumed(self, feed: Feed) -> None:
+        if self._receiver is None or feed.gone:
+            return
+        try:
+            self._receiver.resumed(feed.channel)
         except Exception:
             logger.exception("a receiver raised")
 
     # -- what was missed -------------------------------------------------------------------
 
-    def _fall_behind(self, subscription: Subscription) -> None:
-        subscription.behind = True
-        self._behind.append(subscription)
+    def _fall_behind(self, feed: Feed) -> None:
+        feed.behind = True
+        self._behind.append(feed)
 
     def _catch_up(self) -> None:
-        """Bring confirmed subscriptions what they missed; live messages wait meanwhile."""
+        """Bring confirmed feeds what they missed; live messages wait meanwhile."""
         if self._behind:
             waiting, self._behind = self._behind, []
             behind = [each for each in waiting if each.behind and each.reader is self]
             wanted = [(each.channel, each.last) for each in behind]
-            for subscription, history in zip(behind, self._listener.histories(wanted), strict=True):
-                subscription.behind = False
-                for message in history.messages:
-                    self._deliver(subscription, message)
-                if not history.complete:
-                    self._missed(subscription, history.position)
-                self._returning.discard(subscription)
+            for feed, found in zip(behind, self._listener.histories(wanted), strict=True):
+                feed.behind = False
+                if isinstance(found, BrokerError):
+                    self._unreadable(feed, found)
+                else:
+                    self._bring(feed, found)
+                    self._returning.discard(feed)
         if self._recovering and not self._returning and not self._asked:
             self._recovering = False
             logger.info("listening again to %s", self._listener.servers.shown)
             if self._receiver is not None:
                 self._receiver.reconnected()
+
+    def _bring(self, feed: Feed, history: History) -> None:
+        """Deliver what was missed, or tell that it is lost."""
+        for message in history.messages:
+            self._deliver(feed, message)
+        if history.complete:
+            self._resumed(feed)
+        else:
+            self._missed(feed, history.position)
+
+    def _unreadable(self, feed: Feed, error: BrokerError) -> None:
+        """Tell that what was missed cannot be read, once until something is delivered again."""
+        self._returning.discard(feed)
+        last = feed.last
+        if last is None or last is _NOWHERE:
+            return
+        logger.error("cannot read channel %.200r, so messages may be lost: %s", feed.channel, error)
+        self._missed(feed, last)
+        feed.last = _NOWHERE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from itertools import islice
 
 from .base import History, Message, Position
@@ -15,7 +16,8 @@ class Log:
 
     :param position: the newest so far; what is appended follows it.
     :param size: messages kept.
-    :param size_bytes: bytes of their data kept; the newest message is, however long.
+    :param size_bytes: bytes of their data kept; the newest message is, however long. What was made
+        of them for the wire is kept with them and not counted.
 
     Not safe for concurrent use; its owner's lock guards it.
     """
@@ -42,6 +44,27 @@ class Log:
         self._bytes += len(message.data)
         while len(messages) > self._size or (self._bytes > self._size_bytes and len(messages) > 1):
             self._bytes -= len(messages.popleft().data)
+
+    def precede(self, messages: Sequence[Message]) -> list[Message]:
+        """Add older messages before those that are there, as far as they join on and have room.
+
+        :param messages: a history, in its order.
+        :returns: that history, with the log's own messages where it has the same.
+        """
+        own = self._messages
+        if own is None:
+            own = self._messages = deque()
+        epoch, newest = self.position
+        for message in reversed(messages):
+            if len(own) >= self._size:
+                break
+            if message.position == (epoch, newest - len(own)):
+                if own and self._bytes + len(message.data) > self._size_bytes:
+                    break
+                own.appendleft(message)
+                self._bytes += len(message.data)
+        known = {message.position: message for message in own}
+        return [known.get(message.position, message) for message in messages]
 
     def since(self, since: Position | None) -> History:
         """Return what follows a position, None: all that is kept."""

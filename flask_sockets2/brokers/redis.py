@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from ..exceptions import BrokerError
 
@@ -61,10 +61,14 @@ _ROUND_MESSAGES = (
 _ROUND_BYTES = 2**20
 _PAGE = 100  # messages of a history in one answer
 _BATCH = 100  # histories asked for in one exchange
+_EXCHANGE_BYTES = 4 * 2**20  # of messages that are read at once; a longer message comes alone
 _DAY = 86_400_000  # milliseconds
 
 _OURS = frozenset({"protocol", "decode_responses", "encoding", "encoding_errors"})
 """Options of a URL that are not its user's choice: bytes are read as they come."""
+
+_OPTION = re.compile(r"(?:unexpected keyword argument|Invalid value for) '(\w+)'")
+"""The option that redis-py objects to."""
 
 _BEFORE = re.compile(r"(Error running script \(call to \w+\): )?@user_script:\s*\d+: -?")
 _BEHIND = re.compile(r", with args| script: [0-9a-f]{40}")
@@ -194,64 +198,77 @@ class RedisBroker(Broker):
         return Position(epoch.decode(), int(offset))
 
     def history(self, channel: str, since: Position | None) -> History:
-        return self._histories([(channel, since)])[0]
-
-    def _histories(self, wanted: Sequence[tuple[str, Position | None]]) -> list[History]:
-        """Return the histories of several channels."""
-        found: list[History] = []
-        for start in range(0, len(wanted), _BATCH):
-            batch = wanted[start : start + _BATCH]
-            replies = self._client.run([self._page(*each) for each in batch])
-            found += [
-                self._read(channel, since, reply)
-                for (channel, since), reply in zip(batch, replies, strict=True)
-            ]
+        [found] = self._histories([(channel, since)])
+        if isinstance(found, BrokerError):
+            raise found
         return found
 
-    def _page(self, channel: str, since: Position | None) -> Call:
-        args = [new_epoch(), *(since or ("", "")), _PAGE, self.options.history_size]
+    def _histories(
+        self, wanted: Sequence[tuple[str, Position | None]]
+    ) -> Iterator[History | BrokerError]:
+        """Yield the histories of several channels, an error for one that cannot be read.
+
+        One is let go before the next but few is read: together they can be more than fits.
+        """
+        for start in range(0, len(wanted), _BATCH):
+            batch = wanted[start : start + _BATCH]
+            calls = [self._page(*each, together=len(batch)) for each in batch]
+            for (channel, since), reply in zip(batch, self._client.replies(calls), strict=True):
+                if isinstance(reply, BrokerError):
+                    yield reply
+                else:
+                    yield self._read(channel, since, reply)
+
+    def _page(
+        self, channel: str, since: Position | None, *, newest: int | str = "", together: int = 1
+    ) -> Call:
+        """Return the call for a page of a history.
+
+        :param newest: offset that it begins with, '' for the newest of all.
+        :param together: pages in one exchange; one that is alone holds a message, however long.
+        """
+        args = [new_epoch(), *(since or ("", "")), self.options.history_size, newest]
+        args += [_PAGE, _EXCHANGE_BYTES // together, int(together == 1)]
         return Call(HISTORY, self._names.log(channel), args)
 
     def _read(self, channel: str, since: Position | None, reply: Any) -> History:
-        """Read a history whose first page has come, and the pages that follow it.
+        """Read a history, whose first page has come, from its newest message back.
 
-        The offsets are compared, since a log can have gaps: what is trimmed between two pages
-        leaves one, and another process may have been told to keep nothing.
+        What is trimmed between two pages, or was written by another program, ends it; so does a
+        message that is too much for ``history_bytes``.
         """
-        epoch, newest = reply[0].decode(), int(reply[1])
-        position = Position(epoch, newest)
-        if since is not None and (since.epoch != epoch or since.offset > newest):
-            return History((), position, complete=False)
+        position = Position(reply[0].decode(), int(reply[1]))
+        offset = position.offset
         messages: list[Message] = []
-        last = since.offset if since else 0
+        size = 0
         try:
-            for offset, body in self._entries(channel, position, reply):
-                if offset != last + 1:
-                    if since is not None:
-                        return History((), position, complete=False)
-                    messages.clear()
-                last = offset
-                messages.append(parse(channel, body, Position(epoch, offset)))
+            for body in self._bodies(channel, since, reply):
+                message = parse(channel, body, Position(position.epoch, offset))
+                size += len(message.data)
+                if messages and size > self.options.history_bytes:
+                    break
+                messages.append(message)
+                offset -= 1
         except ValueError:
-            last = -1
-        if last != newest:
-            return History((), position, complete=since is None)
+            pass  # another program's
+        if since is not None and since != (position.epoch, offset):
+            return History((), position, complete=False)
+        messages.reverse()
         return History(messages, position)
 
-    def _entries(self, channel: str, newest: Position, reply: Any) -> Iterator[tuple[int, bytes]]:
-        """Yield what follows in a log, up to its newest message at the time of the first page."""
-        while reply[2]:
-            offset = 0
-            for entry, fields in reply[2]:
-                offset = int(entry.partition(b"-")[0])
-                if offset > newest.offset:
-                    return
-                yield offset, fields[1]
-            if offset == newest.offset:
+    def _bodies(self, channel: str, since: Position | None, reply: Any) -> Iterator[bytes]:
+        """Yield the messages of a log, the newest first, that follow a position without a gap."""
+        epoch, newest, more, page = reply
+        offset = int(newest)
+        if since is None:
+            since = Position(epoch.decode(), max(offset - self.options.history_size, 0))
+        while True:
+            yield from page
+            if not more:
                 return
-            reply = self._client.run([self._page(channel, Position(newest.epoch, offset))])[0]
-            if reply[0].decode() != newest.epoch:
-                return
+            offset -= len(page)
+            call = self._page(channel, since, newest=offset)
+            _, _, more, page = self._client.run([call])[0]
 
     # -- who is there ----------------------------------------------------------------------
 
@@ -327,11 +344,9 @@ class Client:
             pool = self._new_pool()
             pool.connection_class(**pool.connection_kwargs)
         except (TypeError, ValueError) as exc:
-            # The message may hold a part of the password, where that holds a slash.
-            wrong = str(exc) if "keyword argument" in str(exc) else "it cannot be read"
             raise BrokerError(
                 "expected a URL such as redis://user:password@host:6379/0, got one of the scheme "
-                f"{scheme!r}: {wrong}; write special characters of the password as %2F"
+                f"{scheme!r}: {_what_is_wrong(exc)}"
             ) from None
         options = pool.connection_kwargs
         self.db = int(options.get("db") or 0)
@@ -387,19 +402,27 @@ class Client:
 
         :raises BrokerError: when the server cannot be reached, or refuses one of them.
         """
-        replies: list[Any] = self._translated(lambda: self._run(calls))
-        return replies
-
-    def _run(self, calls: Sequence[Call]) -> list[Any]:
-        servers = self._servers()
-        if servers.cluster is None:
-            replies = _exchange(servers.pool, calls)
-        else:
-            replies = self._run_on_nodes(servers, calls)
+        replies: list[Any] = self._translated(lambda: self._exchange(calls))
         for reply in replies:
             if isinstance(reply, errors.RedisError):
-                raise reply
+                raise self.error(reply) from reply
         return replies
+
+    def replies(self, calls: Sequence[Call]) -> list[Any]:
+        """Run scripts and return what each returned, a BrokerError where the server refuses it.
+
+        :raises BrokerError: when the server cannot be reached, or is a replica.
+        """
+        return [
+            self.error(reply) if isinstance(reply, errors.RedisError) else reply
+            for reply in self._translated(lambda: self._exchange(calls))
+        ]
+
+    def _exchange(self, calls: Sequence[Call]) -> list[Any]:
+        servers = self._servers()
+        if servers.cluster is None:
+            return _exchange(servers.pool, calls)
+        return self._run_on_nodes(servers, calls)
 
     def _pool_of(self, servers: _Servers, name: str) -> BlockingConnectionPool:
         """Return the connections to a node."""
@@ -513,9 +536,28 @@ class Client:
                 servers.cluster.close()
 
 
+def _what_is_wrong(exc: Exception) -> str:
+    """Return what is wrong with a URL, without any part of its password, and the remedy."""
+    option = _OPTION.search(str(exc))
+    if option is not None:
+        return f"its option {option[1]!r} is unknown or has a wrong value; see those of redis-py"
+    # What it says may hold a part of the password, where that holds a slash.
+    return "it cannot be read; write special characters of the password as %2F"
+
+
 def _without_ours(url: str) -> str:
-    """Return a URL without the options that are not its user's choice."""
+    """Return a URL without the options that are not its user's choice.
+
+    :raises BrokerError: when it names a database by anything but its number, which redis-py would
+        take for 0.
+    """
     address, _, query = url.partition("?")
+    parts = urlsplit(address)
+    if parts.scheme != "unix" and not re.fullmatch("(/[0-9]*)?", parts.path):
+        raise BrokerError(
+            "expected a URL such as redis://user:password@host:6379/0, got one without the number "
+            "of a database, or nothing, after the host; write a slash in the password as %2F"
+        )
     kept = [(name, value) for name, value in parse_qsl(query) if name not in _OURS]
     return f"{address}?{urlencode(kept)}"
 
@@ -552,19 +594,16 @@ def _exchange(pool: Any, calls: Sequence[Call]) -> list[Any]:
 def _converse(pool: Any, commands: Sequence[Sequence[Any]]) -> list[Any]:
     """Send commands in one piece and read the answers."""
     connection = pool.get_connection()
-    demoted = False
     try:
         connection.send_packed_command(connection.pack_commands(commands))
         replies: list[Any] = []
         for _ in commands:
             try:
                 replies.append(connection.read_response())
+            except errors.ReadOnlyError:
+                raise  # it is a replica by now, and its address may lead to the new primary
             except errors.ResponseError as exc:
                 replies.append(exc)
-                if isinstance(exc, errors.ReadOnlyError):
-                    demoted = True
-        if demoted:
-            connection.disconnect()  # the address may lead to the new primary by now
         return replies
     except BaseException:
         connection.disconnect()  # answers that nobody reads are still to come

@@ -89,7 +89,10 @@ class Names:
 
     def __init__(self, prefix: str, db: int) -> None:
         if "{" in prefix or "}" in prefix:
-            raise ValueError(f"expected a prefix without braces, got {prefix!r}; take others")
+            raise ValueError(
+                f"expected a prefix without braces, got {prefix!r}; set another "
+                "SOCKETS_CHANNEL_PREFIX, or prefix= of a Publisher"
+            )
         self._prefix = prefix
         self._pubsub = f"{prefix}:{db}:{{"
         self.processes = f"{prefix}:processes:{{processes}}"
@@ -247,25 +250,39 @@ return {epoch, text(offset)}
 """,
 )
 
-# Returns the newest position and a page of what follows another: {epoch, offset, {{id, fields}..}}.
+# Returns the newest position and a page of what follows another, from the newest message back to a
+# gap at most: {epoch, offset, 1 where more may be before these, {message, ..}}.
 #   KEYS: meta, log.
-#   ARGV: fresh epoch; epoch and offset of the other position, both '' for all that is kept; entries
-#         on the page; size of the log.
+#   ARGV: fresh epoch; epoch and offset of the other position, epoch '' for all that is kept; size
+#         of the log; offset that the page begins with, '' for the newest; messages and bytes on the
+#         page; messages that are on it even where they have more bytes.
+# Messages are read one by one, since nothing tells how long they are before they are read.
 HISTORY = Script(
     _LOG_OF,
     """
 local epoch, newest = log_of(KEYS[1], KEYS[2], ARGV[1])
-local offset
+local after = newest
 if ARGV[2] == '' then
-  offset = math.max(newest - tonumber(ARGV[5]), 0)
+  after = math.max(newest - tonumber(ARGV[4]), 0)
 elseif ARGV[2] == epoch then
-  offset = tonumber(ARGV[3])
+  after = tonumber(ARGV[3])
 end
-if not offset or offset >= newest then
-  return {epoch, text(newest), {}}
+local offset = tonumber(ARGV[5]) or newest
+local page, bytes, more = {}, 0, 0
+while offset > after do
+  local id = text(offset) .. '-0'
+  local entry = redis.call('XREVRANGE', KEYS[2], id, id, 'COUNT', 1)[1]
+  if not entry then break end
+  local message = entry[2][2]
+  bytes = bytes + #message
+  if #page >= tonumber(ARGV[6]) or (bytes > tonumber(ARGV[7]) and #page >= tonumber(ARGV[8])) then
+    more = 1
+    break
+  end
+  page[#page + 1] = message
+  offset = offset - 1
 end
-local entries = redis.call('XRANGE', KEYS[2], text(offset + 1) .. '-0', '+', 'COUNT', ARGV[4])
-return {epoch, text(newest), entries}
+return {epoch, text(newest), more, page}
 """,
 )
 
@@ -278,6 +295,19 @@ local function now()
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 end
 """
+
+# late(deadline) -> whether that is over.
+# A process may be paused between being told that its lease holds and what it says under it; it may
+# have been reaped then, and nobody would reap it again. So what it says has a deadline before the
+# end of the lease, and is refused after it. The lease itself is in another slot.
+_LATE = (
+    _NOW
+    + """
+local function late(deadline)
+  return now() > tonumber(deadline)
+end
+"""
+)
 
 # settle(identity, old, new) sets the connections of an identity in a process, and publishes `join`
 # for its first and `leave` for its last in all processes.
@@ -308,11 +338,14 @@ end
 """
 
 # Sets the connections of an identity in a process; can be repeated.
-#   KEYS and ARGV: as above; then identity, connections, milliseconds that it is kept.
+#   KEYS and ARGV: as above; then identity, connections, milliseconds that it is kept, deadline.
+#   Returns 0 where that is over.
 SETTLE = Script(
     _LOG_OF,
     _SETTLE,
+    _LATE,
     """
+if late(ARGV[9]) then return 0 end
 settle(ARGV[6], tonumber(redis.call('HGET', KEYS[4], ARGV[6]) or 0), tonumber(ARGV[7]))
 redis.call('PEXPIRE', KEYS[3], ARGV[8])
 redis.call('PEXPIRE', KEYS[4], ARGV[8])
@@ -359,9 +392,12 @@ return identities
 )
 
 # Sets the subscribers that a channel has in a process.
-#   KEYS: counts.  ARGV: process, subscribers, milliseconds that it is kept.
+#   KEYS: counts.  ARGV: process, subscribers, milliseconds that it is kept, deadline.
+#   Returns 0 where that is over.
 COUNT = Script(
+    _LATE,
     """
+if late(ARGV[4]) then return 0 end
 if ARGV[2] == '0' then
   redis.call('HDEL', KEYS[1], ARGV[1])
 else
@@ -390,7 +426,8 @@ return 1
 #   KEYS: processes, reaping, channels of the process.
 #   ARGV: process; milliseconds of its lease, and that all is kept; '1' where it should have one
 #         already; '1' to take the channels out instead; channels.
-#   Returns {0} where it should and has none, since it has been taken for dead; else 1 and the dead.
+#   Returns {0} where it should and has none, since it has been taken for dead; else the time when
+#         its lease ends, and the dead.
 RENEW = Script(
     _NOW,
     """
@@ -405,7 +442,7 @@ end
 for i = 1, #KEYS do
   redis.call('PEXPIRE', KEYS[i], ARGV[3])
 end
-local found = {1}
+local found = {time + ARGV[2]}
 for k = 1, 2 do
   for _, process in ipairs(redis.call('ZRANGEBYSCORE', KEYS[k], '-inf', time)) do
     found[#found + 1] = process

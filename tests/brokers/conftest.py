@@ -8,7 +8,7 @@ import secrets
 import threading
 from collections.abc import Callable, Iterator
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import pytest
 
@@ -30,12 +30,18 @@ class Missed(tuple[str, Position]):
     """A call of ``missed``."""
 
 
+class Resumed(NamedTuple):
+    """A call of ``resumed``."""
+
+    channel: str
+
+
 class Recorder:
     """A receiver that remembers what it was called with, in one order."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self.calls: list[Message | Missed | str] = []  # guarded by _changed
+        self.calls: list[Message | Missed | Resumed | str] = []  # guarded by _changed
 
     def deliver(self, message: Message) -> None:
         self._add(message)
@@ -43,10 +49,13 @@ class Recorder:
     def missed(self, channel: str, position: Position) -> None:
         self._add(Missed((channel, position)))
 
+    def resumed(self, channel: str) -> None:
+        self._add(Resumed(channel))
+
     def reconnected(self) -> None:
         self._add("reconnected")
 
-    def _add(self, call: Message | Missed | str) -> None:
+    def _add(self, call: Message | Missed | Resumed | str) -> None:
         with self._changed:
             self.calls.append(call)
             self._changed.notify_all()
@@ -62,6 +71,10 @@ class Recorder:
     @property
     def all_missed(self) -> list[Missed]:
         return [call for call in list(self.calls) if isinstance(call, Missed)]
+
+    @property
+    def all_resumed(self) -> list[Resumed]:
+        return [call for call in list(self.calls) if isinstance(call, Resumed)]
 
     def wait(self, condition: Callable[[], object], what: str) -> None:
         """Wait until a condition holds; it is looked at after each call."""

@@ -309,6 +309,18 @@ def test_nothing_is_lost_or_doubled_around_the_moment_of_subscribing(
     in_threads(publish, subscribe)
 
 
+def test_a_delivery_that_was_not_interrupted_is_not_resumed(
+    make_broker: MakeBroker, recorder: Recorder
+) -> None:
+    broker = make_broker(recorder)
+    for i in range(3):
+        broker.subscribe("news")
+        broker.publish(text("news", "now", transient=True) + text("news", str(i)))
+        recorder.wait_for(str(i).encode())
+        broker.unsubscribe("news")
+    assert recorder.calls == recorder.messages
+
+
 # -- transient messages ------------------------------------------------------------------------
 
 
@@ -406,6 +418,25 @@ def test_the_history_is_bounded(make_broker: MakeBroker) -> None:
     broker = make_broker(history_size=10)
     broker.publish(text("news", *map(str, range(500))))
     assert offsets_of(broker.history("news", None)) == list(range(491, 501))
+
+
+def test_the_history_is_bounded_by_bytes(make_broker: MakeBroker) -> None:
+    broker = make_broker(history_bytes=25)
+    positions = broker.publish(text("news", *["x" * 10] * 5))
+    assert offsets_of(broker.history("news", None)) == [4, 5]
+    assert offsets_of(broker.history("news", positions[2])) == [4, 5]
+    history = broker.history("news", positions[1])
+    assert (list(history.messages), history.complete) == ([], False)
+    assert history.position == positions[-1]
+
+
+def test_the_newest_message_is_in_the_history_however_long(make_broker: MakeBroker) -> None:
+    broker = make_broker(history_bytes=25)
+    first, second = broker.publish(text("news", "x", "x" * 100))
+    assert offsets_of(broker.history("news", None)) == [2]
+    assert offsets_of(broker.history("news", first)) == [2]
+    assert not broker.history("news", Position(first.epoch, 0)).complete
+    assert broker.history("news", second).complete
 
 
 def test_without_a_history_only_the_newest_position_is_complete(

@@ -54,6 +54,43 @@ def test_the_newest_message_is_kept_however_long() -> None:
     assert len(log.since(None).messages) == 1
 
 
+@given(
+    sizes=st.lists(SIZES, max_size=20),
+    live=st.integers(0, 20),
+    first=st.integers(0, 20),
+    most=st.integers(0, 8),
+    most_bytes=st.integers(0, 40),
+)
+def test_what_precedes_a_log_is_kept_within_the_same_bounds(
+    sizes: list[int], live: int, first: int, most: int, most_bytes: int
+) -> None:
+    """Of a history from `first` on; the log has what came from `live` on."""
+    messages = [message(i, size) for i, size in enumerate(sizes, 1)]
+    log = Log(Position(EPOCH, live := min(live, len(sizes))), most, most_bytes)
+    for each in messages[live:]:
+        log.append(each)
+    history = [message(each.position.offset, len(each.data)) for each in messages[first:]]
+    same = log.precede(history)
+    assert [each.position for each in same] == [each.position for each in history]
+    own = log.since(None).messages
+    assert all(each in own for each in same if each.position in {m.position for m in own})
+    tail = sizes if live > first else sizes[live:]
+    kept = [offset + len(sizes) - len(tail) for offset in kept_of(tail, most, most_bytes)]
+    assert [each.position.offset for each in own] == [
+        offset for offset in kept if offset > min(first, live)
+    ]
+
+
+def test_what_does_not_join_on_precedes_nothing() -> None:
+    log = Log(Position(EPOCH, 5), 10, 100)
+    log.append(message(6, 1))
+    foreign = Message("news", TEXT, b"", Position("0" * 16, 5))
+    log.precede([message(3, 1), message(4, 1), foreign])
+    assert [each.position.offset for each in log.since(None).messages] == [6]
+    log.precede([message(2, 1), message(4, 1), message(5, 1)])
+    assert [each.position.offset for each in log.since(None).messages] == [4, 5, 6]
+
+
 def test_another_epoch_is_never_complete() -> None:
     log = Log(Position(EPOCH, 0), 10, 100)
     history = log.since(Position("0" * 16, 0))

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
@@ -18,10 +18,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_sockets2 import BrokerError
-from flask_sockets2.brokers.base import BINARY, JSON, TEXT, BrokerOptions, Draft, Position
+from flask_sockets2.brokers.base import (
+    BINARY,
+    JSON,
+    TEXT,
+    BrokerOptions,
+    Draft,
+    History,
+    Position,
+)
 from flask_sockets2.brokers.leases import LeaseTimes
 from flask_sockets2.brokers.redis import RedisBroker
-from flask_sockets2.brokers.scripts import Names, body_of, parse
+from flask_sockets2.brokers.scripts import HISTORY, Call, Names, body_of, parse
 from tests.processes import unused_port, wait_until
 
 from .conftest import WAIT, Recorder
@@ -91,7 +99,7 @@ def test_no_two_channels_share_a_name(channels: list[str]) -> None:
 
 
 def test_a_prefix_with_braces_is_refused() -> None:
-    with pytest.raises(ValueError, match="without braces"):
+    with pytest.raises(ValueError, match=r"without braces.*; set another SOCKETS_CHANNEL_PREFIX"):
         RedisBroker("redis://localhost", BrokerOptions(prefix="a{b}"))
 
 
@@ -234,6 +242,72 @@ def test_a_channel_whose_log_was_begun_anew_goes_on(
     assert [each.data for each in broker.history("news", None).messages] == [b"2"]
 
 
+# -- histories that are more than fits in memory -----------------------------------------------
+
+
+class Exchanges:
+    """Remembers how many bytes of messages each exchange of histories brought.
+
+    :ivar sizes: of each exchange, the bytes of each page.
+    """
+
+    def __init__(self, broker: RedisBroker) -> None:
+        self.sizes: list[list[int]] = []
+        self._exchange = broker._client._exchange
+        broker._client._exchange = self  # type: ignore[method-assign]
+
+    def __call__(self, calls: Sequence[Call]) -> list[Any]:
+        replies = self._exchange(calls)
+        if calls[0].script is HISTORY:
+            self.sizes.append([sum(map(len, page)) for *_, page in replies])
+        return replies
+
+
+def test_histories_are_read_in_exchanges_of_few_bytes(
+    make_redis: MakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flask_sockets2.brokers.redis._EXCHANGE_BYTES", 10_000)
+    broker = make_redis()
+    data = {f"channel {i}": [bytes([i]) * 300] * (i % 3 + 1) for i in range(50)}
+    data["long"] = [b"a" * 20_000, b"b" * 5_000, b"c" * 5_000]
+    drafts = [Draft(name, BINARY, each) for name, own in data.items() for each in own]
+    positions = dict(zip((draft.channel for draft in drafts), broker.publish(drafts), strict=True))
+    exchanges = Exchanges(broker)
+    wanted = [(name, Position(positions[name].epoch, 0)) for name in data]
+    for (name, _), history in zip(wanted, broker._histories(wanted), strict=True):
+        assert isinstance(history, History)
+        assert [each.data for each in history.messages] == data[name]
+        assert history.position == positions[name]
+    first, *others = exchanges.sizes
+    assert len(first) == 51
+    assert sum(first) <= 10_000
+    assert all(len(pages) == 1 for pages in others)
+    assert max(sum(pages) for pages in others) <= 20_010  # one message, longer than all
+
+
+def test_one_history_is_at_hand_at_a_time(make_redis: MakeRedis) -> None:
+    broker = make_redis()
+    exchanges = Exchanges(broker)
+    histories = broker._histories([(f"channel {i}", None) for i in range(250)])
+    assert exchanges.sizes == []
+    for i, _ in enumerate(histories):
+        assert len(exchanges.sizes) == i // 100 + 1
+
+
+def test_no_more_than_fits_is_read_of_a_long_history(
+    make_redis: MakeRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flask_sockets2.brokers.redis._EXCHANGE_BYTES", 10_000)
+    broker = make_redis(history_bytes=20_000)
+    start = broker.position("news")
+    broker.publish([Draft("news", BINARY, bytes(1000))] * 100)
+    for since in (None, start):
+        exchanges = Exchanges(broker)
+        history = broker.history("news", since)
+        assert (len(history.messages), history.complete) == ((20, True), (0, False))[bool(since)]
+        assert sum(map(sum, exchanges.sizes)) <= 30_000
+
+
 # -- who is there, in several processes --------------------------------------------------------
 
 
@@ -331,8 +405,8 @@ def test_the_lease_of_a_reaper_that_died_is_taken_over(
     broker.join("room", "ann")
     ended = make_redis(times=SHORT)
     ended.join("room", "bob")
-    process = ended._leases._process
-    assert process is not None
+    assert ended._leases._lease is not None
+    process = ended._leases._lease.process
     ended._leases.forget()
     registry = Names(prefix, 0)
     with redis.Redis.from_url(redis_url) as client:
@@ -350,8 +424,8 @@ def test_a_channel_that_a_process_has_left_is_forgotten(
     broker = make_redis(times=SHORT)
     broker.join("room", "ann")
     broker.count("room", 1)
-    process = broker._leases._process
-    assert process is not None
+    assert broker._leases._lease is not None
+    process = broker._leases._lease.process
     own = Names(prefix, 0).channels_of(process)
     with redis.Redis.from_url(redis_url) as client:
         assert client.smembers(own) == {b"room"}
@@ -384,6 +458,27 @@ def test_a_url_that_cannot_be_read_is_refused_without_its_password(url: str) -> 
         RedisBroker(url, BrokerOptions())
     assert "secret" not in everything_said(caught.value)
     assert "sec/" not in everything_said(caught.value)
+
+
+def test_an_option_of_a_url_that_is_wrong_is_named() -> None:
+    for option in ("bogus=1", "socket_timeout=soon"):
+        with pytest.raises(BrokerError, match=f"its option '{option.partition('=')[0]}'") as caught:
+            RedisBroker(f"redis://localhost/0?{option}", BrokerOptions())
+        assert "%2F" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["/abc", "/1/2", "/-1", "/0x1"])
+@pytest.mark.parametrize("scheme", ["redis", "rediss"])
+def test_a_url_that_names_no_database_by_its_number_is_refused(scheme: str, path: str) -> None:
+    with pytest.raises(BrokerError, match="without the number of a database") as caught:
+        RedisBroker(f"{scheme}://:secret@localhost:6379{path}", BrokerOptions())
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("path", "db"), [("", 0), ("/", 0), ("/0", 0), ("/12", 12), ("?db=3", 3)])
+def test_a_url_may_name_its_database(path: str, db: int) -> None:
+    broker = RedisBroker(f"redis://localhost:6379{path}", BrokerOptions())
+    assert broker._client.db == db
 
 
 def test_a_server_that_is_away_is_named_with_its_remedy(make_redis: MakeRedis) -> None:
@@ -546,6 +641,8 @@ SETUP = """
             self.threads.add(threading.current_thread().name)
         def missed(self, channel, position):
             self.data.append("missed")
+        def resumed(self, channel):
+            self.data.append("resumed")
         def reconnected(self):
             self.data.append("reconnected")
 
@@ -689,6 +786,55 @@ def test_under_gevent_a_hub_callback_can_say_what_must_not_wait(
         wait_until(lambda: other.present("news") == [])
         broker.close()
         other.close()
+        print("done")
+        """),
+        redis_url,
+        prefix,
+    )
+    assert said == "done\n"
+
+
+def test_where_gevent_leaves_threads_alone_greenlets_share_a_registration(
+    redis_url: str, prefix: str
+) -> None:
+    said = run_python(
+        "from gevent import monkey; monkey.patch_all(thread=False)\n"
+        + dedent(SETUP)
+        + dedent("""
+        import gevent
+        jobs = [gevent.spawn(broker.join, f"room {i}", "ann") for i in range(20)]
+        for job in jobs:
+            job.get(timeout=5)
+        assert all(broker.present(f"room {i}") == ["ann"] for i in range(20))
+        broker.close()
+        print("done")
+        """),
+        redis_url,
+        prefix,
+    )
+    assert said == "done\n"
+
+
+def test_where_gevent_leaves_threads_alone_the_listener_is_no_greenlet(
+    redis_url: str, prefix: str
+) -> None:
+    said = run_python(
+        "from gevent import monkey; monkey.patch_all(thread=False)\n"
+        + dedent(SETUP)
+        + dedent("""
+        slept, sleep, main = [], time.sleep, threading.get_ident()
+
+        def record(seconds):
+            if threading.get_ident() != main:
+                slept.append(seconds)
+            sleep(seconds)
+
+        time.sleep = record
+        broker.subscribe("news")
+        broker.publish([Draft("news", "binary", b"x")] * 2000)
+        wait_until(lambda: len(receiver.data) == 2000)
+        assert slept == [], slept[:3]
+        broker.close()
         print("done")
         """),
         redis_url,

@@ -13,7 +13,7 @@ from flask_sockets2.brokers.listener import ListenerTimes
 from flask_sockets2.brokers.redis import RedisBroker
 from tests.processes import wait_until
 
-from .conftest import NO_SERVER, WAIT, Missed, Recorder
+from .conftest import NO_SERVER, WAIT, Missed, Recorder, Resumed
 from .servers import RedisCluster, RedisServer, server_binary
 from .test_redis import text
 
@@ -121,6 +121,7 @@ def test_a_slot_that_moves_takes_its_subscribers_along(
     recorder.wait(lambda: len(recorder.messages) == 5, "messages after the move")
     assert positions[0] == Position(missed[1].epoch, missed[1].offset + 1)
     assert sorted(recorder.data[2:]) == [b"2", b"2", b"3"]
+    assert set(recorder.all_resumed) == {Resumed(moves)}
     assert listeners(cluster) == [0, 1, 1]
     broker.unsubscribe(moves)
     assert broker.subscribe(moves) == positions[1]

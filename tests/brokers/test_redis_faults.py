@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import _thread
 import logging
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from textwrap import dedent
 from time import monotonic
+from typing import Any
 
 import pytest
 
@@ -18,9 +20,10 @@ from flask_sockets2.brokers.base import BINARY, TEXT, Draft, Message, Position
 from flask_sockets2.brokers.leases import LeaseTimes
 from flask_sockets2.brokers.listener import ListenerTimes
 from flask_sockets2.brokers.redis import RedisBroker
+from flask_sockets2.brokers.scripts import COUNT, SETTLE, Call, Script
 from tests.processes import unused_port, wait_until
 
-from .conftest import WAIT, Missed, Recorder
+from .conftest import WAIT, Missed, Recorder, Resumed
 from .servers import RedisServer
 from .test_redis import events, text, wait_for_event
 
@@ -213,9 +216,33 @@ def test_what_was_published_while_the_listener_was_away_is_told_where_it_is_not_
     recorder.wait_for_call("reconnected")
     position = broker.position("news")
     assert position.offset == 3
-    assert recorder.calls == [Missed(("news", position)), "reconnected"]
+    assert recorder.calls == [
+        Missed(("news", position)),
+        Resumed("news"),
+        Resumed("quiet"),
+        "reconnected",
+    ]
     broker.publish(text("news", "4"))
     recorder.wait_for(b"4")
+
+
+def test_delivery_that_was_interrupted_is_resumed_after_what_was_missed(
+    own_server: OwnServer, make_redis: MakeRedis, recorder: Recorder
+) -> None:
+    server = own_server()
+    times = {"listener_times": ListenerTimes(shortest_wait=1.0)}  # longer than publishing takes
+    broker, other = make_redis(recorder, url=server.url, times=times), make_redis(url=server.url)
+    broker.subscribe("news")
+    broker.subscribe("quiet")
+    with server.client() as client:
+        client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        wait_until(lambda: not client.client_list(_type="pubsub"), "it to be gone", WAIT)
+    other.publish([*text("news", "1"), *text("news", "now", transient=True), *text("news", "2")])
+    recorder.wait_for_call("reconnected")
+    other.publish(text("news", "3"))
+    recorder.wait_for(b"3")
+    told = [call.data if isinstance(call, Message) else call for call in recorder.calls]
+    assert told == [b"1", b"2", Resumed("news"), Resumed("quiet"), "reconnected", b"3"]
 
 
 def test_a_jump_in_a_stream_is_filled_from_the_history(
@@ -246,6 +273,7 @@ def test_a_jump_in_a_stream_that_cannot_be_filled_is_told(
     broker.publish(text("news", "5"))
     recorder.wait_for(b"5")
     assert recorder.data == [b"5"]
+    assert recorder.all_resumed == [Resumed("news")]
 
 
 def test_a_log_that_was_begun_anew_elsewhere_is_told(
@@ -260,8 +288,164 @@ def test_a_log_that_was_begun_anew_elsewhere_is_told(
     [first] = deaf.publish(text("news", "1"))
     broker.publish(text("news", "2"))
     recorder.wait_for(b"2")
-    assert recorder.calls[0] == Missed(("news", first))
+    assert recorder.calls[:2] == [Missed(("news", first)), Resumed("news")]
     assert recorder.data == [b"2"]
+
+
+def test_a_channel_that_cannot_be_read_is_told_and_others_go_on(
+    own_server: OwnServer,
+    make_redis: MakeRedis,
+    recorder: Recorder,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = own_server()
+    broker, other = (
+        make_redis(recorder, url=server.url, times=IMPATIENT),
+        make_redis(url=server.url),
+    )
+    channels = ["one", "theirs", "two"]
+    since = {channel: broker.subscribe(channel) for channel in channels}
+    with server.client() as client:
+        client.set(broker._names.log("theirs")[0], "a key of another program")
+        for i in range(2):
+            with client.pipeline(transaction=True) as pipeline:
+                pipeline.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+                pipeline.execute()
+            other.publish(text("one", "1") + text("two", "1"))
+            recorder.wait(lambda: recorder.calls.count("reconnected") > i, "it to be back")  # noqa: B023
+            recorder.wait(lambda: len(recorder.messages) == 2 * (i + 1), "both")  # noqa: B023
+        assert recorder.all_missed == [Missed(("theirs", since["theirs"]))]
+        client.delete(*broker._names.log("theirs"))
+    other.publish(text("theirs", "1", "2"))
+    recorder.wait_for(b"2")
+    assert [each.data for each in recorder.messages if each.channel == "theirs"] == [b"1", b"2"]
+    [line] = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
+    assert line.startswith("cannot read channel 'theirs', so messages may be lost:")
+    assert line.endswith("another program uses its names; choose another prefix")
+
+
+def test_a_channel_that_could_not_be_read_goes_on_after_a_gap(
+    own_server: OwnServer, make_redis: MakeRedis, recorder: Recorder
+) -> None:
+    server = own_server()
+    broker, deaf = make_redis(recorder, url=server.url), make_redis(url=server.url)
+    broker.subscribe("news")
+    [first] = broker.publish(text("news", "1"))
+    recorder.wait_for(b"1")
+    deaf._names._pubsub = "nobody:{"
+    log = broker._names.log("news")[1]
+    with server.client() as client:
+        deaf.publish(text("news", "2"))
+        client.rename(log, "elsewhere{news}")
+        client.set(log, "theirs")
+        client.publish(broker._names.pubsub("news"), f"{first.epoch}-3 ".encode() + bytes(6))
+        recorder.wait_for_call(Missed(("news", first)))
+        client.rename("elsewhere{news}", log)
+    third, fourth = broker.publish(text("news", "3", "4"))
+    recorder.wait_for(b"4")
+    assert recorder.calls[1:] == [
+        Missed(("news", first)),
+        Resumed("news"),
+        Missed(("news", Position(first.epoch, 2))),
+        Resumed("news"),
+        *recorder.messages[-2:],
+    ]
+    assert [each.position for each in recorder.messages[-2:]] == [third, fourth]
+
+
+def test_a_channel_that_may_not_be_listened_to_any_more_does_not_stop_others(
+    own_server: OwnServer,
+    make_redis: MakeRedis,
+    recorder: Recorder,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = own_server()
+    with server.client() as client:
+        user = {
+            "enabled": True, "nopass": True, "categories": ["+@all"], "keys": ["*"],
+        }  # fmt: skip
+        client.acl_setuser("app", **user, channels=["*"])
+        broker = make_redis(recorder, url=f"unix://app:any@{server.path}", times=IMPATIENT)
+        since = broker.subscribe("secret")
+        broker.subscribe("news")
+        allowed = broker._names.pubsub("news").decode()
+        client.acl_setuser("app", **user, channels=[allowed], reset_channels=True)
+        recorder.wait_for_call("reconnected")
+        broker.publish(text("news", "1"))
+        recorder.wait_for(b"1")
+        assert recorder.all_missed == [Missed(("secret", since))]
+        with pytest.raises(BrokerError, match="grant its user"):
+            broker.subscribe("secret")
+        client.acl_setuser("app", **user, channels=["*"])
+        client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        recorder.wait(lambda: recorder.calls.count("reconnected") == 2, "it to be back")
+    broker.publish(text("secret", "2"))
+    recorder.wait_for(b"2")
+    [line] = [each.getMessage() for each in caplog.records if each.levelno == logging.ERROR]
+    assert "cannot read channel 'secret'" in line
+    assert "grant its user" in line
+
+
+def test_while_a_server_answers_as_a_replica_the_listener_comes_back_less_often(
+    own_server: OwnServer, make_redis: MakeRedis, recorder: Recorder
+) -> None:
+    server = own_server()
+    times = ListenerTimes(answer=0.5, ping=0.3, shortest_wait=0.01, longest_wait=60.0)
+    broker = make_redis(recorder, url=server.url, times={"listener_times": times})
+    broker.subscribe("news")
+    waits: list[float] = []
+    reader = broker._listener._readers[""]
+    pause = reader.pause
+
+    def noted(seconds: float) -> None:
+        waits.append(seconds)
+        pause(min(seconds, 0.01))
+
+    reader.pause = noted  # type: ignore[method-assign]
+    with server.client() as client:
+        # A history of another run is to be begun anew, which is to write.
+        client.hset(broker._names.log("news")[0], "run", "another")
+        client.replicaof("127.0.0.1", unused_port())
+        client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        wait_until(lambda: len(waits) > 12, "some attempts", WAIT)
+        client.replicaof("NO", "ONE")
+    recorder.wait_for_call("reconnected")
+    assert max(waits) > 5.0
+
+
+def test_a_listener_that_cannot_be_started_is_started_by_the_next_who_subscribes(
+    make_redis: MakeRedis, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = make_redis(recorder)
+
+    def refuse(*args: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_thread, "start_new_thread", refuse)
+        for _ in range(2):
+            with pytest.raises(BrokerError, match="cannot start to listen: can't start new thread"):
+                broker.subscribe("news")
+    broker.subscribe("news")
+    broker.publish(text("news", "1"))
+    recorder.wait_for(b"1")
+
+
+def test_a_listener_whose_thread_has_ended_is_replaced(
+    make_redis: MakeRedis, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = make_redis(recorder, times=IMPATIENT)
+
+    def end(self: object) -> None:
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flask_sockets2.brokers.listener.Reader._connect", end)
+        with pytest.raises(BrokerError):
+            broker.subscribe("news")
+    broker.subscribe("news")
+    broker.publish(text("news", "1"))
+    recorder.wait_for(b"1")
 
 
 # -- the server --------------------------------------------------------------------------------
@@ -500,6 +684,183 @@ def test_leaving_while_the_server_is_away_is_told_when_it_is_back(
     broker.count("room", 2)
     other = make_redis(url=server.url)
     wait_until(lambda: other.subscribers("room") == 2, "the count to be told", WAIT)
+
+
+class Pause:
+    """Stops all that a broker says of presence just before a script runs, as SIGSTOP does.
+
+    :ivar reached: whether it has come there.
+    """
+
+    def __init__(self, broker: RedisBroker, script: Script) -> None:
+        self.reached = threading.Event()
+        self._script = script
+        self._over = threading.Event()
+        self._run = broker._leases._runner.run
+        broker._leases._runner = self  # type: ignore[assignment]
+        self.verb = broker._client.verb
+
+    def run(self, calls: Sequence[Call]) -> list[Any]:
+        if calls[0].script is self._script:
+            self.reached.set()
+        if self.reached.is_set():
+            assert self._over.wait(WAIT)
+        return self._run(calls)
+
+    def end(self) -> None:
+        self._over.set()
+
+
+def is_reaped(server: RedisServer, broker: RedisBroker) -> bool:
+    with server.client() as client:
+        registry = (broker._names.processes, broker._names.reaping)
+        return max(client.zcard(each) for each in registry) <= 1
+
+
+def test_a_process_that_is_paused_while_it_joins_leaves_nobody_behind(
+    own_server: OwnServer, make_redis: MakeRedis
+) -> None:
+    server = own_server()
+    broker = make_redis(url=server.url, times=SHORT)
+    other = make_redis(url=server.url, times=SHORT)
+    broker.count("room", 1)
+    other.count("room", 1)
+    wait_until(lambda: other.subscribers("room") == 2, "the counts to be told", WAIT)
+    pause = Pause(broker, SETTLE)
+    joining = threading.Thread(target=lambda: broker.join("room", "ann"), daemon=True)
+    joining.start()
+    assert pause.reached.wait(WAIT)
+    wait_until(lambda: is_reaped(server, broker), "it to be taken for dead", WAIT)
+    pause.end()
+    joining.join(WAIT)
+    assert other.present("room") == ["ann"]
+    wait_until(lambda: other.subscribers("room") == 2, "its count to be told again", WAIT)
+    broker.leave("room", "ann")
+    wait_until(lambda: other.present("room") == [], "ann to be gone", WAIT)
+    with server.client() as client:
+        assert client.keys("*:who*") == []
+
+
+def test_a_process_that_is_paused_while_it_tells_counts_leaves_none_behind(
+    own_server: OwnServer, make_redis: MakeRedis
+) -> None:
+    server = own_server()
+    broker = make_redis(url=server.url, times=SHORT)
+    other = make_redis(url=server.url, times=SHORT)
+    other.count("room", 1)
+    broker.join("room", "ann")
+    pause = Pause(broker, COUNT)
+    broker.count("room", 5)
+    assert pause.reached.wait(WAIT)
+    wait_until(lambda: is_reaped(server, broker), "it to be taken for dead", WAIT)
+    pause.end()
+    wait_until(lambda: other.subscribers("room") == 6, "its count to be told again", WAIT)
+    wait_until(lambda: other.present("room") == ["ann"], "ann to be told again", WAIT)
+    with server.client() as client:
+        assert client.hlen(broker._names.key("room", "counts")) == 2
+
+
+def test_who_joins_while_the_server_is_silent_waits_no_longer_than_for_one_answer(
+    own_server: OwnServer, make_redis: MakeRedis
+) -> None:
+    server = own_server()
+    broker = make_redis(url=server.url, times=IMPATIENT)
+    broker.join("room", "ann")
+    took: list[float] = []
+
+    def join(i: int) -> None:
+        began = monotonic()
+        with pytest.raises(BrokerError):
+            broker.join(f"room {i}", "ann")
+        took.append(monotonic() - began)
+
+    threads = [threading.Thread(target=join, args=(i,), daemon=True) for i in range(8)]
+    server.pause()
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(WAIT)
+    finally:
+        server.resume()
+    assert len(took) == 8
+    assert max(took) < 1.5  # the answer is waited for 0.5 s
+
+
+def test_who_waits_for_a_registration_that_was_killed_makes_another(
+    make_redis: MakeRedis,
+) -> None:
+    broker = make_redis()
+    reached, go_on = threading.Event(), threading.Event()
+    run = broker._client.run
+
+    def killed(calls: Sequence[Call]) -> list[Any]:
+        if reached.is_set():
+            return run(calls)
+        reached.set()
+        assert go_on.wait(WAIT)
+        raise SystemExit
+
+    broker._client.run = killed  # type: ignore[method-assign]
+
+    def join_killed() -> None:
+        with pytest.raises(SystemExit):
+            broker.join("room", "ann")
+
+    threads = [
+        threading.Thread(target=join_killed, daemon=True),
+        threading.Thread(target=lambda: broker.join("room", "bob"), daemon=True),
+    ]
+    threads[0].start()
+    assert reached.wait(WAIT)
+    threads[1].start()
+    wait_until(lambda: "bob" in broker._leases._identities["room"], "the second", WAIT)
+    go_on.set()
+    for thread in threads:
+        thread.join(WAIT)
+    assert broker.present("room") == ["bob"]
+
+
+@pytest.mark.parametrize("script", [SETTLE, COUNT])
+def test_what_could_not_be_told_is_told_later_whatever_was_raised(
+    make_redis: MakeRedis, script: Script, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker, other = make_redis(presence_grace=0.0, times=SHORT), make_redis()
+    broker.join("room", "ann")
+    broker.join("room", "bob")
+    run = broker._client.run
+    failed = threading.Event()
+
+    def fails_once(calls: Sequence[Call]) -> list[Any]:
+        if calls[0].script is script and not failed.is_set():
+            failed.set()
+            raise RuntimeError("not an error of the broker")
+        return run(calls)
+
+    broker._client.run = fails_once  # type: ignore[method-assign]
+    broker.count("room", 2)
+    broker.leave("room", "ann")
+    wait_until(lambda: other.subscribers("room") == 2, "the count to be told", WAIT)
+    wait_until(lambda: other.present("room") == ["bob"], "ann to be gone", WAIT)
+    assert failed.is_set()
+    assert "telling who is there failed" in caplog.text
+
+
+def test_telling_who_is_there_begins_with_the_next_call_where_no_thread_could_be_started(
+    make_redis: MakeRedis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker, other = make_redis(times=SHORT), make_redis()
+
+    def refuse(*args: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_thread, "start_new_thread", refuse)
+        broker.count("room", 1)
+    assert "cannot tell who is there: can't start new thread; allow" in caplog.text
+    broker.count("room", 2)
+    wait_until(lambda: other.subscribers("room") == 2, "the count to be told", WAIT)
+    broker.close()
 
 
 def test_closing_while_the_server_is_away_is_quick(

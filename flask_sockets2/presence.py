@@ -1,0 +1,90 @@
+"""Roll call: who is there is told anew, after events of who joined and left may have been lost."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from .brokers.base import native_lock
+from .brokers.later import Later
+from .exceptions import BrokerError
+
+__all__ = ["RollCall"]
+
+logger = logging.getLogger("flask_sockets2.channels")
+
+_ATTEMPTS = 5  # in a row in which the broker fails
+_RETRY = 2.0  # seconds between them
+
+
+class RollCall:
+    """Calls the roll in channels, one after another, in a thread of its own.
+
+    :param delay: seconds before it begins; a channel that is named again meanwhile comes once.
+    :param call: tells one channel who is there; raises BrokerError.
+
+    Where the broker fails it is tried again, and given up at last: what brings the broker back
+    names the channels again.
+    """
+
+    def __init__(self, delay: float, call: Callable[[str], None]) -> None:
+        self._call = call
+        self._lock = native_lock()  # guards what follows
+        self._waiting: dict[str, None] = {}
+        self._failures = 0  # in a row
+        self._scheduled = self._closed = False
+        self._later = Later(delay)
+        self._retries = Later(_RETRY)
+
+    def ask(self, channel: str) -> None:
+        """Have the roll called in a channel; does not wait."""
+        with self._lock:
+            if self._closed:
+                return
+            self._waiting[channel] = None
+            if self._scheduled:
+                return
+            self._scheduled = True
+        self._later.call(self._run)
+
+    def _run(self) -> None:
+        later = self._later
+        try:
+            while True:
+                with self._lock:
+                    channel = next(iter(self._waiting), None)
+                    if channel is None:
+                        return
+                    del self._waiting[channel]
+                self._call(channel)
+                self._failures = 0
+        except BrokerError as exc:
+            assert channel is not None
+            self._failed(channel, exc)
+            later = self._retries
+        finally:
+            with self._lock:
+                self._scheduled = again = bool(self._waiting)
+            if again:
+                later.call(self._run)
+
+    def _failed(self, channel: str, exc: BrokerError) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._failures += 1
+            self._waiting[channel] = None  # behind the others
+            if self._failures < _ATTEMPTS:
+                return
+            count = len(self._waiting)
+            self._waiting.clear()
+            self._failures = 0
+        logger.warning("could not tell %d channels anew who is there: %s", count, exc)
+
+    def close(self) -> None:
+        """Call no more."""
+        with self._lock:
+            self._closed = True
+            self._waiting.clear()
+        self._later.close()
+        self._retries.close()
