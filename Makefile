@@ -1,4 +1,4 @@
-# make demo   serve the examples on http://127.0.0.1:5000 (HOST=, PORT=)
+# make demo   serve the examples on http://127.0.0.1:5000 (HOST=, PORT=, SOCKETS_BROKER_URL=)
 # make test   run the tests (ARGS="-k echo" to choose)
 #
 # Both need Python 3.11 or newer and nothing else; what they install goes into .venv.
@@ -23,15 +23,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # One stamp for each set of packages, renewed when what is asked for has changed.
-$(VENV)/.installed: pyproject.toml requirements.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
-	@touch $@
-
 $(VENV)/.installed-%: pyproject.toml requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $@
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.installed-redis
 	@echo 'Open http://$(HOST):$(PORT) in a browser; Ctrl-C ends it.'
 	$(BIN)/gunicorn -k flask_sockets2.worker -b '$(HOST):$(PORT)' examples.demo:app
 

@@ -1,6 +1,8 @@
 """All examples that have a page, in one application, with a page that leads to them: `make demo`.
 
-gunicorn -k flask_sockets2.worker examples.demo:app
+    gunicorn -k flask_sockets2.worker examples.demo:app
+
+With SOCKETS_BROKER_URL=redis://localhost:6379/0 scripts can publish to it, too.
 """
 
 import os
@@ -19,4 +21,5 @@ for example in (echo, chat, notify):
 
 @app.route("/")
 def index():
-    return render_template("index.html")
+    shared = app.config["SOCKETS_BROKER_URL"] != "memory://"
+    return render_template("index.html", shared=shared)

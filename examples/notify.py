@@ -3,24 +3,28 @@
     SOCKETS_BROKER_URL=redis://localhost:6379/0 \\
         gunicorn -k flask_sockets2.worker --workers 2 examples.notify:app
 
-Open http://127.0.0.1:8000 and, in another terminal, run
+Open http://127.0.0.1:8000 and, in another terminal, with the Python that has the package, run
 
     export SOCKETS_BROKER_URL=redis://localhost:6379/0
     python -m examples.notify_script "Lunch is ready"
     python -m examples.notify_script "Backup" --progress
 
-or, with no Python of your own,
+or, without a script,
 
     flask --app examples.notify sockets publish notify:all --json '{"id": "1", "title": "Hello"}'
 
-Without SOCKETS_BROKER_URL everything stays in the one worker's process: then the page's own button
-still works, and the script does not.
+`SOCKETS_BROKER_URL=redis://localhost:6379/0 make demo` has the packages in .venv, and its page
+names .venv/bin/python. Without SOCKETS_BROKER_URL everything stays in the one worker's process:
+then the page's own button still works, and the script does not.
 """
 
 import os
+import re
 import secrets
+import shlex
+import sys
 
-from flask import Blueprint, Flask, redirect, render_template, request, url_for
+from flask import Blueprint, Flask, current_app, redirect, render_template, request, url_for
 
 from flask_sockets2 import Sockets
 
@@ -30,10 +34,28 @@ pages = Blueprint("notify", __name__)
 sockets = Sockets()
 
 
+def commands():
+    """What to type into a terminal; nothing where a script cannot reach this process."""
+    url = current_app.config["SOCKETS_BROKER_URL"]
+    if url == "memory://":
+        return []
+    python = os.path.relpath(sys.executable)
+    python = shlex.quote(sys.executable if python.startswith("..") else python)
+    return [
+        # The page is for everybody, the password is not.
+        f"export SOCKETS_BROKER_URL={shlex.quote(re.sub('//.*@', '//…@', url))}",
+        f'{python} -m examples.notify_script "Lunch is ready"',
+        f"{python} -m examples.notify_script Backup --progress",
+    ]
+
+
 @pages.route("/notify")
 def page():
     # What is published from now on reaches the page, also before its script has connected.
-    return render_template("notify.html", position=sockets.position(CHANNEL))
+    position = sockets.position(CHANNEL)
+    html = render_template("notify.html", position=position, commands=commands())
+    # A page from a cache would bring an old position.
+    return html, {"Cache-Control": "no-store"}
 
 
 @pages.post("/notify")

@@ -4,7 +4,8 @@
     python -m examples.notify_script "Lunch is ready" "In the kitchen, as always."
     python -m examples.notify_script "Backup" --progress
 
-It needs the broker only: no application, no server and no gevent.
+It needs the package with its extra "redis", and the broker: no application, no server and no
+gevent.
 """
 
 import argparse

@@ -5,6 +5,7 @@ without an application at hand.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from queue import SimpleQueue
 from typing import Any
 
 import click
-from flask import current_app
+from flask import Flask, current_app
 from flask.cli import AppGroup
 from websockets.exceptions import InvalidURI
 from websockets.uri import WebSocketURI, parse_uri
@@ -23,10 +24,12 @@ from .encoding import Frames, gap_message
 from .exceptions import BrokerError
 from .extension import broker_options_of, broker_url_of, limits_of
 from .findings import Finding
-from .publisher import Publisher, check_channel
+from .publisher import Publisher, check_channel, dumps_of
 from .view import View
 
 __all__ = ["sockets_cli"]
+
+_FOREIGN = Position("-", 0)  # of no log
 
 sockets_cli = AppGroup("sockets", help="Look after the WebSockets of the application.")
 
@@ -68,15 +71,23 @@ def _options(view: Any) -> str:
 @click.argument("channel")
 @click.argument("data")
 @click.option("--json", "is_json", is_flag=True, help="DATA is JSON; it is checked.")
+@click.option("--binary", is_flag=True, help="DATA is bytes; sent as they are, as binary.")
 @click.option("--key", default="", help="A slow client needs only the newest message of a key.")
 @click.option("--transient", is_flag=True, help="For who listens now; not kept in the history.")
-def publish(channel: str, data: str, is_json: bool, key: str, transient: bool) -> None:
-    """Publish DATA to CHANNEL, and print its position; DATA '-' is read from standard input."""
-    text = sys.stdin.read() if data == "-" else data
-    message: Any = text
+def publish(
+    channel: str, data: str, is_json: bool, binary: bool, key: str, transient: bool
+) -> None:
+    """Publish DATA to CHANNEL, and print its position.
+
+    DATA '-' is read from standard input. Of text the line break at its end, which echo adds, is
+    left out; --binary keeps it.
+    """
+    if is_json and binary:
+        raise click.UsageError("--json and --binary exclude each other")
+    message: Any = _binary(data) if binary else _text(data)
     if is_json:
         try:
-            message = current_app.json.loads(text)
+            message = current_app.json.loads(message)
         except ValueError as exc:
             raise click.BadParameter(f"DATA is no JSON: {exc}") from exc
     try:
@@ -87,11 +98,37 @@ def publish(channel: str, data: str, is_json: bool, key: str, transient: bool) -
     click.echo(str(position))
 
 
+def _binary(data: str) -> bytes:
+    """Return what is given, or what standard input holds, as bytes."""
+    return sys.stdin.buffer.read() if data == "-" else os.fsencode(data)
+
+
+def _text(data: str) -> str:
+    """Return what is given, or what standard input holds without the line break at its end.
+
+    :raises click.ClickException: when it is not UTF-8.
+    """
+    try:
+        if data != "-":
+            data.encode()  # the system has put half surrogate pairs for what it could not decode
+            return data
+        text = _binary(data).decode()
+    except UnicodeError as exc:
+        raise click.ClickException(
+            "DATA is no UTF-8, so it cannot be sent as text; publish it with --binary"
+        ) from exc
+    return text.removesuffix("\n").removesuffix("\r")
+
+
 @sockets_cli.command("listen")
 @click.argument("channel")
-@click.option("--since", help="A position to go on from, or 'start' for all the history holds.")
+@click.option(
+    "--since",
+    default="",
+    help="A position to go on from, 'start' for all the history holds; by default from now on.",
+)
 @click.option("--count", type=click.IntRange(1), help="End after so many messages.")
-def listen(channel: str, since: str | None, count: int | None) -> None:
+def listen(channel: str, since: str, count: int | None) -> None:
     """Print what is published to CHANNEL, one JSON object in each line, until Ctrl-C."""
     receiver = _Receiver()
     encoding = Frames.of(envelope=True, presence=True)
@@ -102,8 +139,8 @@ def listen(channel: str, since: str | None, count: int | None) -> None:
         with publisher:
             broker.subscribe(channel)
             history = None
-            if since is not None:
-                position = None if since == "start" else Position.parse(since) or Position("", 0)
+            if since:
+                position = None if since == "start" else Position.parse(since) or _FOREIGN
                 history = broker.history(channel, position)
             for number, message in enumerate(receiver.messages(channel, history), 1):
                 click.echo(encoding.text(message))
@@ -117,7 +154,8 @@ def listen(channel: str, since: str | None, count: int | None) -> None:
 
 def _publisher(receiver: _Receiver | None = None) -> Publisher:
     """A publisher with the application's settings."""
-    config = current_app.config
+    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # a proxy, as Flask documents it
+    config = app.config
     options = broker_options_of(config)
     return Publisher(
         broker_url_of(config),
@@ -125,7 +163,7 @@ def _publisher(receiver: _Receiver | None = None) -> Publisher:
         history_size=options.history_size,
         history_ttl=options.history_ttl,
         max_message_size=limits_of(config, {}).max_message_size,
-        dumps=current_app.json.dumps,
+        dumps=dumps_of(app),
         receiver=receiver,
     )
 
@@ -141,6 +179,9 @@ class _Receiver:
 
     def missed(self, channel: str, position: Position) -> None:
         self._queue.put(gap_message(channel, position))
+
+    def resumed(self, channel: str) -> None:
+        pass  # who is there is not listed here
 
     def reconnected(self) -> None:
         click.echo("connected to the broker again", err=True)

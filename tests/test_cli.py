@@ -14,6 +14,7 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -633,7 +634,7 @@ def channel_app(redis_server: RedisServer) -> Flask:
     return app
 
 
-def run(app: Flask, *args: str, input: str | None = None) -> Result:
+def run(app: Flask, *args: str, input: str | bytes | None = None) -> Result:
     return app.test_cli_runner().invoke(sockets_cli, args, input=input)
 
 
@@ -657,25 +658,75 @@ def test_a_position_that_is_none_is_a_gap_on_the_command_line(channel_app: Flask
     assert json.loads(result.output)["event"] == "gap"
 
 
-def test_listen_prints_what_is_published_later(
-    redis_server: RedisServer, server_factory: Servers, channel_app: Flask
+@pytest.fixture
+def last(channel_app: Flask) -> Callable[..., dict[str, Any]]:
+    """Publishes on the command line and returns what a client gets, without its position."""
+
+    def publish(*args: str, input: bytes | None = None) -> dict[str, Any]:
+        result = run(channel_app, "publish", "last", *args, input=input)
+        assert result.exit_code == 0, result.output
+        epoch, _, offset = result.output.strip().partition("-")
+        since = f"{epoch}-{int(offset) - 1}"
+        result = run(channel_app, "listen", "last", "--since", since, "--count", "1")
+        envelope: dict[str, Any] = json.loads(result.output)
+        assert envelope.pop("channel") == "last"
+        assert envelope.pop("position") == f"{epoch}-{offset}"
+        return envelope
+
+    return publish
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"hello\n", "hello"),
+        (b"hello\r\n", "hello"),
+        (b"hello\n\n", "hello\n"),
+        (b"hello ", "hello "),
+        ("grüße\n".encode(), "grüße"),
+        (b"\n", ""),
+        (b"", ""),
+    ],
+)
+def test_the_line_break_at_the_end_of_standard_input_is_no_part_of_the_text(
+    last: Callable[..., dict[str, Any]], content: bytes, text: str
 ) -> None:
+    assert last("-", input=content)["data"] == text
+
+
+def test_binary_data_is_published_as_it_is(last: Callable[..., dict[str, Any]]) -> None:
+    assert last("-", "--binary", input=b"\xff\n") == {"data": "/wo=", "encoding": "base64"}
+    assert last("hi", "--binary") == {"data": "aGk=", "encoding": "base64"}
+
+
+def test_json_may_come_from_standard_input(last: Callable[..., dict[str, Any]]) -> None:
+    assert last("-", "--json", input=b'{"n": 1}\n')["data"] == {"n": 1}
+
+
+@pytest.mark.parametrize("since", [[], ["--since", ""]], ids=["by default", "empty"])
+def test_listen_prints_what_is_published_later(
+    redis_server: RedisServer, server_factory: Servers, channel_app: Flask, since: list[str]
+) -> None:
+    channel = f"later{len(since)}"
+    run(channel_app, "publish", channel, "before")
     program = Path(sys.executable).with_name("flask")
     server_factory.folder.joinpath("app.py").write_text(
         "from flask import Flask\nfrom flask_sockets2 import Sockets\n"
         "app = Flask(__name__)\napp.config.from_prefixed_env()\nSockets(app)\n"
     )
     server = server_factory.start(
-        [program, "sockets", "listen", "later", "--count", "2"],
+        [program, "sockets", "listen", channel, "--count", "2", *since],
         environ={"FLASK_SOCKETS_BROKER_URL": redis_server.url, "PYTHONUNBUFFERED": "1"},
     )
     with redis_server.client() as client:
-        wait_until(lambda: any(b"later" in name for name in client.pubsub_channels()), "listen")
+        wait_until(
+            lambda: any(channel.encode() in name for name in client.pubsub_channels()), "listen"
+        )
     for word in ("one", "two"):
-        run(channel_app, "publish", "later", word, "--transient")
+        run(channel_app, "publish", channel, word, "--transient")
     wait_until(lambda: len(server.log.read_text().splitlines()) == 2, "two lines")
     lines = [json.loads(line) for line in server.log.read_text().splitlines()]
-    assert lines == [{"channel": "later", "data": word} for word in ("one", "two")]
+    assert lines == [{"channel": channel, "data": word} for word in ("one", "two")]
 
 
 @pytest.mark.parametrize(
@@ -683,6 +734,9 @@ def test_listen_prints_what_is_published_later(
     [
         (["publish", "", "x"], "a channel's name is 1 to 1024 bytes"),
         (["publish", "c", "--json", "{"], "DATA is no JSON"),
+        (["publish", "c", "--json", "NaN"], "not JSON compliant"),
+        (["publish", "c", "--json", "--binary", "1"], "exclude each other"),
+        (["publish", "c", "half \udcff"], "DATA is no UTF-8"),
         (["listen", "x" * 2000], "a channel's name is 1 to 1024 bytes"),
     ],
 )
@@ -692,6 +746,17 @@ def test_what_cannot_be_published_or_heard_is_refused_with_the_reason(
     result = run(channel_app, *args)
     assert result.exit_code != 0
     assert words in result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_what_is_no_text_on_standard_input_is_refused_with_the_remedy(
+    channel_app: Flask, options: tuple[str, ...]
+) -> None:
+    result = run(channel_app, "publish", "c", "-", *options, input=b"caf\xe9\n")
+    assert result.exit_code == 1
+    assert "DATA is no UTF-8" in result.output
+    assert "--binary" in result.output
     assert "Traceback" not in result.output
 
 

@@ -21,6 +21,7 @@ from blinker import Signal
 from flask import Flask, abort, url_for
 
 from flask_sockets2 import (
+    Broker,
     Connection,
     Limits,
     Position,
@@ -31,12 +32,21 @@ from flask_sockets2 import (
     extension,
     signals,
 )
-from flask_sockets2.brokers.base import BINARY, JSON, TEXT, BrokerOptions, Message
+from flask_sockets2.brokers.base import (
+    BINARY,
+    JSON,
+    TEXT,
+    BrokerOptions,
+    Draft,
+    History,
+    Message,
+)
 from flask_sockets2.encoding import Frames, gap_message, presence_message
-from flask_sockets2.stats import ChannelCounters, RouteCounters
+from flask_sockets2.metrics import _CHANNELS, _ROUTES, Metrics
+from flask_sockets2.stats import ChannelCounters, Counters, RouteCounters
 from flask_sockets2.view import OPTIONS
 from tests.brokers.servers import RedisServer, server_binary
-from tests.clients import TIMEOUT, echoed, http
+from tests.clients import TIMEOUT, echoed, http, websocket
 from tests.processes import Server, Servers, wait_until
 from tests.proxies import nginx_in_front
 from tests.test_cli import doctor
@@ -49,6 +59,7 @@ DOCS = sorted((ROOT / "docs").glob("*.rst"))
 PAGES = [ROOT / "README.rst", *DOCS]
 RECIPES = ROOT / "docs" / "recipes.rst"
 CHANNELS = ROOT / "docs" / "channels.rst"
+DEPLOYMENT = ROOT / "docs" / "deployment.rst"
 
 APPLICATION = {
     "allowed_origins": None,
@@ -111,11 +122,35 @@ def settings_of_the_readme() -> dict[str, str]:
     return dict(re.findall(r"^``(SOCKETS_\w+)`` +(\S+(?: (?:MiB|origin))?) ", body, re.MULTILINE))
 
 
+def run(path: Path, leave_out: str = "nothing") -> dict[str, Any]:
+    """Run the programs of a page one after the other, and return what they define.
+
+    The threads that they start are not run, but named by ``started``.
+
+    :param leave_out: what stands in the one block that is not run.
+    """
+    started: list[str] = []
+
+    class Recorded:
+        def __init__(self, *, target: Callable[[], None], daemon: bool) -> None:
+            assert daemon  # it ends with the server
+            self._name = target.__name__
+
+        def start(self) -> None:
+            started.append(self._name)
+
+    namespace: dict[str, Any] = {"__name__": path.stem, "started": started}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading, "Thread", Recorded)
+        for block in blocks(path, "python"):
+            if leave_out not in block:
+                exec(compile(block, path.name, "exec"), namespace)
+    return namespace
+
+
 @pytest.mark.parametrize("path", DOCS, ids=name_of)
 def test_the_programs_of_a_page_run_one_after_the_other(path: Path) -> None:
-    namespace: dict[str, Any] = {"__name__": path.stem}
-    for block in blocks(path, "python"):
-        exec(compile(block, path.name, "exec"), namespace)
+    assert run(path)["started"] == (["measure"] if path == RECIPES else [])
 
 
 def test_every_python_block_is_found() -> None:
@@ -204,7 +239,7 @@ def test_the_readme_links_to_every_page() -> None:
 
 def test_the_proxy_fix_of_the_deployment_page_makes_secure_urls() -> None:
     namespace: dict[str, Any] = {"__name__": "deployment"}
-    for block in blocks(ROOT / "docs" / "deployment.rst", "python"):
+    for block in blocks(DEPLOYMENT, "python"):
         exec(compile(block, "deployment.rst", "exec"), namespace)
         if "ProxyFix" in block:
             break
@@ -229,11 +264,7 @@ def test_the_clock_of_the_reference_ticks_and_stops() -> None:
 @pytest.fixture(scope="module")
 def recipes() -> dict[str, Any]:
     """What the recipes define, all but the factory, which is a program of its own."""
-    namespace: dict[str, Any] = {"__name__": "recipes"}
-    for block in blocks(RECIPES, "python"):
-        if "def create_app" not in block:
-            exec(compile(block, RECIPES.name, "exec"), namespace)
-    return namespace
+    return run(RECIPES, leave_out="def create_app")
 
 
 def connect(namespace: dict[str, Any], path: str, **options: Any) -> Any:
@@ -242,7 +273,7 @@ def connect(namespace: dict[str, Any], path: str, **options: Any) -> Any:
 
 def test_the_tests_of_the_recipes_pass(recipes: dict[str, Any]) -> None:
     tests = [name for name in recipes if name.startswith("test_")]
-    assert tests == ["test_private"]
+    assert tests == ["test_private", "test_news"]
     for name in tests:
         recipes[name]()
 
@@ -256,15 +287,42 @@ def test_the_chat_room_reaches_all_members(recipes: dict[str, Any]) -> None:
         assert ada.receive(timeout=1) == "good day"
 
 
-def test_the_dashboard_is_sent_what_is_measured(recipes: dict[str, Any]) -> None:
-    stop = threading.Event()
-    thread = threading.Thread(target=recipes["measure"], args=(stop,))
-    with connect(recipes, "/load") as ws:
-        wait_until(lambda: recipes["sockets"].subscribers("load"), "the subscription")
-        thread.start()
-        assert json.loads(ws.receive(timeout=TIMEOUT))["load"] >= 0
-        stop.set()
-        thread.join(TIMEOUT)
+def dashboard(*parts: str) -> str:
+    """The program of the dashboard: its beginning, its route and what has one of these words."""
+    found = blocks(RECIPES, "python")
+    return "\n".join(
+        block for block in found if any(part in block for part in (found[0], '"/load"', *parts))
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"worker": None, "args": ["--threads", "8"]}],
+    ids=["gevent", "threads"],
+)
+def test_the_dashboard_measures_in_a_thread_of_the_server(
+    gunicorn: Callable[..., Server], options: dict[str, Any]
+) -> None:
+    server = gunicorn(dashboard("Thread("), **options)
+    for _ in range(2):
+        with websocket(server.ws_url("/load")) as client:
+            assert json.loads(client.recv(timeout=TIMEOUT))["load"] >= 0
+
+
+def test_the_dashboard_of_two_workers_is_sent_what_a_process_of_its_own_measures(
+    gunicorn: Callable[..., Server], server_factory: Servers, broker_url: str
+) -> None:
+    environ = {"SOCKETS_BROKER_URL": broker_url}
+    (figures,) = [block for block in blocks(RECIPES, "python") if "# figures.py" in block]
+    (server_factory.folder / "figures.py").write_text(figures)
+    (setting,) = [line for line in DEPLOYMENT.read_text().splitlines() if "os.environ" in line]
+    program = f"{dashboard()}\nimport os\n{setting.strip()}\n"
+    server = gunicorn(program, args=["--workers", "2"], environ=environ)
+    with websocket(server.ws_url("/load")) as one, websocket(server.ws_url("/load")) as two:
+        server_factory.start([sys.executable, "figures.py"], environ=environ)
+        first, second = (json.loads(client.recv(timeout=TIMEOUT)) for client in (one, two))
+        assert first["load"] >= 0
+        assert set(first) == set(second)
 
 
 def test_a_page_and_a_websocket_share_a_prefix_and_the_page_knows_the_url(
@@ -314,10 +372,7 @@ def test_the_factory_may_be_called_any_number_of_times() -> None:
 @pytest.fixture
 def channels() -> dict[str, Any]:
     """What the programs of the page about channels define."""
-    namespace: dict[str, Any] = {"__name__": "channels"}
-    for block in blocks(CHANNELS, "python"):
-        exec(compile(block, CHANNELS.name, "exec"), namespace)
-    return namespace
+    return run(CHANNELS)
 
 
 @pytest.fixture
@@ -425,14 +480,15 @@ def test_the_task_publishes_from_outside_of_the_application(
     broker_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOCKETS_BROKER_URL", broker_url)
-    (block,) = [block for block in blocks(CHANNELS, "python") if "Publisher" in block]
-    namespace: dict[str, Any] = {}
-    exec(compile(block, CHANNELS.name, "exec"), namespace)
+    namespace = run(CHANNELS)
     namespace["make_report"](7)
     namespace["publisher"].close()
+    namespace["import_news"](["It rains", "It pours"])
     with Publisher(broker_url) as publisher:
         (message,) = publisher.broker.history("user:7", None).messages
+        news = publisher.broker.history("news", None).messages
     assert message.data == b'{"report": "ready"}'
+    assert [json.loads(each.data)["headline"] for each in news] == ["It rains", "It pours"]
 
 
 def test_the_commands_publish_and_listen(broker_url: str, tmp_path: Path) -> None:
@@ -503,11 +559,32 @@ def test_the_browser_of_the_page_comes_back_where_it_was_and_sees_gaps(
     assert shown() == ["four"]
 
 
+def test_a_page_from_a_cache_is_loaded_again_once_and_then_says_that_it_is_stale(
+    gunicorn: Callable[..., Server], tmp_path: Path, page: Page
+) -> None:
+    follow, news = blocks(CHANNELS, "javascript")
+    (tmp_path / "static").mkdir()
+    (tmp_path / "static" / "follow.js").write_text(follow)
+    (tmp_path / "static" / "news.js").write_text(news)
+    program = "\n".join(blocks(CHANNELS, "python"))
+    program += "\nsockets.position = lambda channel: '0000000000000000-7'  # as from a cache\n"
+    server = gunicorn(program)
+    assert http(server.url("/"))[2]["Cache-Control"] == "no-store"
+    loaded: list[str] = []
+    page.on("load", lambda page: loaded.append(page.url))
+    page.goto(server.url("/"))
+    page.wait_for_selector("#stale:visible")
+    data = json.dumps({"headline": "It goes on"}).encode()
+    http(server.url("/news"), data=data, headers={"Content-Type": "application/json"})
+    page.wait_for_selector("#news li:has-text('It goes on')")
+    assert len(loaded) == 2
+
+
 def test_a_broker_of_ones_own_is_found_by_its_entry_point(
     tmp_path: Path,
     channels: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (toml,) = blocks(CHANNELS, "toml")
     group, line = re.findall(r'"(flask_sockets2\.\w+)"|^(\w+ = .*)$', toml, re.MULTILINE)
@@ -515,16 +592,54 @@ def test_a_broker_of_ones_own_is_found_by_its_entry_point(
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1\n")
     (info / "entry_points.txt").write_text(f"[{group[0]}]\n{line[1].replace(chr(34), '')}\n")
-    (block,) = [block for block in blocks(CHANNELS, "python") if "LoggedBroker" in block]
+    (block,) = [block for block in blocks(CHANNELS, "python") if "class LoggedBroker" in block]
     (tmp_path / "my_package.py").write_text(block)
     monkeypatch.syspath_prepend(tmp_path)
     app = channels["app"]
     app.config["SOCKETS_BROKER_URL"] = "logged://"
-    with caplog.at_level("INFO", "published"), connect(channels, "/talk") as ws:
+    with connect(channels, "/talk") as ws:
         ws.send("hello")
         assert ws.receive(timeout=TIMEOUT) == "hello"
-    assert caplog.messages[0].startswith("talk ")
-    assert caplog.messages[0].endswith("-1")
+    assert re.fullmatch(r"published talk [0-9a-f]{16}-1\n", capsys.readouterr().err)
+
+
+def test_the_page_gives_the_methods_and_the_fields_that_a_broker_has() -> None:
+    rows = re.findall(
+        r"^   \* - ``(\w+)\((.*?)\)(?: -> .*)?``$", CHANNELS.read_text(), re.MULTILINE
+    )
+    given = {
+        name: [each.partition("=")[0] for each in parameters.split(", ") if each]
+        for name, parameters in rows
+    }
+    for kind in (Position, Draft, Message, History, BrokerOptions):
+        assert given.pop(kind.__name__) == [*signature(kind).parameters], kind
+    methods = [name for name in vars(Broker) if name in Broker.__abstractmethods__]
+    assert [*given] == ["__init__", *methods]
+    for name, parameters in given.items():
+        assert ["self", *parameters] == [*signature(getattr(Broker, name)).parameters], name
+
+
+def test_the_fixture_for_a_broker_of_ones_own_fits_into_those_that_are_there() -> None:
+    text = (ROOT / "tests" / "brokers" / "conftest.py").read_text()
+    assert '@pytest.fixture(params=["memory", "redis", "cluster"])\ndef make_broker(' in text
+    assert "def make_memory(" in text
+    assert "def make_redis(" in text
+    assert "def make_logged(" in CHANNELS.read_text()
+
+
+def test_a_page_whose_broker_is_away_is_rendered_and_what_publishes_answers_503(
+    channels: dict[str, Any], unused_port: int
+) -> None:
+    app = channels["app"]
+    app.config["SOCKETS_BROKER_URL"] = f"redis://127.0.0.1:{unused_port}/0"
+    client = app.test_client()
+    for answer in (client.get("/"), client.post("/news", json={})):
+        assert answer.status_code == 503
+        assert answer.text == "Try again in a moment.\n"
+        assert answer.headers["Retry-After"] == "5"
+    with app.app_context():
+        assert channels["position_or_gap"]("news") == "unknown"
+    app.extensions["flask_sockets2"].channels.close()
 
 
 def test_the_page_about_channels_names_all_counters_and_signals() -> None:
@@ -534,6 +649,18 @@ def test_the_page_about_channels_names_all_counters_and_signals() -> None:
     assert {name for name, value in vars(signals).items() if isinstance(value, Signal)} <= named
     stats = Sockets(Flask("stats")).stats()
     assert set(stats) <= named
+
+
+def test_the_page_about_channels_names_the_metric_of_each_counter() -> None:
+    _, _, text = CHANNELS.read_text().partition("\nWhat to watch\n")
+    rows = re.findall(r"^   \* - ``(\w+)``\n     - ``(\w+)``$", text, re.MULTILINE)
+    text, _ = Metrics(Counters).text()
+    names = re.findall(r"^# HELP flask_sockets2_(\w+)", text.decode(), re.MULTILINE)
+    metrics = [name for name in names if not name.endswith("_created")]
+    assert sorted(metric for _, metric in rows) == sorted(metrics)
+    for counted, kind in ((_ROUTES, RouteCounters), (_CHANNELS, ChannelCounters)):
+        assert {field.name for field in fields(kind)} <= {*counted, "closed"}
+        assert {(field, f"{name}_total") for field, (name, _) in counted.items()} <= set(rows)
 
 
 def outcome(before: bool, handler: Callable[..., Any]) -> Any:
@@ -572,6 +699,58 @@ def test_the_client_sees_what_the_table_says(
     assert outcome(False, handler) == after
 
 
+@pytest.mark.parametrize("accept", [True, False])
+def test_who_subscribes_and_returns_leaves_a_listener(accept: bool) -> None:
+    app = Flask("listener")
+    sockets = Sockets(app)
+
+    @sockets.route("/listener", accept=accept)
+    def listener(ws: Any) -> None:
+        ws.subscribe("news", "start")
+
+    @sockets.route("/conversation", accept=accept)
+    def conversation(ws: Any) -> None:
+        ws.subscribe("news", "start")
+        ws.receive()
+
+    sockets.publish("news", "hello")
+    client = sockets.test_client(app)
+    with client.connect("/listener") as ws:
+        assert ws.receive(timeout=TIMEOUT) == "hello"
+        sockets.publish("news", "still here")
+        assert ws.receive(timeout=TIMEOUT) == "still here"
+    with client.connect("/conversation") as ws:
+        ws.send("good bye")
+        while ws.receive(timeout=TIMEOUT) is not None:
+            pass
+        assert ws.close_code == 1000
+
+
+@pytest.mark.parametrize(("accept", "status"), [(False, 503), (True, 1013)])
+def test_who_subscribes_while_the_broker_is_away_is_asked_to_come_back(
+    accept: bool, status: int, unused_port: int
+) -> None:
+    app = Flask("away")
+    app.config["SOCKETS_BROKER_URL"] = f"redis://127.0.0.1:{unused_port}/0"
+    sockets = Sockets(app)
+
+    @sockets.route("/", accept=accept)
+    def listener(ws: Any) -> None:
+        ws.subscribe("news")
+
+    client = sockets.test_client(app)
+    if accept:
+        with client.connect("/") as ws:
+            assert ws.receive(timeout=TIMEOUT) is None
+            assert ws.close_code == status
+    else:
+        with pytest.raises(WebSocketRejected) as refusal:
+            client.connect("/")
+        assert refusal.value.response.status_code == status
+        assert refusal.value.response.headers["Retry-After"]
+    app.extensions["flask_sockets2"].channels.close()
+
+
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_every_file_that_a_page_names_exists(path: Path) -> None:
     for name in re.findall(r"``([a-z/_-]+\.(?:py|rst))``", path.read_text()):
@@ -591,7 +770,7 @@ def test_a_page_says_seconds_as_the_code_does() -> None:
 def test_the_nginx_block_of_the_deployment_page_works(
     gunicorn: Callable[..., Server], server_factory: Servers
 ) -> None:
-    (block,) = blocks(ROOT / "docs" / "deployment.rst", "nginx")
+    (block,) = blocks(DEPLOYMENT, "nginx")
     proxy = nginx_in_front(server_factory, gunicorn(PROGRAM).port, block)
     assert echoed(proxy.ws_url("/echo"), "hello", origin=proxy.url("")) == "hello"
     result = doctor(proxy.ws_url("/echo"))
@@ -601,7 +780,7 @@ def test_the_nginx_block_of_the_deployment_page_works(
 def test_the_gunicorn_command_of_the_deployment_page_starts(
     gunicorn: Callable[..., Server],
 ) -> None:
-    (command,) = blocks(ROOT / "docs" / "deployment.rst", "console")
+    (command,) = blocks(DEPLOYMENT, "console")
     words = command.replace("\\\n", " ").split()
     assert words[0] == "gunicorn"
     bind = words.index("--bind")

@@ -100,9 +100,11 @@ function onPresence({ event, identity, identities }) {
   if (event === "presence") {
     present.clear();
     identities.forEach((name) => present.add(name));
-    // It comes after the history. What has not returned by now has not arrived.
-    caughtUp = true;
-    unseen.forEach((text, id) => send(id, text));
+    // It comes after the history, and again after the server had lost sight of others.
+    if (!caughtUp) {
+      caughtUp = true;
+      unseen.forEach((text, id) => send(id, text)); // what has not returned has not arrived
+    }
   } else if (event === "join" && !present.has(identity)) {
     present.add(identity);
     note(`${identity} joined`);

@@ -18,6 +18,7 @@ const REFUSED = 1008; // the server does not want what this page sends: trying a
 export function connect(path, { onMessage, onState }) {
   let delay = FIRST_DELAY;
   let openedAt;
+  let reopenedAt = -Infinity;
   let timer;
   let socket;
 
@@ -64,10 +65,15 @@ export function connect(path, { onMessage, onState }) {
   open();
   return {
     send: (text) => socket.send(text),
+    // After a wait: many browsers may want it at once, and one whose reason stays wants it again.
     reopen() {
       socket.onmessage = socket.onclose = null;
       socket.close();
-      open();
+      if (performance.now() - reopenedAt > 2 * LONGEST_DELAY) {
+        delay = FIRST_DELAY; // the server is there, however long it was away before
+      }
+      reopenedAt = performance.now();
+      wait();
     },
   };
 }
