@@ -572,7 +572,7 @@ class Fanout:
             if not audience.groups and not audience.held:
                 del channel.audiences[clock]
         if entry.identity is not None:
-            self.broker.leave(channel.name, entry.identity)
+            _tell(self.broker.leave, channel.name, entry.identity)
         self._uncount(channel)
         return True
 
@@ -580,7 +580,7 @@ class Fanout:
         """Count one subscriber less; the last one's channel is closed."""
         with self._lock:
             channel.subscribers -= 1
-            self.broker.count(channel.name, channel.subscribers)
+            _tell(self.broker.count, channel.name, channel.subscribers)
             idle = not channel.subscribers
         if idle and self.broker.waits:
             self._lingering.call(lambda: self._close(channel))
@@ -593,7 +593,7 @@ class Fanout:
                 return
             channel.closing = True  # who subscribes now waits until that is done
             channel.opened = closed = threading.Event()
-        self.broker.unsubscribe(channel.name)
+        _tell(self.broker.unsubscribe, channel.name)
         with self._lock:
             if self._channels.get(channel.name) is channel:
                 del self._channels[channel.name]
@@ -665,3 +665,11 @@ def _is_before(message: Message, position: Position) -> bool:
 
 def _already(name: str) -> ValueError:
     return ValueError(f"already subscribed to {name!r}; unsubscribe() first")
+
+
+def _tell(method: Callable[..., None], *args: Any) -> None:
+    """Tell the broker that a client is gone; no error of a broker may keep one from leaving."""
+    try:
+        method(*args)
+    except Exception:
+        logger.exception("%s() of the broker raised", getattr(method, "__name__", method))

@@ -1339,6 +1339,22 @@ def test_after_the_end_of_all_nothing_is_left() -> None:
     assert process.broker._counts == {}
 
 
+@pytest.mark.parametrize("method", ["leave", "count", "unsubscribe"])
+def test_an_error_of_the_broker_keeps_nobody_from_leaving(
+    method: str, hasty: Process, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: object) -> None:
+        raise OSError("a broker that waits in a hub")
+
+    client = hasty.listener(identity="ann")
+    monkeypatch.setattr(hasty.broker, method, fail)
+    assert client.outlet is not None
+    client.outlet.remove()
+    assert hasty.fanout.subscribers("news") == 0
+    wait_until(lambda: not hasty.fanout._channels, "the channel to be given back")
+    assert "a broker that waits in a hub" in caplog.text
+
+
 def test_closing_lets_go_of_the_broker(far: Process) -> None:
     far.fanout.close()
     assert far.broker.calls == ["close"]
