@@ -324,7 +324,7 @@ def test_many_timers_are_kept_apart(kind: Threads) -> None:
     def body(transport: Any) -> None:
         timers = [
             transport.call_later(
-                0.3 + number % 10 / 100, lambda number=number: called.append(number)
+                1.0 + number % 10 / 100, lambda number=number: called.append(number)
             )
             for number in range(2000)
         ]
