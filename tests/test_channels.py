@@ -1112,10 +1112,13 @@ def test_under_gevent_native_threads_publish_to_memory_as_greenlets_do(
 
 
 @pytest.fixture
-def away() -> Sockets:
+def away() -> Iterator[Sockets]:
     """Sockets whose broker cannot be reached."""
     url = f"redis://ann:s3cret@127.0.0.1:{unused_port()}/3"
-    return Sockets(app_with(broker_url=url))
+    app = app_with(broker_url=url)
+    sockets = Sockets(app)
+    yield sockets
+    assert sockets._served() == [app]  # which it holds only weakly
 
 
 def test_before_accept_a_client_is_told_to_come_back_with_503(
