@@ -1007,9 +1007,11 @@ def test_who_is_just_subscribing_is_told_too(far: Process) -> None:
     assert client.seen == [("presence", []), ("presence", ["ann"])]
 
 
-def test_after_the_end_nobody_is_told_who_is_there(rolling: Process) -> None:
+@pytest.mark.parametrize("before", [True, False])
+def test_after_the_end_nobody_is_told_who_is_there(before: bool, rolling: Process) -> None:
     watcher(rolling)
-    rolling.broker.interrupt("news")
+    if before:
+        rolling.broker.interrupt("news")
     rolling.fanout.close()
     rolling.broker.interrupt("news")
     rolling.broker.calls.clear()
