@@ -29,7 +29,6 @@ __all__ = [
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 
 FIN = 0x80
-MASKED = 0x80
 DEFLATED = 0x40  # RSV1, RFC 7692 §6
 
 _WORTH_DEFLATING = 64  # bytes; below it nothing is gained
