@@ -11,7 +11,7 @@ From Celery, cron or a script::
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from types import TracebackType
 from typing import Any
@@ -108,15 +108,16 @@ class Publisher:
         """
         return self._publish([self._draft(channel, data, key, transient)])[0]
 
-    def publish_many(self, messages: Iterable[tuple[str, Any]]) -> list[Position]:
+    def publish_many(self, messages: Iterable[tuple[str, Any]], *, key: str = "") -> list[Position]:
         """Publish many messages at the cost of few round trips.
 
         :param messages: pairs of a channel and the data, in the order to publish.
+        :param key: of each, as for :meth:`publish`.
         :returns: the position of each.
         :raises BrokerError: as :meth:`publish`; the first of them may have been published then.
         """
         positions: list[Position] = []
-        drafts = (self._draft(channel, data) for channel, data in messages)
+        drafts = (self._draft(channel, data, key) for channel, data in messages)
         while chunk := list(islice(drafts, 1)):
             size = len(chunk[0].data)
             for draft in drafts:
@@ -133,6 +134,10 @@ class Publisher:
         A client that subscribes with ``since`` set to it gets everything published afterwards.
         """
         return self._broker.position(check_channel(channel))
+
+    def positions(self, channels: Sequence[str]) -> list[Position]:
+        """Return the position of each channel, at the cost of one round trip where that can be."""
+        return self._broker.positions([check_channel(channel) for channel in channels])
 
     def subscribers(self, channel: str) -> int:
         """Return how many connections subscribe to a channel, in all processes."""

@@ -13,7 +13,7 @@ function's name instead of the function.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from inspect import signature
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -36,6 +36,7 @@ from .extension import (
     state_of,
 )
 from .middleware import SocketMiddleware
+from .publisher import Publisher
 from .view import OPTIONS, View, mismatch
 
 if TYPE_CHECKING:
@@ -204,9 +205,13 @@ class Sockets:
         """
         return self._channels().publish(channel, data, key=key, transient=transient)
 
-    def publish_many(self, messages: Iterable[tuple[str, Any]]) -> list[Position]:
-        """Publish many messages at the cost of few round trips; pairs of a channel and the data."""
-        return self._channels().publish_many(messages)
+    def publish_many(self, messages: Iterable[tuple[str, Any]], *, key: str = "") -> list[Position]:
+        """Publish many messages at the cost of few round trips.
+
+        :param messages: pairs of a channel and the data.
+        :param key: of each, as for :meth:`publish`.
+        """
+        return self._channels().publish_many(messages, key=key)
 
     def position(self, channel: str) -> Position:
         """Return the position of a channel's newest message, for a page to carry.
@@ -215,6 +220,10 @@ class Sockets:
         published after the page was rendered.
         """
         return self._channels().position(channel)
+
+    def positions(self, channels: Sequence[str]) -> list[Position]:
+        """Return the position of each channel, at the cost of one round trip where that can be."""
+        return self._channels().positions(channels)
 
     def subscribers(self, channel: str) -> int:
         """Return how many connections subscribe to a channel, in all processes."""
@@ -231,6 +240,14 @@ class Sockets:
         """
         state = state_of(self._app())
         return {"connections": len(state.connections), **state.counters.as_dict()}
+
+    @property
+    def publisher(self) -> Publisher:
+        """What publishes for the current application, or the one that is served.
+
+        It needs no context, so that another thread may be handed it.
+        """
+        return self._channels()
 
     def _channels(self) -> Channels:
         return state_of(self._app()).channels

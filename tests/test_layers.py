@@ -54,7 +54,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     ),
     "view": frozenset({"extension", "connection", "wire.handshake", "exceptions"}),
     "middleware": frozenset({"servers", "connection", "wire.handshake"}),
-    "sockets": frozenset({"brokers", "channels", "extension", "view", "middleware"}),
+    "sockets": frozenset({"brokers", "channels", "extension", "publisher", "view", "middleware"}),
     "findings": frozenset(),
     "doctor": frozenset({"findings"}),
     "testing": ANYTHING,

@@ -32,6 +32,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
 __all__ = [
@@ -51,6 +52,8 @@ __all__ = [
 
 TEXT, BINARY, JSON = "text", "binary", "json"
 """Kinds of messages: what their bytes are, UTF-8 in the first and the last."""
+
+_MOST_HOLDERS = 1000  # names that are held before those that are over are looked for
 
 _POSITION = re.compile(r"([0-9a-f]{16})-(0|[1-9][0-9]{0,15})")
 
@@ -211,6 +214,8 @@ class Broker(ABC):
         self.url = url
         self.options = options
         self.receiver = receiver
+        self._holders: dict[str, tuple[str, float]] = {}  # by name: who holds it, until when
+        self._holding = native_lock()  # guards them
 
     @abstractmethod
     def publish(self, drafts: Sequence[Draft]) -> list[Position]:
@@ -230,6 +235,10 @@ class Broker(ABC):
     @abstractmethod
     def position(self, channel: str) -> Position:
         """Return the newest position of a channel; for one without messages, offset 0."""
+
+    def positions(self, channels: Sequence[str]) -> list[Position]:
+        """Return the newest position of each channel, at the cost of one where that can be."""
+        return [self.position(channel) for channel in channels]
 
     @abstractmethod
     def history(self, channel: str, since: Position | None) -> History:
@@ -260,6 +269,28 @@ class Broker(ABC):
     @abstractmethod
     def present(self, channel: str) -> list[str]:
         """Return the identities that are in a channel, in all processes, sorted."""
+
+    # -- one of many -----------------------------------------------------------------------
+
+    def hold(self, name: str, holder: str, seconds: float) -> bool:
+        """Take a name for a while; who holds it may hold it on, or with 0 give it back.
+
+        A broker that reaches other processes has to override it: this one holds within its own.
+
+        :returns: False where another one holds it.
+        """
+        with self._holding:
+            now = monotonic()
+            other, until = self._holders.get(name, (holder, now))
+            if other != holder and until > now:
+                return False
+            if len(self._holders) >= _MOST_HOLDERS:
+                self._holders = {n: held for n, held in self._holders.items() if held[1] > now}
+            if seconds > 0:
+                self._holders[name] = (holder, now + seconds)
+            else:
+                self._holders.pop(name, None)
+            return True
 
     @abstractmethod
     def close(self) -> None:

@@ -44,6 +44,15 @@ class Later:
             self._running = False  # the next call tries again
             logger.exception("what was put off waits for a thread")
 
+    def flush(self) -> None:
+        """Call what has not been called yet, now and in this thread."""
+        while True:
+            with self._lock:
+                if not self._calls:
+                    return
+                _, function = self._calls.popleft()
+            _call(function)
+
     def close(self) -> None:
         """Forget what has not been called yet."""
         with self._lock:
@@ -63,7 +72,11 @@ class Later:
                 # In a thread or greenlet, as gevent has patched threads or not; see _thread above.
                 threading.Event().wait(min(left, _STEP))
                 continue
-            try:
-                function()
-            except Exception:
-                logger.exception("a call that was put off raised")
+            _call(function)
+
+
+def _call(function: Callable[[], None]) -> None:
+    try:
+        function()
+    except Exception:
+        logger.exception("a call that was put off raised")

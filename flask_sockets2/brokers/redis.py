@@ -49,7 +49,7 @@ from .base import (
 )
 from .leases import Leases, LeaseTimes
 from .listener import Listener, ListenerTimes
-from .scripts import APPEND, HISTORY, POSITION, Call, Names, body_of, parse
+from .scripts import APPEND, HISTORY, HOLD, POSITION, Call, Names, body_of, parse
 
 __all__ = ["Client", "RedisBroker"]
 
@@ -193,9 +193,13 @@ class RedisBroker(Broker):
         self._listener.unsubscribe(channel)
 
     def position(self, channel: str) -> Position:
-        call = Call(POSITION, self._names.log(channel), [new_epoch()])
-        epoch, offset = self._client.run([call])[0]
-        return Position(epoch.decode(), int(offset))
+        [position] = self.positions([channel])
+        return position
+
+    def positions(self, channels: Sequence[str]) -> list[Position]:
+        calls = [Call(POSITION, self._names.log(channel), [new_epoch()]) for channel in channels]
+        replies = self._client.run(calls) if calls else ()
+        return [Position(epoch.decode(), int(offset)) for epoch, offset in replies]
 
     def history(self, channel: str, since: Position | None) -> History:
         [found] = self._histories([(channel, since)])
@@ -286,6 +290,10 @@ class RedisBroker(Broker):
 
     def present(self, channel: str) -> list[str]:
         return self._leases.present(channel)
+
+    def hold(self, name: str, holder: str, seconds: float) -> bool:
+        args = [holder, max(int(seconds * 1000), 0)]
+        return bool(self._client.run([Call(HOLD, [self._names.key(name, "holder")], args)])[0])
 
     def close(self) -> None:
         self._leases.close()

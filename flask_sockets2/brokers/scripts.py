@@ -9,6 +9,7 @@ All that is kept of a channel has a hash tag of its own, so that a cluster holds
     P:{channel}:who             hash: identity -> connections in all processes
     P:{channel}:who:<process>   hash: identity -> connections in that process
     P:{channel}:counts          hash: process -> subscribers
+    P:{name}:holder             text: who holds a name
     P:<db>:{channel}            pub/sub channel; these know no databases, so that it names its own
     P:processes:{processes}               sorted set: process -> end of its lease
     P:processes:{processes}:reaping       sorted set: dead process -> end of its reaper's lease
@@ -35,6 +36,7 @@ __all__ = [
     "DEAD",
     "END",
     "HISTORY",
+    "HOLD",
     "POSITION",
     "REAP",
     "RENEW",
@@ -503,6 +505,23 @@ SHORTEN = Script(
     _NOW,
     """
 redis.call('ZADD', KEYS[1], 'XX', now() + ARGV[2], ARGV[1])
+return 1
+""",
+)
+
+# Holds a name: returns 1, or 0 where another holds it.
+#   KEYS: its holder.  ARGV: who holds it from now on; milliseconds, 0 to give it back.
+HOLD = Script(
+    """
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then
+  return 0
+end
+if ARGV[2] == '0' then
+  redis.call('DEL', KEYS[1])
+else
+  redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+end
 return 1
 """,
 )

@@ -625,3 +625,38 @@ def test_closing_ends_every_thread(make_broker: MakeBroker, recorder: Recorder) 
     broker.join("news", "ann")
     broker.close()
     wait_until(lambda: _thread._count() <= before, "the threads to end", WAIT)
+
+
+# -- one of many -------------------------------------------------------------------------------
+
+
+def test_a_name_is_held_by_one_until_its_time_is_over(make_broker: MakeBroker) -> None:
+    broker = make_broker()
+    assert broker.hold("job", "ann", 0.3)
+    assert not broker.hold("job", "bob", 0.3)
+    assert broker.hold("other job", "bob", 0.3)
+    assert broker.hold("job", "ann", 0.3), "who holds it may hold it on"
+    wait_until(lambda: broker.hold("job", "bob", 0.3), "the end of its time")
+    assert not broker.hold("job", "ann", 0.3)
+
+
+def test_a_name_that_is_given_back_is_free(make_broker: MakeBroker) -> None:
+    broker = make_broker()
+    assert broker.hold("job", "ann", 60.0)
+    assert not broker.hold("job", "bob", 0.0), "only who holds it gives it back"
+    assert broker.hold("job", "ann", 0.0)
+    assert broker.hold("job", "bob", 60.0)
+
+
+def test_brokers_that_share_channels_share_who_holds_a_name(make_broker: MakeBroker) -> None:
+    one, two = make_broker(), make_broker()
+    assert one.hold("job", "ann", 60.0)
+    assert two.hold("job", "bob", 60.0) is not one.shared
+
+
+def test_positions_are_those_of_each_channel(make_broker: MakeBroker) -> None:
+    broker = make_broker()
+    broker.publish([Draft("a", TEXT, b"1"), Draft("b", TEXT, b"1"), Draft("a", TEXT, b"2")])
+    assert broker.positions(["a", "b", "c"]) == [broker.position(name) for name in "abc"]
+    assert [each.offset for each in broker.positions(["a", "b", "c"])] == [2, 1, 0]
+    assert broker.positions([]) == []
