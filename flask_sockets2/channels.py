@@ -9,7 +9,7 @@ from flask import Flask
 
 from .brokers.base import BrokerOptions, Draft, Position
 from .brokers.registry import open_broker
-from .encoding import Frames
+from .encoding import Encoding, Frames
 from .fanout import ALL, Fanout, Observer, Subscription
 from .outlet import Outlet, Owner, SocketWriter
 from .publisher import Publisher, check_channel, dumps_of, payload_of
@@ -120,7 +120,7 @@ class Channels(Publisher):
             gap=None if gap is None else payload_of(gap, self._dumps),
             window_bits=connection.window_bits,
         )
-        self._warn_of_processes(connection)
+        self._warn_of_processes(connection.environ)
         return self._fanout.subscribe(
             self._outlet(connection),
             channel,
@@ -129,6 +129,24 @@ class Channels(Publisher):
             identity=identity,
             presence=presence,
         )
+
+    def attach(
+        self, outlet: Outlet, channel: str, encoding: Encoding, since: Any, environ: Any
+    ) -> Subscription:
+        """Subscribe what is no connection.
+
+        :param outlet: of :meth:`outlet_of`.
+        :param environ: WSGI environ of its request.
+        :raises BrokerError: when the broker cannot be reached.
+        :raises ValueError: when it subscribes to the channel already, or that is no name.
+        """
+        check_channel(channel)
+        self._warn_of_processes(environ)
+        return self._fanout.subscribe(outlet, channel, encoding, since=_since(since))
+
+    def outlet_of(self, transport: SocketWriter, owner: Owner, limits: Any) -> Outlet:
+        """Return a new outlet that writes to a transport."""
+        return Outlet(transport, owner, self._fanout, limits.send_buffer, limits.slow_client)
 
     def check(self, channel: str) -> None:
         """See that a channel can be subscribed to: its name, and that the broker is there."""
@@ -142,9 +160,7 @@ class Channels(Publisher):
         with transport.lock:  # several threads may subscribe it, while another one closes it
             outlet: Outlet | None = connection.outlet
             if outlet is None:
-                outlet = Outlet(
-                    transport, connection, self._fanout, limits.send_buffer, limits.slow_client
-                )
+                outlet = self.outlet_of(transport, connection, limits)
                 connection.outlet = outlet
                 if not connection.open:
                     outlet.remove()
@@ -163,12 +179,12 @@ class Channels(Publisher):
         """Let go of the broker."""
         self._fanout.close()
 
-    def _warn_of_processes(self, connection: Subscriber) -> None:
+    def _warn_of_processes(self, environ: Any) -> None:
         """Say once that a message would not leave this process, where there are others."""
         if self._warned or self._broker.shared:
             return
         self._warned = True
-        if connection.environ.get("wsgi.multiprocess"):
+        if environ.get("wsgi.multiprocess"):
             logger.warning(
                 "this server has several workers, and with %s:// what is published stays in its "
                 "process; set app.config['SOCKETS_BROKER_URL'] to a redis:// URL, or run one "

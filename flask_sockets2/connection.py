@@ -29,9 +29,9 @@ from typing import Any
 from typing import Protocol as Protocol_
 
 from .exceptions import ConnectionClosed, HandshakeError
-from .keepalive import Keepalive
+from .keepalive import keepalive_of
 from .stats import RouteCounters
-from .transports.base import READ_SIZE, READ_SIZE_LARGE, RETRY, Clock, StreamTransport, Timer
+from .transports.base import READ_SIZE, READ_SIZE_LARGE, RETRY, StreamTransport, Timer
 from .wire import protocol as wire
 from .wire.frames import BINARY, CLOSE, PING, PONG, TEXT
 from .wire.handshake import Upgrade, parse_upgrade
@@ -119,7 +119,7 @@ class Outlet(Protocol_):
 class Keeper(Protocol_):
     """The server that a connection outlives its request in."""
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: Any) -> None:
         """It has ended."""
 
 
@@ -134,14 +134,6 @@ if hasattr(os, "register_at_fork"):  # a forked child must not close what is its
 def _bare_environ(path: str | None) -> Mapping[str, Any]:
     """What a connection keeps of its environ once that is gone; one for all with the path."""
     return MappingProxyType({"PATH_INFO": path})
-
-
-def _keepalive(clock: Clock) -> Keepalive:
-    """The one keepalive of a hub or selector thread."""
-    if clock.keepalive is None:
-        clock.keepalive = Keepalive(clock.call_later)
-    keepalive: Keepalive = clock.keepalive
-    return keepalive
 
 
 class Connection:
@@ -769,7 +761,7 @@ class Connection:
             self._close_timer = None
         transport = self._transport
         if self.ping_interval:
-            transport.call_inside(lambda: _keepalive(transport.clock).forget(self))
+            transport.call_inside(lambda: keepalive_of(transport.clock).forget(self))
         if was_open:
             self._announce_end()
         logger.info("closed %.200r with %s %.200r", self.path, self.close_code, self.close_reason)
@@ -944,7 +936,7 @@ class Connection:
 
     def _watch(self) -> None:
         if self._state is not CLOSED:
-            _keepalive(self._transport.clock).watch(self)
+            keepalive_of(self._transport.clock).watch(self)
 
     def keepalive_ping(self) -> None:
         """Send a ping that the latency is measured by."""

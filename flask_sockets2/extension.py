@@ -55,6 +55,7 @@ from .channels import Channels
 from .connection import Connection, Limits
 from .exceptions import HandshakeError
 from .outlet import POLICIES
+from .servers.stream import Stream
 from .signals import connection_closed, connection_opened, tell
 from .stats import Counters
 
@@ -93,16 +94,18 @@ class State:
 
     :ivar app: that application, which owns the state.
     :ivar connections: those that are open.
+    :ivar streams: the same of event streams.
     :ivar rules: endpoints of the rules that were registered, by rule, endpoint and handler.
     """
 
     app: Flask
     connections: set[Connection] = field(default_factory=set)
+    streams: set[Stream] = field(default_factory=set)
     rules: dict[Any, str] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
     metrics: Metrics | None = None
     _channels: Channels | None = None
-    _lock: Lock = field(default_factory=Lock)  # guards connections and making the channels
+    _lock: Lock = field(default_factory=Lock)  # guards adding to both, and making the channels
 
     @property
     def channels(self) -> Channels:
@@ -122,6 +125,7 @@ class State:
     def forked(self) -> None:
         """Begin anew in a child: connections, counts and channels are the parent's."""
         self.connections.clear()
+        self.streams.clear()
         self.counters = Counters()
         self._channels = None
         self._lock = Lock()
@@ -139,13 +143,7 @@ class State:
         :param most: how many there may be, None for any number.
         :raises HandshakeError: when there are as many.
         """
-        with self._lock:
-            full = most is not None and len(self.connections) >= most
-            if not full:
-                self.connections.add(connection)
-        if full:
-            assert most is not None
-            raise self.full(most)
+        self._add(connection, self.connections, most, "a WebSocket")
         try:
             connection_opened.send(self.app, connection=connection)
         except BaseException:
@@ -157,9 +155,35 @@ class State:
         self.connections.discard(connection)
         tell(connection_closed, self.app, connection=connection)
 
-    def full(self, most: int) -> HandshakeError:
+    def admit_stream(self, stream: Stream, most: int | None) -> None:
+        """Count an event stream; as :meth:`admit`."""
+        self._add(stream, self.streams, most, "an event stream")
+
+    def check_room(self, most: int | None, what: str = "a WebSocket") -> None:
+        """See whether there may be one more connection or stream, before it costs anything.
+
+        :param most: how many there may be, None for any number.
+        :param what: it is, for the log.
+        :raises HandshakeError: when there are as many.
+        """
+        if self._is_full(most):
+            raise self._full(most, what)
+
+    def _add(self, one: Any, them: set[Any], most: int | None, what: str) -> None:
+        with self._lock:  # two threads must not both find the last place
+            full = self._is_full(most)
+            if not full:
+                them.add(one)
+        if full:
+            raise self._full(most, what)
+
+    def _is_full(self, most: int | None) -> bool:
+        return most is not None and len(self.connections) + len(self.streams) >= most
+
+    @staticmethod
+    def _full(most: int | None, what: str) -> HandshakeError:
         """Log that there are as many connections as there may be, and return what to answer."""
-        logger.warning("refused a WebSocket: SOCKETS_MAX_CONNECTIONS is reached (%s)", most)
+        logger.warning("refused %s: SOCKETS_MAX_CONNECTIONS is reached (%s)", what, most)
         return HandshakeError(503, "too many connections", (("Retry-After", "5"),))
 
 

@@ -15,9 +15,9 @@ from collections.abc import Callable
 from time import monotonic
 from typing import NamedTuple, Protocol
 
-from .transports.base import Timer
+from .transports.base import Clock, Timer
 
-__all__ = ["Keepalive", "Kept"]
+__all__ = ["Keepalive", "Kept", "keepalive_of"]
 
 _GRANULARITY = 0.5  # seconds; what is due within it is done in one tick
 
@@ -119,3 +119,11 @@ class Keepalive:
             ping = _Ping(connection.heard(), monotonic() + timeout)
         connection.keepalive_ping()
         self._put(min(interval, timeout or interval), connection, ping)
+
+
+def keepalive_of(clock: Clock) -> Keepalive:
+    """Return the one keepalive of a hub or selector thread; only there it may be used."""
+    if clock.keepalive is None:
+        clock.keepalive = Keepalive(clock.call_later)
+    keepalive: Keepalive = clock.keepalive
+    return keepalive

@@ -22,7 +22,7 @@ from .exceptions import BrokerError, ConnectionClosed, HandshakeError, WebSocket
 from .extension import LIMITS, check_limit, limits_of, max_connections_of, state_of
 from .wire.handshake import origin_allowed, parse_upgrade, select_subprotocol
 
-__all__ = ["OPTIONS", "Refusal", "View", "mismatch"]
+__all__ = ["OPTIONS", "Refusal", "View", "check_origin", "mismatch"]
 
 logger = logging.getLogger("flask_sockets2.sockets")
 
@@ -97,9 +97,7 @@ class View:
         ws = environ.get("wsgi.websocket")
         if ws is None:
             abort(501, _NO_SOCKET)
-        origin = environ.get("HTTP_ORIGIN")
-        if origin is not None:  # else it is no browser
-            self._check_origin(app, origin)
+        check_origin(app, self.origins)
         handler = app.ensure_sync(self.handler)  # what it cannot run is refused before accept
         ours = isinstance(ws, Connection)
         result = None
@@ -136,29 +134,12 @@ class View:
             )
         return _Upgraded(status=101)
 
-    def _check_origin(self, app: Flask, origin: str) -> None:
-        allowed, setting = self.origins, "origins= of its route"
-        if allowed is None:
-            setting = "SOCKETS_ALLOWED_ORIGINS"
-            given = app.config.get(setting)
-            allowed = None if given is None else _origins(given, setting)
-        if not origin_allowed(origin, request.host, allowed, secure=request.is_secure):
-            logger.warning(
-                "refused a WebSocket of origin %.200r on host %.200r; if that page may connect, "
-                "add its origin to %s, or, behind a proxy, use ProxyFix",
-                origin,
-                request.host,
-                setting,
-            )
-            abort(403, f"pages of this origin may not connect ({setting})")
-
     def _prepare(self, app: Flask, ws: Connection) -> None:
         """See that the request is in order, and accept it where the handler need not."""
         ws.check()
         ws.limits = limits_of(app.config, self.limits)
         state, most = state_of(app), max_connections_of(app.config)
-        if most is not None and len(state.connections) >= most:
-            raise state.full(most)
+        state.check_room(most)
         ws.on_open = lambda connection: state.admit(connection, most)
         ws.on_end = state.ended
         ws.counters = state.counters.of_route(str(request.url_rule))
@@ -167,6 +148,31 @@ class View:
             ws.subprotocol = select_subprotocol(ws.subprotocols, self.subprotocols)
         if self.accept:
             ws.accept()
+
+
+def check_origin(app: Flask, allowed: Iterable[str] | None = None) -> None:
+    """See whether the page that has sent the current request may connect.
+
+    :param allowed: origins, in place of the application's setting.
+    :raises werkzeug.exceptions.Forbidden: when it is of another origin.
+    """
+    origin = request.environ.get("HTTP_ORIGIN")
+    if origin is None:  # it is no browser, or a page of this origin that asks by GET
+        return
+    setting = "origins= of its route"
+    if allowed is None:
+        setting = "SOCKETS_ALLOWED_ORIGINS"
+        given = app.config.get(setting)
+        allowed = None if given is None else _origins(given, setting)
+    if not origin_allowed(origin, request.host, allowed, secure=request.is_secure):
+        logger.warning(
+            "refused a WebSocket of origin %.200r on host %.200r; if that page may connect, "
+            "add its origin to %s, or, behind a proxy, use ProxyFix",
+            origin,
+            request.host,
+            setting,
+        )
+        abort(403, f"pages of this origin may not connect ({setting})")
 
 
 def _as_tuple(value: Iterable[str] | str) -> tuple[str, ...]:

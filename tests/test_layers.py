@@ -48,9 +48,30 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "channels": frozenset(
         {"brokers", "encoding", "fanout", "outlet", "publisher", "signals", "stats"}
     ),
-    "servers": frozenset({"connection", "transports", "wire", "exceptions"}),
+    "servers": frozenset({"connection", "transports", "keepalive", "wire", "exceptions"}),
     "extension": frozenset(
-        {"brokers.base", "channels", "connection", "outlet", "signals", "stats", "exceptions"}
+        {
+            "brokers.base",
+            "channels",
+            "connection",
+            "outlet",
+            "servers.stream",
+            "signals",
+            "stats",
+            "exceptions",
+        }
+    ),
+    "event_stream": frozenset(
+        {
+            "brokers.base",
+            "connection",
+            "encoding",
+            "extension",
+            "outlet",
+            "servers.stream",
+            "transports.base",
+            "exceptions",
+        }
     ),
     "view": frozenset({"extension", "connection", "wire.handshake", "exceptions"}),
     "middleware": frozenset({"servers", "connection", "wire.handshake"}),
@@ -95,6 +116,7 @@ FLASK = frozenset(
     {
         "channels",
         "cli",
+        "event_stream",
         "extension",
         "middleware",
         "publisher",

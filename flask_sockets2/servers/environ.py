@@ -19,14 +19,15 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, MutableMapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from time import monotonic
 from typing import Any
 
 from ..connection import Connection
-from ..transports.base import StreamTransport, read_ahead
+from ..transports.base import StreamTransport, Waiter, read_ahead
 
-__all__ = ["Takeover", "take_over"]
+__all__ = ["Takeover", "client_socket", "take_over", "waiter"]
 
 logger = logging.getLogger("flask_sockets2.servers")
 
@@ -79,6 +80,12 @@ class _Released(Iterator[bytes]):
 
 def take_over(environ: MutableMapping[str, Any]) -> Takeover | None:
     """Return a connection on the server's own socket, None where no socket is to be found."""
+    sock = client_socket(environ)
+    return None if sock is None else Takeover(environ, sock)
+
+
+def client_socket(environ: Mapping[str, Any]) -> Any:
+    """Return the server's own socket of a request, None where none is to be found."""
     sock = next(
         (
             environ[key]
@@ -88,11 +95,23 @@ def take_over(environ: MutableMapping[str, Any]) -> Takeover | None:
         None,
     )
     if sock is None:
-        raw = getattr(environ.get("wsgi.input"), "raw", None)
+        stream = environ.get("wsgi.input")
+        # The stream itself, where pywsgi takes the request for an upgrade.
+        raw = getattr(getattr(stream, "rfile", stream), "raw", None)
         sock = getattr(raw, "_sock", None)  # the socket of the file that makefile() returned
-    if not hasattr(sock, "fileno"):
-        return None
-    return Takeover(environ, sock)
+    return sock if hasattr(sock, "fileno") else None
+
+
+def waiter() -> Waiter:
+    """Return how the greenlet or thread that runs waits for others."""
+    if "gevent" in sys.modules:
+        from ..transports.green import GreenWaiter, is_green
+
+        if is_green():
+            return GreenWaiter()
+    from ..transports.threaded import ThreadedWaiter
+
+    return ThreadedWaiter()
 
 
 def _transport_class(sock: Any, environ: MutableMapping[str, Any]) -> type[StreamTransport]:

@@ -12,6 +12,7 @@ import re
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from http.client import responses
 from io import BytesIO
 from math import ceil
@@ -29,6 +30,7 @@ from ..exceptions import ConnectionClosed, HandshakeError
 from ..transports.base import StreamTransport, read_ahead
 from ..transports.green import GreenTransport
 from ..wire.handshake import is_upgrade
+from .stream import Body, Stream
 
 __all__ = ["GreenConnection", "WebSocketHandler", "WebSocketServer"]
 
@@ -45,6 +47,10 @@ _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # a token, RFC 9110 §5.6.
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 _REQUEST_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+Heir = Connection | Stream
+"""What outlives its request."""
 
 
 class _SlowRequest(ValueError, TimeoutError):
@@ -172,10 +178,15 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
     _timeout: Any = _NO_TIMEOUT
     _connection: GreenConnection | None = None
     _requests = 0
+    _streaming = False  # the response is left to its stream
+    result: Any
+    response_use_chunked: bool
 
     # -- the head of a request -------------------------------------------------------------
 
     def read_requestline(self) -> str:
+        if self._requests and self.server.closed:
+            return ""  # ask another one; closes silently
         if self._requests:  # between two requests a client may rest; TimeoutError closes silently
             with gevent.Timeout(self.keep_alive_timeout, TimeoutError("no further request came")):
                 self.rfile.peek(1)
@@ -250,9 +261,7 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
             return
         connection = GreenConnection(self.environ, self._take)
         connection.handler = self
-        # Only our own server knows to leave a TLS socket open.
-        tls = hasattr(self.socket, "pending")
-        connection.detachable = not tls or isinstance(self.server, WebSocketServer)
+        connection.detachable = self._detachable()
         self._connection = connection
         self.environ["wsgi.websocket"] = connection
         self.environ["wsgi.websocket_version"] = connection.version
@@ -290,15 +299,27 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
         """Give the socket to a connection that outlives this request."""
         transport = connection.transport
         assert isinstance(transport, GreenTransport)
+        self._leave_to(connection, transport)
+
+    def _leave_to(self, heir: Heir, transport: GreenTransport) -> None:
+        """Give the socket to what outlives this request."""
         transport.detach()
         if isinstance(self.server, WebSocketServer):
-            self.server.keep(connection)
+            self.server.keep(heir, transport.sock)
         self.socket = None  # pywsgi would read it empty and close it
+
+    def _detachable(self) -> bool:
+        """Whether the socket may outlive the request: only our own server knows to leave a TLS
+        socket open."""
+        return not hasattr(self.socket, "pending") or isinstance(self.server, WebSocketServer)
 
     def _take(self, send_timeout: float) -> tuple[StreamTransport, bytes]:
         """Take the socket over; what is needed no more is let go, since it may be for long."""
         if self.server.closed:
             raise HandshakeError(503, _STOPPING, (("Retry-After", "1"),))
+        return self._take_socket(send_timeout)
+
+    def _take_socket(self, send_timeout: float) -> tuple[GreenTransport, bytes]:
         _warn_unpatched()
         self.socket.setblocking(False)
         early = read_ahead(self.rfile)
@@ -330,8 +351,36 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
             super().write(data)
 
     def process_result(self) -> None:
-        if not self._upgraded():
+        if isinstance(self.result, Body):
+            self._stream(self.result)
+        elif not self._upgraded():
             super().process_result()
+
+    def _stream(self, body: Body) -> None:
+        """Send what a stream has by now, and let it outlive this request."""
+        stream = body.stream
+        self._streaming = self._detachable()
+        if self.server.closed:  # asked for on a connection that was kept alive: come back elsewhere
+            stream.end()
+        if not self._streaming:
+            super().process_result()
+            return
+        self.write(next(body, b""))
+        if not stream.closed:
+            transport, _ = self._take_socket(stream.send_timeout)
+            self._leave_to(stream, transport)
+            stream.move(transport)
+
+    def finalize_headers(self) -> None:
+        super().finalize_headers()
+        if self._streaming:
+            # The end of the connection is that of the body (RFC 9112 §6.3), so that all clients of
+            # a channel can be sent the same bytes.
+            self.response_use_chunked = False
+            self.close_connection = True
+            dropped = (b"transfer-encoding", b"connection")
+            fields = [field for field in self.response_headers if field[0].lower() not in dropped]
+            self.response_headers = [*fields, (b"Connection", b"close")]
 
 
 class WebSocketServer(WSGIServer):  # type: ignore[misc]  # gevent's stubs make it Any
@@ -360,19 +409,23 @@ class WebSocketServer(WSGIServer):  # type: ignore[misc]  # gevent's stubs make 
             spawn = _Pool(spawn)
         super().set_spawn(spawn)
 
-    def keep(self, connection: Connection) -> None:
-        """Count a connection whose request is over; called by its greenlet, see :meth:`forget`."""
-        if isinstance(self.pool, _Pool):
-            self.pool.keep(connection)
-        if hasattr(connection.transport.sock, "pending"):  # TLS
-            self._kept_sockets.add(connection.transport.sock)
-        connection.keeper = self
+    def keep(self, heir: Heir, sock: Any) -> None:
+        """Count what outlives its request; called by the request's greenlet, see :meth:`forget`.
 
-    def forget(self, connection: Connection) -> None:
-        """Count a connection that was kept no longer."""
-        self._kept_sockets.discard(connection.transport.sock)
+        :param sock: its socket.
+        """
         if isinstance(self.pool, _Pool):
-            self.pool.forget(connection)
+            self.pool.keep(heir)
+        if hasattr(sock, "pending"):  # TLS
+            self._kept_sockets.add(sock)
+        heir.keeper = self
+
+    def forget(self, heir: Heir) -> None:
+        """Count what was kept no longer."""
+        if heir.transport is not None:
+            self._kept_sockets.discard(heir.transport.sock)
+        if isinstance(self.pool, _Pool):
+            self.pool.forget(heir)
 
     def serve_forever(self, stop_timeout: float | None = None) -> None:
         """Serve until Ctrl-C or SIGTERM, or until :meth:`stop` is called."""
@@ -421,20 +474,20 @@ class _Pool(Pool):  # gevent's stubs leave out what subclasses and its own serve
 
     def __init__(self, size: int | None) -> None:
         super().__init__(size)
-        self._heirs: dict[Any, Connection] = {}  # by greenlets that have not ended yet
-        self._kept: set[Connection] = set()  # those with a place
+        self._heirs: dict[Any, Heir] = {}  # by greenlets that have not ended yet
+        self._kept: set[Heir] = set()  # those with a place
 
-    def keep(self, connection: Connection) -> None:
-        """Have a connection take the place of the greenlet that runs."""
-        self._heirs[gevent.getcurrent()] = connection
+    def keep(self, heir: Heir) -> None:
+        """Have it take the place of the greenlet that runs."""
+        self._heirs[gevent.getcurrent()] = heir
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, heir: Heir) -> None:
         """Give its place back."""
-        if connection in self._kept:
-            self._kept.remove(connection)
+        if heir in self._kept:
+            self._kept.remove(heir)
             self._semaphore.release()  # type: ignore[attr-defined]
             return
-        self._heirs = {g: heir for g, heir in self._heirs.items() if heir is not connection}
+        self._heirs = {g: other for g, other in self._heirs.items() if other is not heir}
 
     def _discard(self, greenlet: Any) -> None:
         heir = self._heirs.pop(greenlet, None)
@@ -450,15 +503,16 @@ class _Pool(Pool):  # gevent's stubs leave out what subclasses and its own serve
 
 
 def drain(seconds: float) -> None:
-    """Close all connections with 1001, over so many seconds, so that their peers do not all come
-    back at once; at once where that is 0."""
-    waiting = Connection.opened()
+    """Close all connections with 1001 and end all streams, over so many seconds, so that their
+    peers do not all come back at once; at once where that is 0."""
+    waiting: list[Callable[[], None]] = [stream.end for stream in Stream.opened()]
+    waiting += [partial(ws.close, 1001, "server shutdown") for ws in Connection.opened()]
     batch = len(waiting)
     if seconds:
         batch = max(_SMALLEST_BATCH, ceil(len(waiting) * _BATCH_INTERVAL / seconds))
     while waiting:
-        for connection in waiting[:batch]:
-            connection.close(1001, "server shutdown")
+        for close in waiting[:batch]:
+            close()
         del waiting[:batch]
         if waiting:
             gevent.sleep(_BATCH_INTERVAL)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-__all__ = ["RETRY", "Clock", "Receiver", "StreamTransport", "Timer", "read_ahead"]
+__all__ = ["RETRY", "Clock", "Receiver", "StreamTransport", "Timer", "Waiter", "read_ahead"]
 
 READ_SIZE = 65536 + 1024
 """Bytes asked for in one read: a frame of 64 KiB with its header comes in one."""
@@ -71,6 +71,27 @@ class Timer(Protocol):
 
     def cancel(self) -> None:
         """Call it off; does nothing once it was made."""
+
+
+class Waiter(Protocol):
+    """Who waits, holding :attr:`lock`, until another one that holds it calls :meth:`wake`."""
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """What guards that which is waited for; let go of within :meth:`wait`."""
+
+    @property
+    def clock(self) -> Clock:
+        """The hub or the selector thread that serves the one who waits."""
+
+    def wait(self, timeout: float) -> None:
+        """Wait; it may return for no reason. :param timeout: seconds, at most."""
+
+    def wake(self) -> None:
+        """Have :meth:`wait` return."""
+
+    def at_exit(self, function: Callable[[], None]) -> None:
+        """Call a function when the process ends, where who waits would keep it from that."""
 
 
 class Receiver(Protocol):

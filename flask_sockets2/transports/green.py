@@ -16,12 +16,13 @@ from weakref import WeakKeyDictionary
 
 from gevent import get_hub
 from gevent.event import Event
+from gevent.hub import Hub
 from gevent.monkey import get_original, is_module_patched
 from greenlet import getcurrent
 
 from .base import StreamTransport
 
-__all__ = ["GreenTransport"]
+__all__ = ["GreenTransport", "GreenWaiter", "is_green"]
 
 _READ, _WRITE = 1, 2  # libev's event masks
 _get_ident = get_original("_thread", "get_ident")  # of the native thread
@@ -169,6 +170,36 @@ class GreenTransport(StreamTransport):
         if self._event is None:
             self._event = Event()
         return bool(self._event.wait(timeout))
+
+
+def is_green() -> bool:
+    """Whether who runs is a greenlet of gevent's, or a thread of a program that gevent patched."""
+    return isinstance(getcurrent().parent, Hub) or bool(is_module_patched("threading"))
+
+
+class GreenWaiter:
+    """One greenlet that waits for what others do in its thread."""
+
+    __slots__ = ("_event", "clock")
+
+    lock = nullcontext()
+
+    def __init__(self) -> None:
+        self.clock = _clock(get_hub())
+        self._event = Event()
+
+    def wait(self, timeout: float) -> None:
+        """Wait until :meth:`wake` is called; :param timeout: seconds, at most."""
+        self._event.wait(timeout)
+        self._event.clear()
+
+    def wake(self) -> None:
+        """Have :meth:`wait` return."""
+        self._event.set()
+
+    @staticmethod
+    def at_exit(function: Callable[[], None]) -> None:
+        """Do nothing: a greenlet keeps no process alive."""
 
 
 class _GreenClock:

@@ -20,7 +20,7 @@ from typing import Any
 
 from .base import RETRY, StreamTransport
 
-__all__ = ["ThreadedTransport", "at_exit"]
+__all__ = ["ThreadedTransport", "ThreadedWaiter", "at_exit"]
 
 logger = logging.getLogger("flask_sockets2.transports")
 
@@ -291,3 +291,27 @@ class ThreadedTransport(StreamTransport):
     def wait_progress(self, timeout: float | None) -> bool:
         with self.lock:
             return self._changed.wait(timeout)
+
+
+class ThreadedWaiter:
+    """One thread that waits for what others do, under :attr:`lock`."""
+
+    __slots__ = ("_changed", "clock", "lock")
+
+    def __init__(self) -> None:
+        self.clock = _get_reactor()
+        self.lock = threading.RLock()
+        self._changed = threading.Condition(self.lock)
+
+    def wait(self, timeout: float) -> None:
+        """Wait until :meth:`wake` is called; :param timeout: seconds, at most."""
+        self._changed.wait(timeout)
+
+    def wake(self) -> None:
+        """Have :meth:`wait` return."""
+        self._changed.notify_all()
+
+    @staticmethod
+    def at_exit(function: Callable[[], None]) -> None:
+        """Call a function before the threads are waited for, see :func:`at_exit`."""
+        at_exit(function)

@@ -1,0 +1,231 @@
+"""Server-Sent Events (WHATWG HTML §9.2) over channels, as a response of any WSGI server.
+
+A stream is the same for its channels as a WebSocket that resumes: each event is one of the JSON
+envelopes of ``encoding.py``, in a ``data`` field and without a type, made once for all clients::
+
+    data: {"event": "streams", "channels": ["news"]}
+
+    data: {"event": "subscribed", "channel": "news", "position": "9f86d081884c7d65-41"}
+
+    data: {"channel": "news", "position": "9f86d081884c7d65-42", "data": "hello"}
+
+    :
+
+The last is a heartbeat, a comment. It keeps routers from cutting the connection, and finds peers
+that have left without a word.
+
+Under our own handler a stream costs no greenlet and ends as soon as its peer leaves. Everywhere
+else the server gives it a greenlet or a thread for as long as it lasts.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from flask import Flask, Response, request
+from werkzeug.exceptions import ServiceUnavailable
+
+from .brokers.base import Message
+from .connection import Limits
+from .encoding import GAP, Frames
+from .exceptions import BrokerError, HandshakeError
+from .extension import State, limits_of, max_connections_of, state_of
+from .outlet import Outlet
+from .servers.stream import Body, Stream
+from .transports.base import StreamTransport
+
+__all__ = ["EVENTS", "Events", "event", "stream_response"]
+
+logger = logging.getLogger("flask_sockets2.streams")
+
+_CONTENT_TYPE = "text/event-stream; charset=utf-8"
+_HEARTBEAT = b":\n\n"
+_NO_BROKER = "messages cannot be delivered just now; connect again"
+_RETRY_AFTER = 5  # seconds
+_ENVELOPES = Frames.of(envelope=True)
+
+
+def event(data: bytes) -> bytes:
+    """Return an event that has nothing but data (WHATWG HTML §9.2.6).
+
+    :param data: UTF-8, of any number of lines; it arrives with LF between them. That of JSON is
+        one line, unless whoever published it has set it in several.
+    """
+    if b"\n" in data or b"\r" in data:
+        data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\ndata: ")
+    return b"data: %b\n\n" % data
+
+
+class Events:
+    """The encoding of envelopes as events; the one there is, is :data:`EVENTS`."""
+
+    __slots__ = ()
+
+    presence = False
+
+    def encode(self, message: Message) -> bytes:
+        """Return the event of a message, made once; empty where it is not for such clients."""
+        made: bytes | None = message.encoded.get(self)
+        if made is None:
+            made = message.encoded[self] = self._make(message)
+        return made
+
+    @staticmethod
+    def _make(message: Message) -> bytes:
+        if message.event and message.event != GAP:  # who joins and leaves
+            return b""
+        try:
+            return event(_ENVELOPES.text(message).encode())
+        except ValueError:  # another program's: no UTF-8; the others must not suffer for it
+            logger.exception("a message of channel %.200r cannot be sent", message.channel)
+            return b""
+
+
+EVENTS = Events()
+"""The encoding that all streams share."""
+
+
+class _Client:
+    """Who writes to one stream: the owner of its outlet.
+
+    :ivar path: of its request.
+    """
+
+    __slots__ = ("_state", "limits", "outlet", "path", "stream")
+
+    def __init__(self, state: State, path: str, limits: Limits) -> None:
+        self._state = state
+        self.path = path
+        self.limits = limits
+        self.stream: Stream | None = None
+        self.outlet: Outlet | None = None
+
+    def open(self, stream: Stream, most: int | None) -> Outlet:
+        """Write to a stream from now on.
+
+        :param most: how many connections there may be.
+        :raises HandshakeError: when there are as many.
+        """
+        self._state.admit_stream(stream, most)
+        self.stream = stream
+        self.outlet = self._state.channels.outlet_of(stream, self, self.limits)
+        return self.outlet
+
+    def too_slow(self) -> None:
+        logger.info(
+            "too slow %.200r: more than %s bytes kept back (SOCKETS_SEND_BUFFER)",
+            self.path,
+            self.limits.send_buffer,
+        )
+        if self.stream is not None:
+            self.stream.abort()
+
+    def write_drained(self) -> None:
+        if self.outlet is not None:
+            self.outlet.drained()
+
+    def moved(self, transport: StreamTransport) -> None:
+        if self.outlet is not None:
+            self.outlet.transport = transport
+
+    def ended(self) -> None:
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            self._state.streams.discard(stream)
+        if self.outlet is not None:
+            self.outlet.remove()
+
+
+def stream_response(
+    app: Flask,
+    subscriptions: Iterable[tuple[str, Any]],
+    *,
+    first: Iterable[str] = (),
+    told: Iterable[str] | None = None,
+    heartbeat: float = 15.0,
+    limits: Limits | None = None,
+) -> Response:
+    """Answer the current request with a stream of what is published to some channels.
+
+    It begins with ``streams``, then comes ``subscribed`` for each channel, in their order, then
+    what each channel brings from its position on. It lasts until its client leaves or the server
+    stops; the request context does not.
+
+    :param app: the application, with :class:`~flask_sockets2.Sockets`.
+    :param subscriptions: channels that the client may have, each once, and the position that it
+        has seen everything of the channel up to: text of its own, whatever it is; None for what
+        comes from now on.
+    :param first: data of events that come before all others.
+    :param told: channels that ``streams`` names, for a client that has asked for some twice; by
+        default each once.
+    :param heartbeat: seconds between two heartbeats.
+    :param limits: of which ``send_buffer``, ``send_timeout``, ``close_timeout`` and
+        ``slow_client`` hold; by default the application's.
+    :raises werkzeug.exceptions.ServiceUnavailable: 503 with ``Retry-After``, when the broker
+        cannot be reached or there are too many connections; nothing stays subscribed.
+    :raises ValueError: when a channel is no name of one, or comes twice.
+    """
+    wanted = list(subscriptions)
+    channels = [channel for channel, _ in wanted] if told is None else list(told)
+    if request.method == "HEAD":  # its body is never asked for
+        return _response(())
+    state = state_of(app)
+    try:
+        state.check_room(max_connections_of(app.config), "an event stream")
+        head = [event(text.encode()) for text in first]
+        head.append(_told(event="streams", channels=channels))
+        return _response(_begin(state, wanted, head, heartbeat, limits))
+    except HandshakeError as exc:
+        raise ServiceUnavailable(exc.description, retry_after=_RETRY_AFTER) from exc
+    except BrokerError as exc:
+        logger.error("a stream of %s has to come back later: %s", request.url_rule, exc)
+        raise ServiceUnavailable(_NO_BROKER, retry_after=_RETRY_AFTER) from exc
+
+
+def _begin(
+    state: State,
+    subscriptions: list[tuple[str, Any]],
+    head: list[bytes],
+    heartbeat: float,
+    limits: Limits | None,
+) -> Body:
+    """Subscribe a new stream, and let how that began come before all that it brings, behind the
+    events of its head."""
+    environ = request.environ
+    limits = limits or limits_of(state.app.config, {})
+    client = _Client(state, request.path, limits)
+    stream = Stream(
+        environ,
+        client,
+        beat=_HEARTBEAT,
+        interval=heartbeat,
+        send_timeout=limits.send_timeout,
+        close_timeout=limits.close_timeout,
+    )
+    body = Body(stream)
+    try:
+        outlet = client.open(stream, max_connections_of(state.app.config))
+        for channel, since in subscriptions:
+            begun = state.channels.attach(outlet, channel, EVENTS, since, environ)
+            head.append(_told(event="subscribed", channel=channel, position=str(begun.position)))
+        stream.begin(b"".join(head))
+    except BaseException:
+        stream.close()
+        raise
+    return body
+
+
+def _told(**fields: Any) -> bytes:
+    return event(json.dumps(fields, ensure_ascii=False).encode())
+
+
+def _response(body: Iterable[bytes]) -> Response:
+    # Passed through, so that our own handler is given the body itself.
+    response = Response(body, content_type=_CONTENT_TYPE, direct_passthrough=True)
+    # Nobody on the way may compress it, for that keeps events back.
+    response.headers["Cache-Control"] = "no-cache, no-transform"
+    response.headers["X-Accel-Buffering"] = "no"  # of nginx; it would keep events back
+    return response
