@@ -22,6 +22,7 @@ from .exceptions import (
 from .fanout import Subscription
 from .publisher import Publisher
 from .sockets import Sockets
+from .turbo import Turbo
 from .typing import WebSocket
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ __all__ = [
     "Publisher",
     "Sockets",
     "Subscription",
+    "Turbo",
     "WebSocket",
     "WebSocketError",
     "WebSocketHandler",

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Install what the tests use and the Python index does not have: a browser and nginx.
+# Install what the tests use and the Python index does not have: a browser, nginx and npm.
 # Only where that needs no password; elsewhere the tests skip and say what is missing.
 set -eu
 
@@ -15,6 +15,7 @@ wanted=
     any_of chromium-headless-shell chromium chromium-browser google-chrome ||
     wanted="chromium-headless-shell"
 any_of nginx /usr/sbin/nginx || wanted="$wanted nginx-light"
+any_of npm || wanted="$wanted npm"
 
 [ -n "$wanted" ] || exit 0
 [ "$(id -u)" = 0 ] || exit 0

@@ -76,6 +76,17 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "view": frozenset({"extension", "connection", "wire.handshake", "exceptions"}),
     "middleware": frozenset({"servers", "connection", "wire.handshake"}),
     "sockets": frozenset({"brokers", "channels", "extension", "publisher", "view", "middleware"}),
+    "turbo": frozenset(
+        {
+            "brokers",
+            "event_stream",
+            "extension",
+            "publisher",
+            "sockets",
+            "view",
+            "exceptions",
+        }
+    ),
     "findings": frozenset(),
     "doctor": frozenset({"findings"}),
     "testing": ANYTHING,
@@ -90,6 +101,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "fanout",
             "publisher",
             "sockets",
+            "turbo",
             "typing",
         }
     ),
@@ -123,6 +135,7 @@ FLASK = frozenset(
         "pytest_plugin",
         "sockets",
         "testing",
+        "turbo",
         "view",
     }
 )
@@ -135,7 +148,10 @@ FOREIGN: dict[str, frozenset[str]] = {
     "flask": FLASK,
     "werkzeug": FLASK,
     "blinker": frozenset({"signals"}),
-    "click": frozenset({"cli"}),
+    "click": frozenset({"cli", "turbo.cli"}),
+    "itsdangerous": frozenset({"turbo.names"}),
+    "jinja2": frozenset({"turbo.forms"}),
+    "markupsafe": frozenset({"turbo"}),
     "prometheus_client": frozenset({"metrics"}),
     "pytest": frozenset({"pytest_plugin"}),
     "redis": frozenset({"brokers"}),
@@ -145,6 +161,7 @@ FOREIGN: dict[str, frozenset[str]] = {
 
 FOREIGN_WITHIN_FUNCTIONS = {
     ("brokers.leases", "gevent"): "it is loaded where it has patched the sockets",
+    ("turbo.commit", "sqlalchemy"): "SQLAlchemy is an extra",
 }
 """Besides these, which are imported when a function runs, or for types, and nowhere else."""
 
@@ -340,6 +357,8 @@ def test_every_exception_from_the_table_is_needed(exception: tuple[str, str]) ->
         ("connection", "try:\n    import gevent\nexcept ImportError:\n    pass"),
         ("connection", "def f():\n    import gevent"),
         ("connection", "class A:\n    def f(self):\n        from . import servers"),
+        ("turbo.commit", "import sqlalchemy"),
+        ("turbo.forms", "def f():\n    import sqlalchemy"),
         ("sockets", "from .wire.frames import build"),
         ("sockets", "from .testing import SocketsClient"),
         ("sockets", "def f():\n    from .wire.handshake import Upgrade"),

@@ -1,0 +1,165 @@
+"""Streams as texts: a method for each action of turbo.js."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flask import Response, current_app, render_template
+
+from .markup import MIMETYPE, stream_tag
+
+__all__ = ["Builders"]
+
+_MORPHED = frozenset({"replace", "update"})
+_OPTIONS = frozenset({"action", "content", "target", "targets", "method"})
+
+
+class Builders:
+    """What makes streams, and answers of them. It keeps nothing."""
+
+    def append(
+        self, content: Any = None, target: Any = None, multiple: bool = False, **options: Any
+    ) -> str:
+        """Return a stream that adds content at the end of a target.
+
+        :param content: HTML, as it is.
+        :param target: id of the element; a CSS selector with ``multiple``.
+        :param multiple: the target is a CSS selector.
+        :param options: ``targets``: a CSS selector, in place of the target. ``method``:
+            ``"morph"``, for ``replace`` and ``update``. ``template``: to render instead of content,
+            with all options that are not named here. ``attributes``: a dict of further ones.
+        :raises TypeError: when there is no target or no content, or an option is unknown.
+        :raises ValueError: when the method is none of the action.
+
+        ::
+
+            turbo.append("<li>Milk</li>", "todos")
+            turbo.append(template="_todo.html", todo=todo, target="todos")
+        """
+        return _stream("append", content, target, multiple, **options)
+
+    def prepend(
+        self, content: Any = None, target: Any = None, multiple: bool = False, **options: Any
+    ) -> str:
+        """Return a stream that adds content at the start of a target; see :meth:`append`."""
+        return _stream("prepend", content, target, multiple, **options)
+
+    def replace(
+        self, content: Any = None, target: Any = None, multiple: bool = False, **options: Any
+    ) -> str:
+        """Return a stream that replaces a target; see :meth:`append`."""
+        return _stream("replace", content, target, multiple, **options)
+
+    def update(
+        self, content: Any = None, target: Any = None, multiple: bool = False, **options: Any
+    ) -> str:
+        """Return a stream that replaces what is in a target; see :meth:`append`."""
+        return _stream("update", content, target, multiple, **options)
+
+    def after(
+        self, content: Any = None, target: Any = None, multiple: bool = False, **options: Any
+    ) -> str:
+        """Return a stream that adds content behind a target; see :meth:`append`."""
+        return _stream("after", content, target, multiple, **options)
+
+    def before(
+        self, content: Any = None, target: Any = None, multiple: bool = False, **options: Any
+    ) -> str:
+        """Return a stream that adds content before a target; see :meth:`append`."""
+        return _stream("before", content, target, multiple, **options)
+
+    def remove(
+        self,
+        target: Any = None,
+        multiple: bool = False,
+        *,
+        targets: Any = None,
+        attributes: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Return a stream that removes a target; see :meth:`append`."""
+        return _stream("remove", "", target, multiple, targets=targets, attributes=attributes)
+
+    def refresh(
+        self,
+        *,
+        request_id: str | None = None,
+        method: str | None = None,
+        scroll: str | None = None,
+    ) -> str:
+        """Return a stream that has a page loaded again.
+
+        :param request_id: of the request that has caused it; the page that sent it does not.
+        :param method: ``"morph"`` or ``"replace"``, None as the page says.
+        :param scroll: ``"preserve"`` or ``"reset"``, None as the page says.
+        """
+        return str(stream_tag("refresh", request_id=request_id, method=method, scroll=scroll))
+
+    def action(
+        self,
+        name: str,
+        content: Any = "",
+        target: Any = None,
+        targets: Any = None,
+        *,
+        attributes: Mapping[str, Any] | None = None,
+        **further: Any,
+    ) -> str:
+        """Return a stream with an action of the page's own, of ``Turbo.StreamActions``.
+
+        :param attributes: of the element, as for :meth:`append`.
+        :param further: attributes, too, where their names are those of keywords.
+        """
+        further = {**_checked(attributes), **further}
+        return str(stream_tag(name, content, target=target, targets=targets, **further))
+
+    def stream(self, stream: str | Iterable[str]) -> Response:
+        """Return a response of one stream or several."""
+        return current_app.response_class(stream, mimetype=MIMETYPE)
+
+
+def _stream(
+    action: str,
+    content: Any,
+    target: Any,
+    multiple: bool,
+    *,
+    targets: Any = None,
+    method: str | None = None,
+    template: Any = None,
+    attributes: Mapping[str, Any] | None = None,
+    **context: Any,
+) -> str:
+    """Return a stream; see :meth:`Turbo.append`."""
+    if target is None and targets is None:
+        raise TypeError(f"{action} needs target= (an id) or targets= (a CSS selector)")
+    if method is not None and (method != "morph" or action not in _MORPHED):
+        raise ValueError(f'method= is "morph", for replace and update, got {method!r} for {action}')
+    if multiple and target is not None:
+        if targets is not None:
+            raise TypeError("with multiple=True the target is the selector; leave targets= out")
+        target, targets = None, target
+    if template is not None:
+        if content is not None:
+            raise TypeError(f"{action} takes either content or template=")
+        content = render_template(template, **context)
+    elif context:
+        raise TypeError(
+            f"{action} has no option {next(iter(context))!r}; context needs template=, and other "
+            "attributes go into attributes={…}"
+        )
+    elif content is None:
+        raise TypeError(f"{action} needs content, or template= to render")
+    further = _checked(attributes)
+    return str(
+        stream_tag(action, content, target=target, targets=targets, method=method, **further)
+    )
+
+
+def _checked(attributes: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return further attributes, none of which is an option of its own."""
+    found = dict(attributes or {})
+    for name in found:
+        if name in _OPTIONS:
+            raise TypeError(f"{name!r} is an option of its own, {name}=…, not one of attributes=")
+    return found

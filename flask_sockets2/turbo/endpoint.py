@@ -1,0 +1,372 @@
+"""The connection of a page: one for all its streams, as a WebSocket or as Server-Sent Events.
+
+``GET /turbo-stream?s=<name>&at=<position>&s=<name>&at=<position>…``: parallel lists, of which
+``at`` may be empty or short. Servers take URLs of a few KiB, some twenty streams. What goes beyond
+is announced by ``more=<number>`` and follows: as the first message of the WebSocket, within ten
+seconds, or as the body of a ``POST`` that asks for Server-Sent Events::
+
+    {"streams": [["<name>", "<position>"], …]}
+
+Every name is verified, the application asked for those it named, and the stream of a user given
+only to a connection that ``@turbo.user_id`` says is that user's, before anything is subscribed
+to: those in the URL before the connection is accepted, so that a refusal is an HTTP status. One of
+those that follow is told by the close code of a WebSocket.
+
+======  =====  ==================================================================================
+status  code
+======  =====  ==================================================================================
+400     4400   what was asked for makes no sense, or is too much
+403     4403   a name is forged or another user's, or ``@turbo.authorize`` says no
+410     4410   a name is older than ``TURBO_STREAM_MAX_AGE``; a page loaded anew has a new one
+503     1013   the broker is away, or what was announced did not come in time
+======  =====  ==================================================================================
+
+The WebSocket of gevent-websocket's handler, which has accepted it already and cannot be subscribed,
+is told ``{"event": "unsupported"}`` and closed; the page then takes Server-Sent Events.
+
+Then come JSON texts: first the channels, one for each stream asked for; for each channel its newest
+position at that time; and the envelopes of :mod:`flask_sockets2.encoding`, of which those between
+``at`` and that position may come after the text that names it::
+
+    {"event": "streams", "channels": ["turbo:all", "turbo:stream:room:5"]}
+    {"event": "subscribed", "channel": "turbo:all", "position": "9f86d081884c7d65-42"}
+    {"channel": "turbo:all", "position": "9f86d081884c7d65-43", "data": "<turbo-stream …"}
+
+As Server-Sent Events, for a request that accepts ``text/event-stream``, the same texts come. A
+client without ``s``, as turbo.js' own ``Turbo.connectStreamSource(new WebSocket(url))``, gets the
+markup for all and for its user as it is, and for a gap a ``refresh``.
+
+The ``POST`` changes nothing, and pages of other origins may not send it: ``Origin`` is looked at as
+for a WebSocket. So it needs no token against forged requests, and Flask-WTF is told so: a page's
+token is over after an hour, its streams are not. A method that Flask-WTF passes over, as QUERY, is
+one that firewalls and CDNs refuse, and Server-Sent Events are there for who sits behind such.
+
+Differences from Turbo-Flask: the endpoint is called ``flask_sockets2_turbo_stream``; the id of the
+user is asked for when the page is made, too, and a connection of another one is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any, Protocol
+
+from flask import Flask, abort, current_app, request
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing.exceptions import WebsocketMismatch
+
+from ..brokers.base import Position
+from ..event_stream import stream_response
+from ..extension import limits_of, state_of
+from ..sockets import Sockets
+from ..view import check_origin, mismatch
+from .markup import stream_tag
+from .names import (
+    ALL,
+    USER,
+    Expired,
+    Forged,
+    InvalidName,
+    StreamSigner,
+    is_user,
+    parts_of_channel,
+    user_channel,
+)
+from .page import everywhere
+
+__all__ = ["EXTENSION", "Audience", "accepts", "serve_streams"]
+
+EXTENSION = "flask_sockets2.turbo"
+"""Key of ``app.extensions``."""
+
+logger = logging.getLogger("flask_sockets2.turbo")
+
+_ENDPOINT = "flask_sockets2_turbo_stream"
+_EVENTS_ENDPOINT = "flask_sockets2_turbo_events"
+_POLICY = "coalesce"
+_REFRESH = str(stream_tag("refresh"))
+
+# What a hostile client can ask for, and how long it can take.
+_MAX_STREAMS = 1000  # of one connection
+_MAX_FOLLOWING = 2**19  # bytes of what does not fit into the URL
+_FOLLOWING_TIMEOUT = 10.0  # seconds for it to come over a WebSocket
+
+_REFUSALS = frozenset({400, 401, 403, 404, 410})
+"""Statuses that become close codes, 4000 more: a client need not try again."""
+
+Asked = list[tuple[str, str]]
+"""Names as a client gave them, and the positions that it has seen everything up to."""
+
+Subscriptions = list[tuple[str, str]]
+"""The same of channels that it may have."""
+
+
+class Audience(Protocol):
+    """Who decides about connections: the application's Turbo."""
+
+    user_id_callback: Callable[[], Any]
+    authorizer: Callable[..., Any] | None
+
+    def identifies(self) -> bool:
+        """Whether the callback is the application's own."""
+
+    def start_jobs(self, app: Flask) -> None:
+        """Begin what runs as long as there are pages."""
+
+
+def serve_streams(app: Flask, route: str) -> None:
+    """Add the rules of the connection; can be repeated."""
+    if _ENDPOINT in app.view_functions:
+        return
+    # Sockets of its own: routes of those that serve several applications go to all of them.
+    sockets = Sockets(app)
+    for options in everywhere(app):
+        sockets.add_url_rule(
+            route,
+            _ENDPOINT,
+            _connect,
+            accept=False,
+            slow_client=_POLICY,
+            max_message_size=_MAX_FOLLOWING,
+            **options,
+        )
+        app.add_url_rule(route, _EVENTS_ENDPOINT, _events, methods=["GET", "POST"], **options)
+    # Before all functions of before_request, in whatever order the extensions came.
+    app.url_value_preprocessor(_exempt_from_tokens)
+
+
+def _exempt_from_tokens(endpoint: str | None, values: dict[str, Any] | None) -> None:
+    """Have Flask-WTF ask for no token, see above."""
+    if endpoint == _EVENTS_ENDPOINT:
+        csrf: Any = current_app.extensions.get("csrf")
+        if hasattr(csrf, "exempt"):
+            csrf.exempt(_events)
+
+
+def accepts(mimetype: str) -> bool:
+    """Whether the client of the current request names a type; ``*/*`` does not."""
+    return any(
+        quality > 0 and accepted.partition(";")[0].strip().lower() == mimetype
+        for accepted, quality in request.accept_mimetypes
+    )
+
+
+def _connect(ws: Any, **_: str) -> None:
+    """Serve a WebSocket, which goes on when this returns."""
+    if not hasattr(ws, "subscribe"):  # a warning says how to start a server whose do
+        ws.send(json.dumps({"event": "unsupported"}))
+        ws.close()
+        return
+    audience = _audience()
+    if "s" not in request.args:
+        for channel in _own_channels(audience):
+            ws.subscribe(channel, gap=_REFRESH)
+        return
+    asked, following = _asked_in_url()
+    subscriptions = _permitted(audience, asked)
+    state_of().channels.check(subscriptions[0][0])  # while there is no answer, it can be 503
+    ws.accept()
+    if following:
+        further = _received(ws, audience, following)
+        if further is None:
+            return
+        subscriptions += further
+    ws.send(json.dumps({"event": "streams", "channels": _channels(subscriptions)}))
+    for channel, since in _together(subscriptions).items():
+        begun = ws.subscribe(channel, since, envelope=True)
+        told = {"event": "subscribed", "channel": channel, "position": str(begun.position)}
+        ws.send(json.dumps(told))
+
+
+def _received(ws: Any, audience: Audience, number: int) -> Subscriptions | None:
+    """Wait for what did not fit into the URL; None where the connection is over."""
+    try:
+        message = ws.receive(_FOLLOWING_TIMEOUT)
+    except TimeoutError:
+        logger.info("a page did not name its streams within %s seconds", _FOLLOWING_TIMEOUT)
+        ws.close(1013, "the names of the streams did not come in time; connect again")
+        return None
+    if message is None:
+        return None
+    try:
+        return _permitted(audience, _parsed(message, number))
+    except HTTPException as exc:
+        if exc.code not in _REFUSALS:
+            raise
+        ws.close(4000 + exc.code)
+        return None
+
+
+def _events(**_: str) -> Any:
+    """Serve Server-Sent Events; any other request should have been for a WebSocket."""
+    if not accepts("text/event-stream"):
+        return mismatch(WebsocketMismatch())
+    check_origin(current_app)
+    if "Origin" not in request.headers and request.headers.get("Sec-Fetch-Site") == "cross-site":
+        # It could not read the stream, but hold it open with the cookies of its visitor.
+        abort(403, "pages of other sites ask in mode cors")
+    if "s" not in request.args:
+        abort(400, "name the streams: ?s=<name>&at=<position>")
+    audience = _audience()
+    asked, following = _asked_in_url()
+    if following or request.method == "POST":
+        asked += _parsed(_body(), following)
+    subscriptions = _permitted(audience, asked)
+    limits = replace(limits_of(current_app.config, {}), slow_client=_POLICY)
+    return stream_response(
+        current_app,
+        _together(subscriptions).items(),
+        told=_channels(subscriptions),
+        limits=limits,
+    )
+
+
+def _audience() -> Audience:
+    """Return who decides, with its jobs begun: in this process there is a page now."""
+    audience: Audience = current_app.extensions[EXTENSION]
+    audience.start_jobs(current_app._get_current_object())  # type: ignore[attr-defined]  # a proxy, as Flask documents it
+    return audience
+
+
+def _own_channels(audience: Audience) -> list[str]:
+    """Return the channels of a client that names none."""
+    user = _user_of_connection(audience)
+    return [ALL] if user is None else [ALL, user]
+
+
+def _user_of_connection(audience: Audience) -> str | None:
+    """Return the channel of who connects; what the application's callback raises, is raised."""
+    if not audience.identifies():
+        return None
+    try:
+        user_id = audience.user_id_callback()
+    except HTTPException as exc:  # all else Flask logs
+        logger.warning("refused a page's connection: the user id callback answers %s", exc)
+        raise
+    return None if user_id is None else user_channel(user_id)
+
+
+# -- what is asked for -------------------------------------------------------------------------
+
+
+def _asked_in_url() -> tuple[Asked, int]:
+    """Return what the URL of the current request asks for, and how many more are to follow."""
+    names, positions = request.args.getlist("s"), request.args.getlist("at")
+    following = request.args.get("more", 0, type=int)
+    if following < 0 or len(names) + following > _MAX_STREAMS or len(positions) > len(names):
+        abort(400, f"expected up to {_MAX_STREAMS} s=, and no more at= than those")
+    positions += [""] * (len(names) - len(positions))
+    return list(zip(names, map(_position, positions), strict=True)), following
+
+
+def _position(text: str) -> str:
+    """Return a position as a client gave it; what is none is a gap, and never all that is kept."""
+    return text if not text or Position.parse(text) else "-"
+
+
+def _body() -> bytes:
+    """Return the body of the current request, which must not be endless."""
+    size = request.content_length
+    if size is None:
+        abort(411)
+    if size > _MAX_FOLLOWING:
+        abort(413)
+    return request.get_data()
+
+
+def _parsed(text: str | bytes, number: int) -> Asked:
+    """Return what follows the URL.
+
+    :param number: how many were announced.
+    """
+    try:
+        asked = [(name, position) for name, position in json.loads(text)["streams"]]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        asked = []
+    texts = all(isinstance(each, str) for pair in asked for each in pair)
+    if len(asked) != number or not texts:
+        abort(400, f'expected {number} further streams: {{"streams": [[name, position], …]}}')
+    return [(name, _position(position)) for name, position in asked]
+
+
+def _permitted(audience: Audience, asked: Asked) -> Subscriptions:
+    """Return the channels that were asked for, once all of it is verified."""
+    signer = StreamSigner(current_app) if current_app.secret_key else None
+    user_of_connection = cache(partial(_user_of_connection, audience))
+    subscriptions: Subscriptions = []
+    for name, position in asked:
+        if name == USER and signer is None:
+            channel = user_of_connection()
+            # None: it is nobody any more, and what its position was in is not for it.
+            subscriptions.append((channel, position) if channel else (ALL, ""))
+        else:
+            subscriptions.append((_verified(signer, name), position))
+    for channel in dict.fromkeys(_channels(subscriptions)):  # once: it may cost a query
+        if is_user(channel):
+            _check_user(channel, user_of_connection())
+        else:
+            _authorize(audience, channel)
+    return subscriptions
+
+
+def _verified(signer: StreamSigner | None, name: str) -> str:
+    """Return the channel of a name that a client gave."""
+    if name == ALL:
+        return ALL
+    try:
+        if signer is None:
+            raise Forged("there is no SECRET_KEY that it could be signed with")
+        return signer.unsign(name)
+    except InvalidName as exc:
+        logger.warning("refused the stream %.80r: %s", name, exc)
+        if isinstance(exc, Expired):
+            abort(410, "the name of a stream has expired; load the page again")
+        abort(403, "the name of a stream is not valid")
+
+
+def _check_user(channel: str, user: str | None) -> None:
+    """See that a stream is that of the user of the connection."""
+    if channel != user:
+        logger.warning(
+            "refused the stream %.80r: by @turbo.user_id the connection is that of %.80r. It has "
+            "to return the same at each request of a user",
+            channel,
+            user,
+        )
+        abort(403, "the page is another user's; load it again")
+
+
+def _authorize(audience: Audience, channel: str) -> None:
+    """Ask the application about a stream that it named."""
+    parts = parts_of_channel(channel)
+    if parts is None or audience.authorizer is None:
+        return
+    if not audience.authorizer(*parts):
+        logger.warning("refused the stream %.80r: not authorized", ":".join(parts))
+        abort(403, "this stream is not for you")
+
+
+def _channels(subscriptions: Subscriptions) -> list[str]:
+    """Return one channel for each stream, in the order in which they were asked for."""
+    return [channel for channel, _ in subscriptions]
+
+
+def _together(subscriptions: Subscriptions) -> dict[str, str]:
+    """Return each channel once, with the position that nothing is missing after."""
+    found: dict[str, str] = {}
+    for channel, position in subscriptions:
+        found[channel] = _earlier(found[channel], position) if channel in found else position
+    return found
+
+
+def _earlier(one: str, other: str) -> str:
+    """Of two positions the earlier; of those in different logs one that is a gap."""
+    if not (one and other):
+        return one or other  # one of the two begins with what comes from now on
+    first, second = Position.parse(one), Position.parse(other)
+    if first is None or second is None or first.epoch != second.epoch:
+        return "-"
+    return str(min(first, second))

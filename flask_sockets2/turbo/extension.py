@@ -1,0 +1,407 @@
+"""Turbo: streams for the pages of a Flask application, as answers and pushed from anywhere.
+
+Differences from Turbo-Flask, whose interface this is:
+
+- Targets and attributes are escaped; the content is HTML as it is.
+- :meth:`Turbo.can_stream` is True only where the type of streams is named, see ``forms.py``.
+- Recipients that are not there are no error: what is pushed to them waits in the history of their
+  channel for a page that comes back.
+- ``clients`` has only what a program puts there; connections are subscribers of channels, in all
+  processes. An id and its text are the same user.
+- The id of a user is asked for when the page is made, and the page carries it, signed. None is
+  nobody. Without ``SECRET_KEY`` it is asked for by the connection, as there.
+- ``sock`` is a :class:`~flask_sockets2.Sockets`, and is there without ``TURBO_WEBSOCKET_ROUTE``,
+  too: an application without pages of its own may push.
+- ``None`` as content is an error instead of the text "None".
+- The page is different, see ``page.py``, and the endpoint, see ``endpoint.py``.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+from flask import Flask, current_app, has_request_context, request
+from markupsafe import Markup
+from werkzeug.exceptions import HTTPException
+
+from ..brokers.base import Position
+from ..exceptions import BrokerError
+from ..extension import state_of
+from ..sockets import Sockets
+from . import forms
+from .broadcasts import Broadcasting
+from .endpoint import EXTENSION, serve_streams
+from .every import Job, check_seconds, start
+from .library import VERSION
+from .names import ALL, USER, Part, StreamSigner, stream_channel, user_channel
+from .page import UNKNOWN, head, keep_private, mark_private, serve_files, stream_element
+
+__all__ = ["Turbo"]
+
+logger = logging.getLogger("flask_sockets2.turbo")
+
+ROUTE = "/turbo-stream"
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_KNOWN = "flask_sockets2.turbo.positions"  # in the environ
+
+
+class Turbo(Broadcasting):
+    """Turbo Streams of one or several applications.
+
+    :param app: the application, or None to call :meth:`init_app` later.
+
+    ::
+
+        turbo = Turbo(app)
+
+        @app.post("/todos")
+        def add():
+            todo = save(request.form["text"])
+            turbo.push(turbo.append(render_template("_todo.html", todo=todo), "todos"))
+            return redirect(url_for("index"), 303)
+
+    All but what answers the current request may be called by any thread or greenlet. What pushes
+    raises :class:`~flask_sockets2.BrokerError` when the broker cannot be reached, and ValueError
+    for more than ``SOCKETS_MAX_MESSAGE_SIZE`` bytes.
+    """
+
+    def __init__(self, app: Flask | None = None) -> None:
+        super().__init__()
+        #: Returns the id of the user of the current request, None for nobody.
+        self.user_id_callback: Callable[[], Any] = self.default_user_id
+        #: Says who may have a stream; see :meth:`authorize`.
+        self.authorizer: Callable[..., Any] | None = None
+        self._jobs: list[Job] = []
+        # By an application's channels, of which a process that was forked has others.
+        self._begun: WeakKeyDictionary[Any, dict[str, Job]] = WeakKeyDictionary()
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask) -> None:
+        """Serve an application: its pages' connections, and ``turbo`` in its templates.
+
+        :raises RuntimeError: when another Turbo serves it.
+        """
+        if app.extensions.get(EXTENSION, self) is not self:
+            raise RuntimeError("this application has a Turbo already; use that one everywhere")
+        route = app.config.setdefault("TURBO_WEBSOCKET_ROUTE", ROUTE)
+        if self.sock is None:
+            self.sock = Sockets()
+        self.sock.init_app(app)
+        if EXTENSION not in app.extensions:
+            forms.init_forms(app)
+            keep_private(app)
+        app.extensions[EXTENSION] = self
+        if route:
+            serve_streams(app, route)
+        serve_files(app)
+        app.context_processor(self.context_processor)
+
+    # -- pages -----------------------------------------------------------------------------
+
+    def turbo(
+        self,
+        version: str | None = VERSION,
+        url: str | None = None,
+        nonce: str | None = None,
+        *,
+        connect: bool = True,
+    ) -> Markup:
+        """Return what connects a page; templates call it as ``{{ turbo() }}`` in ``<head>``.
+
+        :param version: of turbo.js to load from the CDN; by default the version, and the copy if
+            there is one, that comes with this package. None = the newest.
+        :param url: of another copy of turbo.js, its UMD build.
+        :param nonce: of the page's Content-Security-Policy.
+        :param connect: False for a page to which nothing is pushed, as that of a login: it gets
+            turbo.js alone.
+        """
+        app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # a proxy, as Flask documents it
+        route = app.config.get("TURBO_WEBSOCKET_ROUTE", ROUTE)
+        if has_request_context():  # not what a command or a task renders
+            self.start_jobs(app)
+        streams = self._streams_of_page(app) if route and connect else []
+        return head(app, route, streams, version=version, url=url, nonce=nonce, connect=connect)
+
+    def __call__(
+        self,
+        version: str | None = VERSION,
+        url: str | None = None,
+        nonce: str | None = None,
+        *,
+        connect: bool = True,
+    ) -> Markup:
+        """Do as :meth:`turbo`: templates have the object itself under that name."""
+        return self.turbo(version, url, nonce, connect=connect)
+
+    def stream_from(self, *parts: Part, position: Position | str | None = None) -> Markup:
+        """Return what a page gets a stream by; as ``{{ turbo.stream_from("room", room.id) }}``.
+
+        :param parts: of the stream's name: texts, whole numbers, UUIDs.
+        :param position: after which the page wants everything; by default the one that
+            :meth:`position` returned in this request, else the present one.
+        :raises RuntimeError: when the application has no ``SECRET_KEY``.
+        """
+        channel = stream_channel(*parts)
+        name = StreamSigner(current_app).sign(channel)
+        mark_private()
+        known = self._positions([channel])[0] if position is None else position
+        return stream_element(name, known)
+
+    def position(self, *parts: Part) -> Position | str:
+        """Return the position of a stream, before the page reads what it shows.
+
+        What is pushed between the reading and the rendering is then on the page, too. Without
+        parts it is that of the pushes to all, and those to the user are remembered with it. The
+        rest of the request remembers it. Where the broker is away it is "-", by which the page will
+        be told of a gap.
+
+        ::
+
+            @app.get("/room/<int:number>")
+            def room(number):
+                turbo.position("room", number)
+                return render_template("room.html", messages=messages_of(number))
+        """
+        if parts:
+            return self.positions([parts])[0]
+        channels = [ALL, *filter(None, [self._user_of_page()])]
+        return self._positions(channels, remember=True)[0]
+
+    def positions(self, names: Iterable[Sequence[Part]]) -> list[Position | str]:
+        """Return the positions of many streams, asked for at once; see :meth:`position`.
+
+        A page with ``stream_from`` for each of a hundred rows waits for Redis once, not a hundred
+        times::
+
+            turbo.positions(("order", order.id) for order in orders)
+
+        :param names: the parts of each stream's name.
+        """
+        return self._positions([stream_channel(*parts) for parts in names], remember=True)
+
+    def _streams_of_page(self, app: Flask) -> list[tuple[str, object]]:
+        channels = [ALL]
+        user = self._user_of_page()
+        if user is not None:
+            channels.append(user)
+        positions = self._positions(channels)
+        if user is None or app.secret_key:
+            if user is not None:
+                mark_private()
+            names = [ALL, *(StreamSigner(app).sign(channel) for channel in channels[1:])]
+            return list(zip(names, positions, strict=True))
+        # The connection asks who it is, and that may be another one: no position, then.
+        return [(ALL, positions[0]), (USER, "")]
+
+    def _user_of_page(self) -> str | None:
+        """Return the channel of the user of the current request, None without."""
+        if not self.identifies() or not has_request_context():
+            return None
+        try:
+            user_id = self.user_id_callback()
+        except HTTPException as exc:
+            logger.warning("the user id callback answers a page with %s: it has no user", exc)
+            return None
+        except Exception:
+            logger.exception("the user id callback raised, so a page has no stream of its user")
+            return None
+        return None if user_id is None else user_channel(user_id)
+
+    def _positions(self, channels: list[str], *, remember: bool = False) -> list[Position | str]:
+        """Return the positions for a page, all asked for at once.
+
+        :param remember: for the rest of the request.
+        """
+        known = _known()
+        missing = [channel for channel in channels if channel not in known.positions]
+        found: dict[str, Position | str] = dict.fromkeys(missing, UNKNOWN)
+        if missing and not known.away:  # to ask once more might take as long
+            try:
+                found.update(zip(missing, self._serving().positions(missing), strict=True))
+            except BrokerError as exc:
+                known.away = True
+                logger.error("a page has no positions and will be loaded again: %s", exc)
+        if remember:
+            known.positions.update(found)
+        found.update(known.positions)
+        return [found[channel] for channel in channels]
+
+    def subscribers(self, *parts: Part) -> int:
+        """Return how many pages have a stream, in all processes; it may be a second ago."""
+        return self._serving().subscribers(stream_channel(*parts))
+
+    # -- users -----------------------------------------------------------------------------
+
+    def user_id(self, f: Function) -> Function:
+        """Register what returns the id of the user of the current request, for ``push(to=…)``.
+
+        ::
+
+            @turbo.user_id
+            def get_user_id():
+                return current_user.id
+
+        :returns: the function as it is.
+        """
+        self.user_id_callback = f
+        return f
+
+    def default_user_id(self) -> Any:
+        """Return another id at each call: nobody can be pushed to alone."""
+        return uuid.uuid4().hex
+
+    def identifies(self) -> bool:
+        """Whether the application says who its users are."""
+        function = getattr(self.user_id_callback, "__func__", None)
+        return function is not Turbo.default_user_id
+
+    def authorize(self, f: Function) -> Function:
+        """Register what is asked, at each connect, for each stream of ``stream_from``.
+
+        ::
+
+            @turbo.authorize
+            def may_have(kind, *parts):
+                return kind != "room" or current_user.is_in(int(parts[0]))
+
+        :param f: called in the connection's request with the parts of the name, as texts; False
+            refuses, and so does what it raises.
+        :returns: the function as it is.
+        """
+        self.authorizer = f
+        return f
+
+    # -- the request -----------------------------------------------------------------------
+
+    def context_processor(self) -> dict[str, Any]:
+        """Return what templates have: ``turbo``."""
+        return {"turbo": self}
+
+    # Their docstrings are there.
+    requested_frame = staticmethod(forms.requested_frame)
+    can_stream = staticmethod(forms.can_stream)
+    render_form = staticmethod(forms.render_form)
+    redirect = staticmethod(forms.redirect)
+    flashes = staticmethod(forms.flashes)
+    csrf_meta = staticmethod(forms.csrf_meta)
+    layout = staticmethod(forms.layout)
+    refreshes_with = staticmethod(forms.refreshes_with)
+    exempts_page_from_cache = staticmethod(forms.exempts_page_from_cache)
+    exempts_page_from_preview = staticmethod(forms.exempts_page_from_preview)
+    page_requires_reload = staticmethod(forms.page_requires_reload)
+
+    def can_push(self, to: Any = None) -> bool:
+        """Return whether a page is connected, in any process; it may be a second ago.
+
+        :param to: id of a user, None for anybody.
+        """
+        if to in self.clients or (to is None and self.clients):
+            return True
+        if self.sock is None:
+            return False
+        return self.sock.subscribers(ALL if to is None else user_channel(to)) > 0
+
+    def every(self, seconds: float, *, name: str | None = None) -> Callable[[Function], Function]:
+        """Register a job that runs every so many seconds, in one of all workers; see ``every.py``.
+
+        It runs in the application's context, without a request. What it raises is logged, and it
+        goes on.
+
+        :param name: the same in all processes, and no other application's on the same Redis; by
+            default the function's.
+        :raises ValueError: when the time is none, or another function has a job of that name.
+        :raises TypeError: when it has no name.
+
+        ::
+
+            @turbo.every(5)
+            def load():
+                turbo.push(turbo.replace(render_template("_load.html"), "load"))
+        """
+
+        check_seconds(seconds)
+
+        def register(function: Function) -> Function:
+            if not callable(function):
+                raise TypeError(f"a job is a function, got {type(function).__name__}")
+            called = name or _name_of(function)
+            job = Job(seconds, function, called)
+            for other in self._jobs:
+                if other.name == called:
+                    if not _are_one(other.function, function):
+                        raise ValueError(
+                            f"there is a job {called!r} already; give this one a name="
+                        )
+                    other.seconds, other.function = seconds, function  # of a factory, called again
+                    return function
+            self._jobs.append(job)
+            return function
+
+        return register
+
+    def start_jobs(self, app: Flask) -> None:
+        """Begin the jobs in this process; called with each page and connection that it serves.
+
+        None begin while ``app.testing``: tests call the functions.
+        """
+        if not self._jobs or app.testing:
+            return
+        channels = state_of(app).channels
+        begun = self._begun.get(channels)
+        if begun is None:
+            begun = self._begun.setdefault(channels, {})
+        for job in self._jobs:
+            # A fork must not find a lock held: only one thread's setdefault() can set it.
+            mark = copy(job)
+            if job.name in begun or begun.setdefault(job.name, mark) is not mark:
+                continue
+            try:
+                start(app, channels, job)
+            except RuntimeError as exc:
+                del begun[job.name]
+                logger.error("the job %s begins with another page: %s", job.name, exc)
+
+
+@dataclass
+class _Known:
+    """What the current request knows of positions.
+
+    :ivar positions: that it has asked for early, by channel.
+    :ivar away: the broker could not be reached.
+    """
+
+    positions: dict[str, Position | str] = field(default_factory=dict)
+    away: bool = False
+
+
+def _known() -> _Known:
+    if not has_request_context():
+        return _Known()
+    # Not in g, which outlives the request where a test has pushed an application context.
+    known: _Known = request.environ.setdefault(_KNOWN, _Known())
+    return known
+
+
+def _name_of(function: Any) -> str:
+    try:
+        return f"{function.__module__}.{function.__qualname__}"
+    except AttributeError:
+        raise TypeError(
+            f"a job of {type(function).__name__} has no name of its own; give it one: "
+            '@turbo.every(5, name="load")'
+        ) from None
+
+
+def _are_one(one: Any, other: Any) -> bool:
+    """Whether two functions are from the same lines, as those of a factory are."""
+    code = getattr(one, "__code__", one)
+    return bool(code is getattr(other, "__code__", other))

@@ -1,0 +1,188 @@
+"""Names of streams: the channels that they are, and how a page carries them.
+
+=========================  ======================================================================
+channel                    who gets it
+=========================  ======================================================================
+``turbo:all``              every page; anybody may have it, so its name is never signed
+``turbo:user:<id>``        the pages of one user
+``turbo:stream:<name>``    the pages with ``{{ turbo.stream_from(…) }}`` of that name
+=========================  ======================================================================
+
+A signed name is a permission: whoever has it may have the stream, until ``TURBO_STREAM_MAX_AGE``
+seconds (86,400; None for any age) after the page was made. Names are readable, so no secrets
+belong in them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+from flask import Flask
+from itsdangerous import BadData, URLSafeTimedSerializer
+from werkzeug.local import LocalProxy
+
+from ..publisher import check_channel
+
+__all__ = [
+    "ALL",
+    "USER",
+    "Expired",
+    "Forged",
+    "InvalidName",
+    "Part",
+    "StreamSigner",
+    "is_user",
+    "parts_of_channel",
+    "stream_channel",
+    "stream_name",
+    "stream_parts",
+    "user_channel",
+]
+
+Part = str | int | UUID
+"""What the name of a stream is made of."""
+
+ALL = "turbo:all"
+USER = "turbo:user"
+"""In place of a signed name, where there is no key to sign with: the user of the connection."""
+
+_USER = "turbo:user:"
+_STREAM = "turbo:stream:"
+_MAX_AGE = 86400.0  # seconds
+_SALT = "flask_sockets2.turbo.stream"
+
+
+class InvalidName(ValueError):
+    """The name of a stream, as a client gave it, is no permission."""
+
+
+class Forged(InvalidName):
+    """It was not signed with any of the application's keys."""
+
+
+class Expired(InvalidName):
+    """It was, longer ago than ``TURBO_STREAM_MAX_AGE``."""
+
+
+def stream_name(*parts: Part) -> str:
+    """Return the name of a stream; different parts make different names.
+
+    :param parts: texts, whole numbers and UUIDs; ``5`` and ``"5"`` are the same.
+    :raises TypeError: when there are none, or others.
+
+    ::
+
+        stream_name("room", room.id)
+    """
+    if not parts:
+        raise TypeError('a stream needs a name, as ("room", room.id)')
+    return ":".join(map(_escaped, parts))
+
+
+def _escaped(part: Any) -> str:
+    if isinstance(part, str):
+        text = str.__str__(part)  # the value of an enum, not its name
+    elif isinstance(part, int) and not isinstance(part, bool):
+        text = int.__repr__(part)
+    elif isinstance(part, UUID):
+        text = str(part)
+    else:
+        raise TypeError(
+            f"a part of a stream's name is a str, an int or a UUID, got {type(part).__name__}; "
+            "use an id of it, as in ('room', room.id)"
+        )
+    return text.replace("%", "%25").replace(":", "%3A")
+
+
+def stream_parts(name: str) -> tuple[str, ...]:
+    """Return the parts of a name, as texts."""
+    return tuple(part.replace("%3A", ":").replace("%25", "%") for part in name.split(":"))
+
+
+def stream_channel(*parts: Part) -> str:
+    """Return the channel of a stream.
+
+    :raises TypeError: as :func:`stream_name`.
+    :raises ValueError: when the name is too long for a channel.
+    """
+    return check_channel(_STREAM + stream_name(*parts))
+
+
+def user_channel(user_id: Any) -> str:
+    """Return the channel of a user.
+
+    :param user_id: anything whose text is the same in every process.
+    :raises TypeError: when it has no text of its own.
+    """
+    if isinstance(user_id, LocalProxy):  # as current_user of Flask-Login
+        user_id = user_id._get_current_object()
+    if isinstance(user_id, str | int | UUID) and not isinstance(user_id, bool):
+        return check_channel(_USER + _escaped(user_id))
+    kind: Any = type(user_id)  # mypy thinks that none can be object's
+    # float and bool have no __str__ either; a __repr__ is for people, and may change.
+    if kind.__str__ is object.__str__ and not isinstance(user_id, float | bool):
+        raise TypeError(
+            f"a user's id is a str, an int or a UUID, got {kind.__name__}; use an id of it, as "
+            "user.id"
+        )
+    return check_channel(_USER + _escaped(str(user_id)))
+
+
+def is_user(channel: str) -> bool:
+    """Whether a channel is that of a user."""
+    return channel.startswith(_USER)
+
+
+def parts_of_channel(channel: str) -> tuple[str, ...] | None:
+    """Return the parts of a named stream; None for everybody's and for a user's."""
+    return stream_parts(channel.removeprefix(_STREAM)) if channel.startswith(_STREAM) else None
+
+
+class StreamSigner:
+    """Signs the names of streams with ``SECRET_KEY``; old ones of ``SECRET_KEY_FALLBACKS`` count.
+
+    :param app: the application.
+    :param clock: seconds since the epoch.
+    :raises RuntimeError: when it has no ``SECRET_KEY``.
+    :raises ValueError: when ``TURBO_STREAM_MAX_AGE`` is no number of seconds.
+    """
+
+    def __init__(self, app: Flask, clock: Callable[[], float] = time.time) -> None:
+        if not app.secret_key:
+            raise RuntimeError(
+                "names of streams are signed, and the application has no SECRET_KEY; set "
+                "app.config['SECRET_KEY'] to a long random text"
+            )
+        age = app.config.get("TURBO_STREAM_MAX_AGE", _MAX_AGE)
+        if age is not None and (isinstance(age, bool) or not isinstance(age, int | float)):
+            raise ValueError(f"TURBO_STREAM_MAX_AGE must be a number of seconds, got {age!r}")
+        keys = [*(app.config.get("SECRET_KEY_FALLBACKS") or ()), app.secret_key]
+        self._serializer = URLSafeTimedSerializer(keys, salt=_SALT)
+        self._max_age: float | None = age
+        self._clock = clock
+
+    def sign(self, channel: str) -> str:
+        """Return the name of a channel as a page carries it."""
+        signed = self._serializer.dumps(channel)
+        return signed.decode() if isinstance(signed, bytes) else signed
+
+    def unsign(self, signed: str) -> str:
+        """Return the channel of a name that came from a client.
+
+        :raises Forged: when it was not signed here.
+        :raises Expired: when it was, too long ago.
+        """
+        try:
+            channel, signed_at = self._serializer.loads(signed, return_timestamp=True)
+        except (BadData, UnicodeEncodeError) as exc:
+            raise Forged("not signed with this application's SECRET_KEY") from exc
+        # Not by max_age=: a page of another host, whose clock is ahead, has a negative age.
+        age = self._clock() - signed_at.timestamp()
+        if self._max_age is not None and age > self._max_age:
+            raise Expired(f"{age:.0f} seconds old, and TURBO_STREAM_MAX_AGE is {self._max_age:g}")
+        if not isinstance(channel, str):
+            raise Forged("signed, but no name of a stream")
+        return channel

@@ -1,0 +1,171 @@
+"""What a page carries: turbo.js, the browser's half, its streams with their positions; and the
+serving of those files.
+
+``{{ turbo() }}`` in ``<head>``::
+
+    <script data-turbo-eval="false" src="…turbo.js"></script>
+    <script type="module" src="/_flask_sockets2/turbo-streams-….js" data-url="…"
+            data-turbo-track="reload"></script>
+    <meta name="turbo-stream-from" content="turbo:all" data-position="9f86d081884c7d65-42">
+
+``{{ turbo.stream_from("room", 5) }}`` in ``<body>``::
+
+    <turbo-stream-from name="InR1…" position="9f86d081884c7d65-7" hidden></turbo-stream-from>
+
+``{{ turbo(nonce=…) }}`` puts the nonce on both scripts and into the meta ``csp-nonce`` before them,
+from which turbo.js takes it for its style sheet. It takes it for every script in a body or a stream
+that it renders, too, whoever wrote that: there, a policy with a nonce does not guard against
+injected scripts. One with ``script-src 'self'`` does, and needs none.
+
+Differences from Turbo-Flask: there is no inline script, so that a Content-Security-Policy need not
+allow any. The URLs of the files change with their content, so a browser keeps them for ever. While
+workers are replaced, a page of a new one may ask an old one: it gets what that one has, for once.
+A visit to a page with another version of our module loads that page in full.
+
+What is signed is a permission, so a page with signed names gets ``Cache-Control: private``, unless
+the application says itself who may keep it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from flask import Flask, Response, abort, has_request_context, request, send_file
+from markupsafe import Markup
+
+from .library import PREFIX, hashed_name, library_tag, local_url, vendored_path
+
+__all__ = [
+    "UNKNOWN",
+    "everywhere",
+    "head",
+    "keep_private",
+    "mark_private",
+    "serve_files",
+    "stream_element",
+]
+
+UNKNOWN = "-"
+"""In place of a position that could not be asked for: a gap, so that the page is loaded once more
+when the connection is there."""
+
+_MODULE = Path(__file__).parent / "static" / "turbo-streams.js"
+_ENDPOINT = "flask_sockets2_file"
+_FILE = re.compile(r"(?P<stem>[A-Za-z0-9._-]+)-[0-9a-f]{16}(?P<suffix>\.[a-z]+)")
+_YEAR = 31536000  # seconds
+_PRIVATE = "flask_sockets2.turbo.private"  # in the environ
+
+
+def head(
+    app: Flask,
+    route: str | None,
+    streams: Iterable[tuple[str, object]],
+    *,
+    version: Any,
+    url: str | None,
+    nonce: str | None,
+    connect: bool = True,
+) -> Markup:
+    """Return what ``{{ turbo() }}`` renders.
+
+    :param route: of the connection, None for turbo.js alone.
+    :param connect: False for turbo.js alone on this page, by the same element as on others.
+    :param streams: of the page: pairs of a name as :func:`.names.StreamSigner.sign` makes it and a
+        position.
+    :param version: of turbo.js, see :mod:`.library`; the same for ``url`` and ``nonce``.
+    """
+    # In front: turbo.js looks for it as soon as it runs.
+    lines = [Markup('<meta name="csp-nonce" content="{}">').format(nonce)] if nonce else []
+    if not route:
+        return Markup("\n").join([*lines, library_tag(app, version, url, nonce, module=True)])
+    lines.append(library_tag(app, version, url, nonce))
+    if connect:
+        lines.append(_module_tag(app, route, nonce))
+    lines += [
+        Markup('<meta name="turbo-stream-from" content="{}" data-position="{}">').format(*stream)
+        for stream in streams
+    ]
+    return Markup("").join(line + "\n" for line in lines)
+
+
+def _module_tag(app: Flask, route: str, nonce: str | None) -> Markup:
+    tag = Markup('<script type="module" src="{}" data-url="{}" data-turbo-track="reload"').format(
+        local_url(app, hashed_name(_MODULE)), _with_root(app, route)
+    )
+    if app.debug:
+        tag += Markup(" data-debug")
+    if nonce:
+        tag += Markup(' nonce="{}"').format(nonce)
+    return tag + Markup("></script>")
+
+
+def _with_root(app: Flask, route: str) -> str:
+    """Return the path of a rule as a browser has to ask for it."""
+    return local_url(app, "").removesuffix(PREFIX) + route
+
+
+def stream_element(name: str, position: object) -> Markup:
+    """Return what ``{{ turbo.stream_from(…) }}`` renders."""
+    # hidden: it is empty, yet a flex container would leave room for it.
+    return Markup('<turbo-stream-from name="{}" position="{}" hidden></turbo-stream-from>').format(
+        name, position
+    )
+
+
+def mark_private() -> None:
+    """Have the answer to the current request kept by no cache that others share."""
+    if has_request_context():
+        request.environ[_PRIVATE] = True
+
+
+def keep_private(app: Flask) -> None:
+    """Have the answers of an application looked at for that."""
+
+    @app.after_request
+    def turbo_private(response: Response) -> Response:
+        control = response.cache_control
+        said = control.public or control.private or control.no_store
+        if _PRIVATE in request.environ and not said:
+            control.private = True
+        return response
+
+
+def everywhere(app: Flask) -> list[dict[str, Any]]:
+    """Return the options of rules that hold at each host or subdomain that an application has.
+
+    Pages name our paths without a host, whichever they are at.
+    """
+    if app.url_map.host_matching:
+        return [{"host": "<turbo_host>"}]
+    return [{}, {"subdomain": "<turbo_subdomain>"}] if app.subdomain_matching else [{}]
+
+
+def serve_files(app: Flask) -> None:
+    """Add the rule of this package's files; can be repeated."""
+    if _ENDPOINT not in app.view_functions:
+        for options in everywhere(app):
+            app.add_url_rule(f"{PREFIX}<name>", _ENDPOINT, _file, **options)
+
+
+def _file(name: str, **_: str) -> Response:
+    path = _path_of(name)
+    if path is None:
+        abort(404)
+    response = send_file(path, "text/javascript", conditional=True)
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    if name == hashed_name(path):
+        response.headers["Cache-Control"] = f"public, max-age={_YEAR}, immutable"
+    else:  # of another version of this package
+        response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def _path_of(name: str) -> Path | None:
+    """Return the file whose name with any hash this is."""
+    match = _FILE.fullmatch(name)
+    wanted = match["stem"] + match["suffix"] if match else ""
+    files = (path for path in (_MODULE, vendored_path()) if path is not None)
+    return next((path for path in files if path.name == wanted), None)
