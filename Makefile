@@ -9,6 +9,7 @@ HOST ?= 127.0.0.1
 PORT ?= 5000
 ARGS ?= -n auto
 BIN := $(VENV)/bin
+TURBO_JS := flask_sockets2/turbo/vendored/turbo.es2017-umd.js
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint types bench clean
@@ -27,7 +28,12 @@ $(VENV)/.installed-%: pyproject.toml requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $@
 
-demo: $(VENV)/.installed-redis
+# What wheels carry, for a checkout: ignored by git.
+$(TURBO_JS): | $(VENV)/.installed-redis
+	@$(BIN)/flask --app examples.demo turbo vendor --to $(@D) >/dev/null 2>&1 || \
+		echo 'npm does not get turbo.js here: pages with Turbo load it from its CDN.'
+
+demo: $(VENV)/.installed-redis $(TURBO_JS)
 	@echo 'Open http://$(HOST):$(PORT) in a browser; Ctrl-C ends it.'
 	$(BIN)/gunicorn -k flask_sockets2.worker -b '$(HOST):$(PORT)' examples.demo:app
 

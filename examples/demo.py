@@ -8,8 +8,9 @@ With SOCKETS_BROKER_URL=redis://localhost:6379/0 scripts can publish to it, too.
 import os
 
 from flask import Flask, render_template
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
-from examples import chat, echo, notify
+from examples import chat, echo, load, notify, orders, todo
 
 app = Flask(__name__)
 app.config["SOCKETS_BROKER_URL"] = os.environ.get("SOCKETS_BROKER_URL", "memory://")
@@ -17,6 +18,11 @@ app.config["SOCKETS_BROKER_URL"] = os.environ.get("SOCKETS_BROKER_URL", "memory:
 for example in (echo, chat, notify):
     app.register_blueprint(example.pages)
     example.sockets.init_app(app)
+
+# Those with Turbo stay applications of their own, each below a prefix.
+app.wsgi_app = DispatcherMiddleware(
+    app.wsgi_app, {"/load": load.app, "/todo": todo.app, "/orders": orders.app}
+)
 
 
 @app.route("/")

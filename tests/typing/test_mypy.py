@@ -109,7 +109,11 @@ def test_mypy_strict_understands_a_users_program(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(180)
 def test_the_examples_use_the_package_as_its_types_say(tmp_path: Path) -> None:
-    """They carry no annotations, as Flask's own; their bodies are checked all the same."""
-    disabled = ["--disable-error-code=import-untyped", "--disable-error-code=var-annotated"]
+    """They carry no annotations, as Flask's own; their bodies are checked all the same.
+
+    ``app.wsgi_app = …`` is how Flask documents to wrap an application.
+    """
+    codes = ["import-untyped", "var-annotated", "method-assign"]
+    disabled = [f"--disable-error-code={code}" for code in codes]
     arguments = ["--check-untyped-defs", *disabled, "examples"]
     assert mistakes(*arguments, cwd=ROOT, cache=tmp_path / "cache") == []
