@@ -15,7 +15,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from .exchange import CLOSE_FRAME, TEXT, FrameCounter, accepted, frame, handshake
 from .load import CRLF, LoadError, Window
@@ -27,8 +27,21 @@ SOURCE_CONNECTIONS = 20_000  # from one address of the loopback network: there a
 IP_BIND_ADDRESS_NO_PORT = 24  # choose the port when the peer is known, so that peers can share it
 SUBSCRIBES = 0.2  # seconds between the last 101 and the first message: the handler comes after it
 EVENTS = 1024  # taken from the epoll at a time
-SOCKET_IO_CONNECT = frame(TEXT, b"40", masked=True)
-"""What a client of Socket.IO asks for once the WebSocket is open."""
+
+
+class Greeting(NamedTuple):
+    """What passes between a listener and its server before messages do, once the 101 has come.
+
+    :ivar sent: by the listener.
+    :ivar awaited: is in the last text before the first message.
+    """
+
+    sent: bytes
+    awaited: bytes
+
+
+SOCKET_IO_GREETING = Greeting(frame(TEXT, b"40", masked=True), b'40{"sid":"')
+TURBO_GREETING = Greeting(b"", b'{"event": "subscribed"')
 
 
 def order(port: int, target: str, timeout: float) -> socket.socket:
@@ -91,10 +104,10 @@ class Listeners:
     Use it as a context manager, which closes them.
 
     :param size: bytes of the payload of each message.
-    :param greeting: they speak Socket.IO, whose clients introduce themselves.
+    :param greeting: what comes before the messages, None where nothing does.
     """
 
-    def __init__(self, size: int = 300, *, greeting: bool = False) -> None:
+    def __init__(self, size: int = 300, *, greeting: Greeting | None = None) -> None:
         self.size = size
         self.greeting = greeting
         self.frame = b""
@@ -181,11 +194,11 @@ class Listeners:
         head, end, early = data.partition(b"\r\n\r\n")
         if not accepted(head + end):
             raise LoadError(f"the handshake was answered with {head.partition(CRLF)[0]!r}")
-        if not self.greeting:
+        if self.greeting is None:
             return early
-        sock.sendall(SOCKET_IO_CONNECT)
-        _receive_until(sock, b'40{"sid":"', deadline, early)
-        return b""  # the rest of that message is some 20 bytes, and comes in the same piece
+        sock.sendall(self.greeting.sent)
+        _receive_until(sock, self.greeting.awaited, deadline, early)
+        return b""  # the rest of that text is less than 100 bytes, and comes in the same piece
 
     def _add(self, sock: socket.socket, early: bytes) -> None:
         sock.setblocking(False)
@@ -373,7 +386,7 @@ def _receive_until(sock: socket.socket, mark: bytes, deadline: float, data: byte
     return data
 
 
-def check_push(port: int, timeout: float, *, target: str, greeting: bool) -> None:
+def check_push(port: int, timeout: float, *, target: str, greeting: Greeting | None) -> None:
     """Open one listener, have a message published, and leave.
 
     :raises LoadError: something else came.

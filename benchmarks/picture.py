@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .pushers import FLOOR, FLOOR_C
+from .pushers import FLOOR, FLOOR_C, PUSHERS, TURBO
 from .pushers import TITLES as PUSH_TITLES
 from .results import ECHOES, FLOOD, HANDSHAKES, IDLE, LISTENERS, Results, fanout
 from .servers import ALL, OURS
@@ -39,6 +39,9 @@ PUSH_PANELS = (
     Panel(LISTENERS, "Memory\nKiB per listener", "kib"),
 )
 ECHO_TITLES = {peer.name: peer.title for peer in ALL}
+OWN = frozenset(
+    name for pusher in PUSHERS if pusher.name in (OURS, TURBO) for name in pusher.rows()
+)
 FLOORS = frozenset({FLOOR, FLOOR_C, *(peer.name for peer in ALL if not peer.parsed)})
 
 
@@ -99,6 +102,6 @@ def _draw(path: Path, results: Results, panels: Sequence[Panel], titles: dict[st
 
 
 def _colour(name: str) -> str:
-    if name.startswith(OURS):
+    if name in OWN:
         return BLUE
     return LIGHT if name in FLOORS else GREY

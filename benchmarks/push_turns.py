@@ -10,7 +10,7 @@ from functools import partial
 from . import push, workers
 from .listeners import Broadcast
 from .measure import Cores, Sample
-from .pushers import BATCHED, FLOOR, Pusher
+from .pushers import FLOOR, Pusher
 from .results import (
     CHANNELS_FEW,
     CHANNELS_MANY,
@@ -117,12 +117,11 @@ class PushTurns(Turns):
                     self.turn(FLOOD, server, servers, partial(self._flood, server))
 
     def _flood(self, server: Server) -> Several:
-        name = server.peer.name
-        turns = {name: 1, **(BATCHED if name == OURS else {})}
-        taken = push.flood(
-            server, self.cores, self.plan.flood_clients, self.plan.seconds, [*turns.values()]
-        )
-        return Several({name: taken[turn] for name, turn in turns.items()})
+        pusher = server.peer
+        assert isinstance(pusher, Pusher)
+        plan = self.plan
+        taken = push.flood(server, self.cores, plan.flood_clients, plan.seconds, pusher.turns)
+        return Several({name: taken[turn] for name, turn in pusher.rows().items()})
 
     def memory(self) -> None:
         """Measure listeners; each server is started anew for each reading."""

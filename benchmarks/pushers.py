@@ -6,15 +6,16 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
-from .listeners import check_push
+from .listeners import SOCKET_IO_GREETING, TURBO_GREETING, Greeting, check_push
 from .servers import CACHE, OURS, PEERS, Peer, gunicorn, script
 
 FLOOR = "floor-python"
 FLOOR_C = "floor-c"
 FLOOR_C_PROGRAM = CACHE / "push_floor"
 COMPILE_TIMEOUT = 60.0  # seconds
+TURBO_APPLICATION = "benchmarks.peers.push_turbo:application"
 GEVENT_WEBSOCKET = "geventwebsocket.gunicorn.workers.GeventWebSocketWorker"
-SOCKET_IO = "/socket.io/?EIO=4&transport=websocket"
+TURBO = "turbo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +23,20 @@ class Pusher(Peer):
     """A server that broadcasts what ``/publish`` asks for to all that listen.
 
     :param target: what a listener asks for.
-    :param greeting: its listeners introduce themselves, as Socket.IO's do.
+    :param greeting: what passes between it and a listener before messages do.
     :param broker: it reaches other processes through Redis.
+    :param turns: how many messages it publishes in a turn of the hub, where they go back to back;
+        a window and a row for each.
     """
 
     target: str = "/listen"
-    greeting: bool = False
+    greeting: Greeting | None = None
     broker: bool = False
+    turns: tuple[int, ...] = (1,)
+
+    def rows(self) -> dict[str, int]:
+        """Return the names of its rows back to back, and of each how many come in a turn."""
+        return {self.name if turn == 1 else f"{self.name}-{turn}": turn for turn in self.turns}
 
     def missing(self) -> str | None:
         """Return why it cannot be started here, or None."""
@@ -69,12 +77,24 @@ PUSHERS: tuple[Pusher, ...] = (
         gunicorn("-k", "flask_sockets2.worker", "benchmarks.peers.push_flask_sockets2:app"),
         ("flask_sockets2", "gunicorn"),
         broker=True,
+        turns=(1, 10, 50),
+    ),
+    Pusher(
+        TURBO,
+        "flask_sockets2's Turbo",
+        gunicorn("-k", "flask_sockets2.worker", f"{TURBO_APPLICATION}('flask_sockets2')"),
+        ("flask_sockets2", "gunicorn"),
+        target="/turbo-stream?s=turbo:all&at=",
+        greeting=TURBO_GREETING,
+        turns=(1, 10),
     ),
     Pusher(
         "turbo-flask",
         "Turbo-Flask, gevent",
-        gunicorn("-k", "gevent", "benchmarks.peers.push_turbo_flask:app"),
+        gunicorn("-k", "gevent", f"{TURBO_APPLICATION}('turbo_flask')"),
         ("turbo_flask", "gunicorn"),
+        target="/turbo-stream",
+        turns=(1, 10),
     ),
     Pusher(
         "gevent-websocket",
@@ -87,8 +107,8 @@ PUSHERS: tuple[Pusher, ...] = (
         "Flask-SocketIO, gevent",
         gunicorn("-k", GEVENT_WEBSOCKET, "benchmarks.peers.push_flask_socketio:app"),
         ("flask_socketio", "geventwebsocket", "gunicorn"),
-        target=SOCKET_IO,
-        greeting=True,
+        target="/socket.io/?EIO=4&transport=websocket",
+        greeting=SOCKET_IO_GREETING,
         broker=True,
     ),
     Pusher(
@@ -114,12 +134,9 @@ PUSHERS: tuple[Pusher, ...] = (
     ),
 )
 
-BATCHED = {f"{OURS}-10": 10, f"{OURS}-50": 50}
-"""flask_sockets2, where so many messages are published in one turn of the hub."""
-
 TITLES = {
-    OURS: "flask_sockets2",
-    **{name: f"flask_sockets2, {turn} a turn" for name, turn in BATCHED.items()},
-    **{pusher.name: pusher.title for pusher in PUSHERS},
+    name: pusher.title if turn == 1 else f"{pusher.title}, {turn} a turn"
+    for pusher in PUSHERS
+    for name, turn in pusher.rows().items()
 }
 """What the tables say, in their order."""
