@@ -44,6 +44,9 @@ from flask_sockets2.brokers.base import (
 from flask_sockets2.encoding import Frames, gap_message, presence_message
 from flask_sockets2.metrics import _CHANNELS, _ROUTES, Metrics
 from flask_sockets2.stats import ChannelCounters, Counters, RouteCounters
+from flask_sockets2.turbo import Turbo
+from flask_sockets2.turbo.extension import ROUTE
+from flask_sockets2.turbo.names import _MAX_AGE
 from flask_sockets2.view import OPTIONS
 from tests.brokers.servers import RedisServer, server_binary
 from tests.clients import TIMEOUT, echoed, http, websocket
@@ -60,6 +63,11 @@ PAGES = [ROOT / "README.rst", *DOCS]
 RECIPES = ROOT / "docs" / "recipes.rst"
 CHANNELS = ROOT / "docs" / "channels.rst"
 DEPLOYMENT = ROOT / "docs" / "deployment.rst"
+TURBO = ROOT / "docs" / "turbo.rst"
+TURBO_FLASK = ROOT / "docs" / "migrating-from-turbo-flask.rst"
+
+STARTED = {RECIPES: ["measure"], TURBO_FLASK: ["update_load"]}
+"""The threads that the programs of a page start."""
 
 APPLICATION = {
     "allowed_origins": None,
@@ -72,6 +80,12 @@ APPLICATION = {
 }
 DEFAULTS = {f"SOCKETS_{name.upper()}": value for name, value in asdict(Limits()).items()} | {
     f"SOCKETS_{name.upper()}": value for name, value in APPLICATION.items()
+}
+
+TURBO_DEFAULTS = {
+    "TURBO_WEBSOCKET_ROUTE": ROUTE,
+    "TURBO_STREAM_MAX_AGE": _MAX_AGE,
+    "TURBO_JS_URL": None,
 }
 
 WORDS = {"None": None, "none": None, "same origin": None, "False": False, "off": False}
@@ -144,13 +158,17 @@ def run(path: Path, leave_out: str = "nothing") -> dict[str, Any]:
         patch.setattr(threading, "Thread", Recorded)
         for block in blocks(path, "python"):
             if leave_out not in block:
-                exec(compile(block, path.name, "exec"), namespace)
+                # Without the annotations of this module's __future__.
+                exec(compile(block, path.name, "exec", dont_inherit=True), namespace)
     return namespace
 
 
 @pytest.mark.parametrize("path", DOCS, ids=name_of)
 def test_the_programs_of_a_page_run_one_after_the_other(path: Path) -> None:
-    assert run(path)["started"] == (["measure"] if path == RECIPES else [])
+    namespace = run(path)
+    assert namespace["started"] == STARTED.get(path, [])
+    if "engine" in namespace:  # of a database
+        namespace["engine"].dispose()
 
 
 def test_every_python_block_is_found() -> None:
@@ -190,8 +208,42 @@ def test_no_setting_of_the_readme_is_wider_than_its_column() -> None:
     (rule, *_) = [line for line in lines if re.fullmatch("=+ =+ =+", line) and len(line) > 99]
     gaps = [column for column, letter in enumerate(rule) if letter == " "]
     for line in lines:
-        if line.startswith("``SOCKETS_") and "  " in line:
+        if line.startswith(("``SOCKETS_", "``TURBO_")) and "  " in line:
             assert {line[gap] for gap in gaps} == {" "}, line
+            assert len(line) <= len(rule), line
+
+
+@pytest.mark.parametrize(
+    ("path", "row"),
+    [
+        (ROOT / "README.rst", r"^``(TURBO_\w+)`` +(\S+) "),
+        (TURBO, r"^   \* - ``(TURBO_\w+)``\n     - (?:``)?([^\s`]+)(?:``)?$"),
+    ],
+    ids=["README.rst", "turbo.rst"],
+)
+def test_the_settings_of_turbo_are_complete_and_their_defaults_are_the_real_ones(
+    path: Path, row: str
+) -> None:
+    rows = re.findall(row, path.read_text(), re.MULTILINE)
+    assert {setting: value_of(default) for setting, default in rows} == TURBO_DEFAULTS
+
+
+def test_every_setting_of_turbo_that_the_code_or_a_page_names_exists() -> None:
+    modules = (ROOT / "flask_sockets2" / "turbo").glob("*.py")
+    asked_for = {
+        name
+        for path in modules
+        for name in re.findall(r'config\.\w+\(\s*"(TURBO_\w+)"', path.read_text())
+    }
+    assert asked_for == TURBO_DEFAULTS.keys()
+    for path in PAGES:
+        assert set(re.findall(r"\bTURBO_[A-Z_]+", path.read_text())) <= TURBO_DEFAULTS.keys()
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_every_method_of_turbo_that_a_page_names_exists(path: Path) -> None:
+    named = re.findall(r"(?<![\w./])turbo\.(\w+)\(", path.read_text())
+    assert set(named) <= set(dir(Turbo))
 
 
 def test_a_route_takes_the_settings_of_the_readme_before_the_handshake_timeout() -> None:
@@ -757,6 +809,12 @@ def test_every_file_that_a_page_names_exists(path: Path) -> None:
         assert any((root / name).exists() for root in (ROOT, ROOT / "flask_sockets2")) or (
             name == "app.py"
         ), name
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_every_picture_that_a_page_shows_exists(path: Path) -> None:
+    for name in re.findall(r"^\.\. image:: (\S+)$", path.read_text(), re.MULTILINE):
+        assert (path.parent / name).exists(), name
 
 
 def test_a_page_says_seconds_as_the_code_does() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import signal
@@ -14,6 +15,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from flask_sockets2 import WebSocketRejected
+from flask_sockets2.turbo.testing import assert_turbo_stream
 from tests.clients import TIMEOUT, echoed, http, websocket
 from tests.processes import Certificate, Server
 
@@ -160,6 +162,19 @@ def test_the_handler_that_refuses_accepts_who_knows_the_token(programs: dict[str
 def test_a_client_without_a_common_subprotocol_is_accepted(programs: dict[str, Any]) -> None:
     with connect(programs, "/news/tea?token=secret", subprotocols=["news.v9"]) as ws:
         assert ws.subprotocol is None
+
+
+def test_a_vote_is_pushed_to_the_pages(programs: dict[str, Any]) -> None:
+    client = programs["app"].test_client()
+    page = client.get("/votes").text
+    assert '<p id="votes">0</p>' in page
+    (position,) = re.findall(r'content="turbo:all" data-position="([^"]+)"', page)
+    with connect(programs, f"/turbo-stream?s=turbo:all&at={position}") as ws:
+        answer = client.post("/votes")
+        assert (answer.status_code, answer.location) == (303, "/votes")
+        texts = [json.loads(ws.receive(timeout=TIMEOUT)) for _ in range(3)]
+    (markup,) = [each["data"] for each in texts if "data" in each]
+    assert_turbo_stream(markup, action="update", target="votes", text="1")
 
 
 def test_the_blueprint_is_found_under_its_prefix(programs: dict[str, Any]) -> None:
