@@ -136,5 +136,7 @@ def test_5000_connections_opened_and_dropped_leave_nothing(target: Target) -> No
     target.wait_until_alone()
     wait_until(lambda: target.worker.num_fds() <= descriptors, "descriptors to be closed", 10)
     wait_until(lambda: target.worker.num_threads() <= threads, "threads to end", 10)
-    assert target.state("?count")["objects"] <= before["objects"]
+    wait_until(
+        lambda: target.state("?count")["objects"] <= before["objects"], "objects to be freed", 10
+    )
     assert target.worker.memory_info().rss - memory < 8 * MIB
