@@ -233,14 +233,17 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
         # pywsgi gives the bare stream to what looks like an upgrade; its end is the connection's.
         environ["wsgi.input"] = self.wsgi_input
         environ["wsgi.input_terminated"] = True
-        environ["wsgi.early_hints"] = self.send_early_hints
+        environ["wsgi.early_hints"] = partial(self._send_early_hints, self._requests)
         return environ
 
-    def send_early_hints(self, headers: Iterable[tuple[str, str]]) -> None:
-        """Send a 103 Early Hints response (RFC 8297), as gunicorn's ``wsgi.early_hints``.
+    def _send_early_hints(self, number: int, headers: Iterable[tuple[str, str]]) -> None:
+        """Send a response 103 (RFC 8297), as gunicorn's ``wsgi.early_hints`` does.
 
-        Does nothing once the response has begun, and for a client of HTTP/1.0.
+        Does nothing once the response has begun, for a handshake, and for a client of HTTP/1.0,
+        which knows no 1xx (RFC 9110 §15.2).
 
+        :param number: of the request on its connection: a greenlet that it has left behind must not
+            speak in the name of the next.
         :raises ValueError: when a name is no token or a value holds a control character.
         """
         head = [b"HTTP/1.1 103 Early Hints\r\n"]
@@ -249,8 +252,8 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
             if not _NAME.fullmatch(field) or _CONTROL.search(content):
                 raise ValueError(f"the header field {name!r} cannot be sent as an early hint")
             head.append(b"%b: %b\r\n" % (field, content))
-        begun = self.headers_sent or self._upgraded()
-        if not begun and self.request_version >= "HTTP/1.1":
+        over = self.headers_sent or number != self._requests
+        if not over and self._connection is None and self.request_version >= "HTTP/1.1":
             self.socket.sendall(b"".join([*head, b"\r\n"]))
 
     # -- the response ----------------------------------------------------------------------
