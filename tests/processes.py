@@ -308,6 +308,10 @@ def nginx_program() -> str | None:
     return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 
 
+def haproxy_program() -> str | None:
+    return shutil.which("haproxy") or shutil.which("haproxy", path="/usr/sbin")
+
+
 def chromium_program() -> str | None:
     """The browser of the environment variable ``CHROMIUM``, else the first that is installed."""
     names = (os.environ.get("CHROMIUM", ""), *CHROMIUM_NAMES)

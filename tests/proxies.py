@@ -1,4 +1,4 @@
-"""nginx with a configuration of the test's own, or of the documentation."""
+"""nginx and HAProxy with a configuration of the test's own, or of the documentation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from textwrap import indent
 
 import pytest
 
-from tests.processes import Server, Servers, accepts, nginx_program, unused_port
+from tests.processes import (
+    Certificate,
+    Server,
+    Servers,
+    accepts,
+    haproxy_program,
+    nginx_program,
+    unused_port,
+)
 
 _CONFIG = """\
 daemon off;
@@ -23,7 +31,7 @@ http {{
     scgi_temp_path scgi;
 {top}
     server {{
-        listen 127.0.0.1:{port};
+        listen 127.0.0.1:{port}{listen};
 {inner}
     }}
 }}
@@ -45,11 +53,17 @@ location / {
 """
 
 
-def nginx_in_front(servers: Servers, upstream: int, text: str = AS_DOCUMENTED) -> Server:
+def nginx_in_front(
+    servers: Servers,
+    upstream: int,
+    text: str = AS_DOCUMENTED,
+    certificate: Certificate | None = None,
+) -> Server:
     """Start nginx.
 
     :param upstream: port of the application, in place of the 8000 of ``text``.
     :param text: blocks of ``http``, then those of ``server``, from the first ``location`` on.
+    :param certificate: it speaks TLS and HTTP/2 with it.
     """
     program = nginx_program()
     if program is None:
@@ -61,11 +75,58 @@ def nginx_in_front(servers: Servers, upstream: int, text: str = AS_DOCUMENTED) -
     start = re.search(r"^location", text, re.MULTILINE)
     assert start is not None
     top, inner = text[: start.start()], text[start.start() :]
+    listen = ""
+    if certificate is not None:
+        listen = " ssl http2"  # a directive of its own from 1.25.1 on, which still takes this one
+        top += f"ssl_certificate {certificate.certfile};\n"
+        top += f"ssl_certificate_key {certificate.keyfile};\n"
     config = prefix / "nginx.conf"
     config.write_text(
-        _CONFIG.format(top=indent(top, " " * 4), inner=indent(inner, " " * 8), port=port)
+        _CONFIG.format(
+            top=indent(top, " " * 4), inner=indent(inner, " " * 8), port=port, listen=listen
+        )
     )
-    server = servers.start([program, "-p", prefix, "-c", config, "-e", prefix / "error.log"])
+    server = servers.start(
+        [program, "-p", prefix, "-c", config, "-e", prefix / "error.log"],
+        secure=certificate is not None,
+    )
+    server.port = port
+    server.wait_for(lambda: accepts(port), "it accepted connections")
+    return server
+
+
+_HAPROXY = """\
+global
+    maxconn 200
+"""
+
+
+def haproxy_in_front(
+    servers: Servers, upstream: int, text: str, certificate: Certificate | None = None
+) -> Server:
+    """Start HAProxy.
+
+    :param upstream: port of the application, in place of the 8000 of ``text``.
+    :param text: its sections; the one ``bind`` is replaced.
+    :param certificate: it speaks TLS and HTTP/2 with it.
+    """
+    program = haproxy_program()
+    if program is None:
+        pytest.skip("no HAProxy: apt-get install haproxy")
+    port = unused_port()
+    folder = servers.folder / f"haproxy-{port}"
+    folder.mkdir()
+    bind = f"bind 127.0.0.1:{port}"
+    if certificate is not None:
+        both = folder / "both.pem"
+        both.write_bytes(certificate.certfile.read_bytes() + certificate.keyfile.read_bytes())
+        bind += f" ssl crt {both} alpn h2,http/1.1"
+    text = text.replace("127.0.0.1:8000", f"127.0.0.1:{upstream}")
+    text, count = re.subn(r"bind .*", bind, text)
+    assert count == 1
+    config = folder / "haproxy.cfg"
+    config.write_text(_HAPROXY + text)
+    server = servers.start([program, "-db", "-f", config], secure=certificate is not None)
     server.port = port
     server.wait_for(lambda: accepts(port), "it accepted connections")
     return server

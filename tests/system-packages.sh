@@ -1,5 +1,6 @@
 #!/bin/sh
-# Install what the tests use and the Python index does not have: a browser, nginx and npm.
+# Install what the tests use and the Python index does not have: a browser, nginx,
+# HAProxy, a client that shows HTTP/2 pushes, and npm.
 # Only where that needs no password; elsewhere the tests skip and say what is missing.
 set -eu
 
@@ -15,13 +16,15 @@ wanted=
     any_of chromium-headless-shell chromium chromium-browser google-chrome ||
     wanted="chromium-headless-shell"
 any_of nginx /usr/sbin/nginx || wanted="$wanted nginx-light"
+any_of haproxy /usr/sbin/haproxy || wanted="$wanted haproxy"
+any_of nghttp || wanted="$wanted nghttp2-client"
 any_of npm || wanted="$wanted npm"
 
 [ -n "$wanted" ] || exit 0
 [ "$(id -u)" = 0 ] || exit 0
 any_of apt-get || exit 0
 
-# nginx's package would start a server on port 80; exit 101 from this file forbids it.
+# Packages of servers would start them; exit 101 from this file forbids it.
 policy=/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ]; then
     trap 'rm -f "$policy"' EXIT
