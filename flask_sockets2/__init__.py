@@ -20,6 +20,7 @@ from .exceptions import (
     WebSocketRejected,
 )
 from .fanout import Subscription
+from .firehose import Firehose, push
 from .publisher import Publisher
 from .sockets import Sockets
 from .turbo import Turbo
@@ -36,6 +37,7 @@ __all__ = [
     "BrokerError",
     "Connection",
     "ConnectionClosed",
+    "Firehose",
     "HandshakeError",
     "Limits",
     "Position",
@@ -50,6 +52,7 @@ __all__ = [
     "WebSocketServer",
     "Worker",
     "__version__",
+    "push",
     "worker",
 ]
 

@@ -1,0 +1,204 @@
+"""103 Early Hints: what a page needs goes to the browser before the view works (RFC 8297).
+
+A server that can says so by ``environ["wsgi.early_hints"]``, a function of header fields: our own
+handler, and gunicorn's workers from 25 on. Whether a response 103 may be sent is another question.
+nginx before 1.29 takes it for the answer, so that pages break, and so do Python's own clients. With
+``FIREHOSE_EARLY_HINTS = "auto"`` it is sent to navigations of a browser only, and only where the
+hop in front is known to pass it: the server speaks HTTP/2 itself, or the proxy sets the header that
+``FIREHOSE_HOP_HEADER`` names.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
+
+from flask import Flask, Response, current_app, request
+from werkzeug.exceptions import HTTPException
+
+from .links import Link, joined, link_of
+from .pushes import record_of, state_of
+
+__all__ = ["EarlyHints", "early_hints", "hints"]
+
+logger = logging.getLogger("flask_sockets2.firehose")
+
+EarlyHints = Callable[[list[tuple[str, str]]], Any]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_MAX_HINTS = 2048  # characters; Chromium looks at the first response 103 only
+_MAX_LEARNED = 20  # links of an endpoint
+_LOADED = ("preload", "modulepreload")
+_MARK = "_firehose_hints"
+
+
+class Declared:
+    """What ``@hints`` says of a view."""
+
+    __slots__ = ("learn", "links")
+
+    def __init__(self, links: tuple[Link | Callable[[], str | Link], ...], learn: bool) -> None:
+        self.links = links
+        self.learn = learn
+
+    def made(self) -> list[Link]:
+        """Return the links, now that there is a request to make them in."""
+        return [each if isinstance(each, Link) else link_of(each()) for each in self.links]
+
+
+def hints(
+    *links: str | Link | Callable[[], str | Link], learn: bool = True
+) -> Callable[[Function], Function]:
+    """Say what the pages of a view always need.
+
+    It is sent before the view works, see :func:`early_hints`, and stands in the header of the
+    response, from which some CDNs make a response 103 of their own.
+
+    ::
+
+        @app.get("/report")
+        @hints("/static/app.css", lambda: url_for("static", filename="app.js"))
+        def report():
+            return render_template("report.html", rows=slow_query())
+
+    :param links: as those of :func:`early_hints`, or functions that return one.
+    :param learn: also send what the last page of the view has pushed.
+    :raises ValueError: when one of them is no link that a browser can use.
+    """
+    made = tuple(each if callable(each) else link_of(each) for each in links)
+
+    def declare(view: Function) -> Function:
+        setattr(view, _MARK, Declared(made, learn))
+        return view
+
+    return declare
+
+
+def early_hints(*links: str | Link) -> bool:
+    """Tell the browser now what the page will need, before the response.
+
+    ::
+
+        early_hints("/static/app.css", "https://cdn.example.com", "</data>; rel=preload; as=fetch")
+
+    :param links: URLs whose ending says what they are; origins to connect to; links as they stand
+        in a header field.
+    :returns: whether it was sent. The links stand in the header of the response anyhow.
+    :raises ValueError: when one of them is no link that a browser can use.
+    :raises RuntimeError: when the application has no Firehose.
+    """
+    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # a proxy, as Flask documents it
+    state_of(app)
+    made = [link_of(each) for each in links]
+    record_of(app).hinted.extend(made)
+    return _send(app, made)
+
+
+def begin(app: Flask) -> None:
+    """Send what is known of the view that a request is for, in one response 103."""
+    declared = _declared(app)
+    if declared is not None:
+        record_of(app).hinted.extend(declared.made())
+    links = list(record_of(app).hinted)
+    if _learns(app, declared):
+        links += state_of(app).learned.get(request.endpoint or "", ())
+    _send(app, links)
+
+
+def learn(app: Flask, response: Response) -> None:
+    """Keep what the page has pushed for the next request of its endpoint.
+
+    Only what is the same for everybody: static files of the application. Other URLs may be about
+    one user.
+    """
+    endpoint = request.endpoint
+    page = request.method == "GET" and response.status_code == 200
+    if endpoint is None or not page or not _learns(app, _declared(app)):
+        return
+    learned = state_of(app).learned
+    known = {each.key for each in learned.get(endpoint, ())}
+    found = tuple(
+        each
+        for each in record_of(app).pushed.values()
+        if each.get("rel") in _LOADED and (each.key in known or _is_static(app, each.url))
+    )
+    if found:
+        learned[endpoint] = found[:_MAX_LEARNED]
+    else:
+        learned.pop(endpoint, None)
+
+
+def server_function(environ: dict[str, Any]) -> EarlyHints | None:
+    """Return what sends a response 103, None where the server has nothing of the kind."""
+    send = environ.get("wsgi.early_hints")
+    return send if callable(send) else None
+
+
+def _declared(app: Flask) -> Declared | None:
+    view = app.view_functions.get(request.endpoint or "")
+    return getattr(view, _MARK, None)
+
+
+def _learns(app: Flask, declared: Declared | None) -> bool:
+    return bool(app.config.get("FIREHOSE_LEARN", True)) and (declared is None or declared.learn)
+
+
+def _send(app: Flask, links: list[Link]) -> bool:
+    send = server_function(request.environ)
+    if not links or send is None or not _may_send(app):
+        return False
+    value, _ = joined((), links, _MAX_HINTS)
+    try:
+        send([("Link", value)])
+    except OSError as exc:  # the client has left; the response will find out
+        logger.info("no early hints could be sent: %s", exc)
+        return False
+    except Exception:  # a server's own function: the page does not depend on it
+        logger.exception(
+            "wsgi.early_hints of the server failed; FIREHOSE_EARLY_HINTS = False does without it"
+        )
+        return False
+    return True
+
+
+def _may_send(app: Flask) -> bool:
+    """Whether a response 103 is wanted and harmless."""
+    setting = app.config.get("FIREHOSE_EARLY_HINTS", "auto")
+    if setting not in ("auto", True, False):
+        raise ValueError(
+            f"FIREHOSE_EARLY_HINTS must be 'auto', True or False, got {setting!r}; "
+            "'auto' sends where FIREHOSE_HOP_HEADER says that a proxy passes them"
+        )
+    protocol = request.environ.get("SERVER_PROTOCOL", "")
+    if setting is False or protocol < "HTTP/1.1" or request.method != "GET":
+        return False
+    if "Upgrade" in request.headers:
+        return False
+    mode = request.headers.get("Sec-Fetch-Mode")
+    if setting == "auto":
+        return mode == "navigate" and _hop_is_known(app, protocol)
+    return mode in (None, "navigate")
+
+
+def _hop_is_known(app: Flask, protocol: str) -> bool:
+    """Whether the next hop passes a response 103 on, or is the browser itself by HTTP/2."""
+    name = app.config.get("FIREHOSE_HOP_HEADER")
+    said = request.headers.get(name, "") if name else ""
+    return protocol >= "HTTP/2" or said not in ("", "0")
+
+
+def _is_static(app: Flask, url: str) -> bool:
+    """Whether a URL is that of one of the application's static files."""
+    parts = urlsplit(url)
+    root = request.root_path
+    if parts.netloc or not parts.path.startswith(f"{root}/"):
+        return False
+    adapter = app.create_url_adapter(request)
+    try:
+        endpoint, _ = adapter.match(unquote(parts.path.removeprefix(root)), method="GET")  # type: ignore[union-attr]  # there is one for a request
+    except HTTPException:  # a redirect of the router is one, too
+        return False
+    return endpoint == "static" or str(endpoint).endswith(".static")

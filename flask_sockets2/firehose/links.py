@@ -1,0 +1,216 @@
+"""Links of a header field: what a page will need, and how (RFC 8288).
+
+What goes out is checked and quoted here, and nowhere else. A URL is percent-encoded where a URI may
+not hold a character as it is; commas and semicolons stay, since between ``<`` and ``>`` they are
+part of it, and ``%2C`` would be another URL to the cache of a browser.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from posixpath import splitext
+from urllib.parse import quote, urlsplit
+
+__all__ = ["Link", "joined", "link", "link_of", "parse"]
+
+Attributes = tuple[tuple[str, str | None], ...]
+
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 §5.6.2
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_IN_URLS = ":/?#[]@!$&'()*+,;=%"  # reserved characters and those encoded already, RFC 3986 §2
+
+_TARGET = re.compile(r"[\s,]*<([^>]*)>")
+_ATTRIBUTE = re.compile(
+    r"""\s*;\s*([!#$%&'*+\-.^_`|~0-9A-Za-z]+)(?:\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s";,]*)))?"""
+)
+
+_DESTINATIONS = {
+    "style": ("css",),
+    "script": ("js",),
+    "font": ("woff2", "woff", "ttf", "otf"),
+    "image": ("avif", "gif", "ico", "jpeg", "jpg", "png", "svg", "webp"),
+}
+_OF_ENDINGS = {ending: kind for kind, endings in _DESTINATIONS.items() for ending in endings}
+
+# What a page fetches so is asked for by CORS; a preload without it is fetched a second time.
+_BY_CORS = ("font", "fetch")
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One link, as :func:`link` makes it.
+
+    :param url: a URI reference, percent-encoded.
+    :param attributes: names and values in their order; None for an attribute without a value.
+    """
+
+    url: str
+    attributes: Attributes = ()
+
+    def get(self, name: str) -> str | None:
+        """Return the first value of an attribute (RFC 8288 §3.3), None where it has none."""
+        return next((value for each, value in self.attributes if each == name), None)
+
+    @property
+    def key(self) -> tuple[str, str | None]:
+        """By what two links are the same."""
+        return self.url, self.get("rel")
+
+    def __str__(self) -> str:
+        parts = [f"<{self.url}>"]
+        for name, value in self.attributes:
+            parts.append(name if value is None else f"{name}={_quoted(value)}")
+        return "; ".join(parts)
+
+
+def link(url: str, *flags: str, **attributes: object) -> Link:
+    """Make a link; ``rel`` is ``preload`` where nothing else is said.
+
+    ::
+
+        link("/static/app.css", as_="style")  # </static/app.css>; rel=preload; as=style
+
+    :param url: as the page names it.
+    :param flags: attributes without a value, after the others: ``"nopush"``.
+    :param attributes: ``as_`` stands for ``as``; True for no value, None and False for none at all.
+    :raises ValueError: when the URL is empty, or something holds what no header field may.
+    """
+    found: dict[str, str | None] = {}
+    for name, value in attributes.items():
+        if value is not None and value is not False:
+            found[_name(name.removesuffix("_"))] = None if value is True else _text(name, value)
+    if "rel" not in found:
+        found = {"rel": "preload", **found}
+    encoded = _encoded(url)
+    if "preload" in (found["rel"] or "").split():
+        if "as" not in found and (kind := _destination(encoded)):
+            found["as"] = kind
+        if found.get("as") in _BY_CORS:
+            found.setdefault("crossorigin", None)
+    for flag in flags:
+        found.setdefault(_name(flag), None)
+    return Link(encoded, tuple(found.items()))
+
+
+def link_of(what: str | Link) -> Link:
+    """Return the link that somebody means: by its URL, or as it stands in a header field.
+
+    :param what: ``"/static/app.css"``; ``"https://cdn.example.com"``, an origin to connect to;
+        ``"</data>; rel=preload; as=fetch"``.
+    :raises ValueError: when it is no link, or a preload that no browser can use.
+    """
+    if isinstance(what, Link):
+        return what
+    if what.startswith("<"):
+        found = parse(what)
+        if len(found) != 1:
+            raise ValueError(f"expected one link, got {len(found)}; give each as its own argument")
+        made = link(found[0].url, **{name: value or True for name, value in found[0].attributes})
+    elif _is_origin(what):
+        made = link(what, rel="preconnect")
+    else:
+        made = link(what)
+    if made.get("rel") == "preload" and not made.get("as"):
+        raise ValueError(
+            f"cannot tell what {made.url} is, and browsers ignore a preload that does not say it: "
+            f"write '<{made.url}>; rel=preload; as=…' with style, script, font, image or fetch"
+        )
+    return made
+
+
+def parse(value: str) -> list[Link]:
+    """Read the value of a Link header field.
+
+    :raises ValueError: when it is none.
+    """
+    links = []
+    end = 0
+    while target := _TARGET.match(value, end):
+        end = target.end()
+        attributes: list[tuple[str, str | None]] = []
+        while attribute := _ATTRIBUTE.match(value, end):
+            end = attribute.end()
+            name, quoted, token = attribute.groups()
+            text = token if quoted is None else re.sub(r"\\(.)", r"\1", quoted)
+            attributes.append((name.lower(), text))
+        links.append(Link(target[1].strip(), tuple(attributes)))
+    if value[end:].strip(" \t,;"):
+        raise ValueError("expected '<URL>; name=value', links separated by commas (RFC 8288 §3)")
+    return links
+
+
+def joined(existing: Sequence[str], links: Iterable[Link], limit: int) -> tuple[str, int]:
+    """Put links behind those that a header has, each only once.
+
+    :param existing: the values of its Link fields, which stay as they are.
+    :param limit: characters of the result; links beyond it are left out.
+    :returns: one value, and how many links were left out.
+    """
+    parts = [value.strip(" \t,") for value in existing if value.strip(" \t,")]
+    known = set()
+    for value in parts:
+        try:
+            known |= {each.key for each in parse(value)}
+        except ValueError:  # somebody else's
+            continue
+    size = sum(len(part) + 2 for part in parts)
+    left_out = 0
+    for each in links:
+        if each.key in known:
+            continue
+        known.add(each.key)
+        text = str(each)
+        if size + len(text) > limit:
+            left_out += 1
+            continue
+        size += len(text) + 2
+        parts.append(text)
+    return ", ".join(parts), left_out
+
+
+def _encoded(url: str) -> str:
+    if not url:
+        raise ValueError("expected a URL, got an empty text")
+    if _CONTROL.search(url):
+        raise ValueError(
+            "a URL in a Link header field must not hold line breaks or other control characters; "
+            "build it with url_for(), or encode its parts with urllib.parse.quote()"
+        )
+    return quote(url, safe=_IN_URLS)
+
+
+def _name(name: str) -> str:
+    if not _TOKEN.fullmatch(name):
+        raise ValueError(
+            f"{name!r} cannot be the name of a link's attribute: letters, digits and hyphens can"
+        )
+    return name.lower()
+
+
+def _text(name: str, value: object) -> str:
+    text = str(value)
+    if _CONTROL.search(text) or not text.isascii():
+        raise ValueError(
+            f"the attribute {name!r} of a link may hold visible ASCII characters and spaces only; "
+            "leave out what else there is"
+        )
+    return text
+
+
+def _quoted(value: str) -> str:
+    if _TOKEN.fullmatch(value):
+        return value
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _destination(url: str) -> str | None:
+    """What a file is, by the ending of its name."""
+    ending = splitext(urlsplit(url).path)[1]
+    return _OF_ENDINGS.get(ending[1:].lower())
+
+
+def _is_origin(url: str) -> bool:
+    parts = urlsplit(url)
+    return bool(parts.netloc) and parts.path in ("", "/") and not parts.query

@@ -1,0 +1,169 @@
+"""What the views and templates of a request push, and what a client has been pushed before.
+
+Differences from Flask-Firehose, whose interface this is:
+
+- A ``Link`` that the response has stays; ours come behind it, in one field, without a last comma.
+- The session is read where something was pushed, and nowhere else, so that other responses have no
+  ``Vary: Cookie``. Without ``SECRET_KEY`` nothing is remembered, and every response has its links.
+- ``rel=preload`` is added where nothing is said, ``as`` where the ending of the URL tells it, and
+  ``crossorigin`` for fonts, which are fetched twice otherwise.
+- What cannot stand in a header field raises ValueError.
+- Without a request, in a template for an e-mail say, ``push`` does nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar, cast
+from weakref import WeakKeyDictionary
+
+from flask import Flask, Response, current_app, has_request_context, request, session
+
+from .links import Link, joined, link
+
+__all__ = ["EXTENSION", "Connector", "Memory", "Record", "State", "push", "record_of", "state_of"]
+
+logger = logging.getLogger("flask_sockets2.firehose")
+
+EXTENSION = "flask_sockets2_firehose"
+
+URL = TypeVar("URL")
+
+_SESSION_KEY = "h2-pushed"
+_MAX_REMEMBERED = 1024  # characters of a cookie, which has 4096 for everything
+_MAX_HEADER = 3072  # characters of all links; nginx wants a whole head within 4 KiB
+_IN_ENVIRON = "flask_sockets2.firehose"
+
+
+class Memory(Protocol):
+    """Remembers what a client has been pushed; a connector, as Flask-Firehose calls it."""
+
+    def get_pushed(self) -> Any:
+        """Return a set of URLs that the client of this request has been pushed."""
+
+    def set_pushed(self, inset: set[str], /) -> Any:
+        """Keep the set, which now has those of this response, too."""
+
+
+class Connector:
+    """Remembers in the session, under ``h2-pushed``: URLs, separated by commas.
+
+    A comma in a URL is kept as ``%2C``, and ``%`` as ``%25``. What does not fit into 1 KiB is
+    forgotten, and will be pushed again.
+    """
+
+    @staticmethod
+    def get_pushed() -> set[str]:
+        """Return what the session knows."""
+        kept = session.get(_SESSION_KEY)
+        if not isinstance(kept, str) or not kept:
+            return set()
+        return {each.replace("%2C", ",").replace("%25", "%") for each in kept.split(",")}
+
+    @staticmethod
+    def set_pushed(inset: set[str]) -> None:
+        """Put it into the session, where there is one to write to."""
+        if current_app.session_interface.is_null_session(session._get_current_object()):  # type: ignore[attr-defined]  # a proxy
+            return
+        kept = ""
+        for url in sorted(inset):
+            longer = f"{kept},{url.replace('%', '%25').replace(',', '%2C')}".lstrip(",")
+            if len(longer) <= _MAX_REMEMBERED:
+                kept = longer
+        session[_SESSION_KEY] = kept
+
+
+@dataclass(slots=True, eq=False)
+class State:
+    """What an application has of Firehose.
+
+    :param memory: None: each response has all of its links.
+    :ivar learned: by endpoints, what their last pages have pushed. An entry is replaced as a whole,
+        so that threads need no lock.
+    """
+
+    memory: Memory | None
+    learned: dict[str, tuple[Link, ...]] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """What a request has pushed and hinted at.
+
+    :ivar pushed: by URLs as they were given.
+    :ivar hinted: what the response is to have, too.
+    """
+
+    pushed: dict[str, Link] = field(default_factory=dict)
+    hinted: list[Link] = field(default_factory=list)
+
+
+def state_of(app: Flask) -> State:
+    """Return what an application has of Firehose.
+
+    :raises RuntimeError: when it has nothing.
+    """
+    state = app.extensions.get(EXTENSION)
+    if state is None:
+        raise RuntimeError(f"{app.name!r} has no Firehose; call Firehose(app) or init_app(app)")
+    return cast(State, state)
+
+
+def record_of(app: Flask) -> Record:
+    """Return what is known of the current request.
+
+    It lives with the request: ``g`` may be that of an application context around several.
+    """
+    records = request.environ.setdefault(_IN_ENVIRON, WeakKeyDictionary())  # applications may nest
+    found: Record = records.setdefault(app, Record())
+    return found
+
+
+def push(url: URL, *args: str, **kwargs: object) -> URL:
+    """Say in the response's Link header that the page needs a URL; return the URL as it is.
+
+    ::
+
+        <link rel="stylesheet" href="{{ push('/static/css/main.css', as='style') }}">
+
+    :param args: attributes without a value, as ``"nopush"``.
+    :param kwargs: attributes; where ``as`` cannot be written, ``as_``. See
+        :func:`~flask_sockets2.firehose.link`.
+    :raises ValueError: when the URL or an attribute holds what no header field may.
+    :raises RuntimeError: when the application of the request has no Firehose.
+    """
+    made = link(str(url), *args, **kwargs)
+    if has_request_context():
+        app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # a proxy, as Flask documents it
+        state_of(app)
+        record_of(app).pushed.setdefault(str(url), made)
+    return url
+
+
+def write_links(app: Flask, response: Response, hinted: Iterable[Link]) -> None:
+    """Put the links of this request into its response, behind those that it has."""
+    links = [*hinted, *_unknown(state_of(app).memory, record_of(app).pushed)]
+    if not links:
+        return
+    value, left_out = joined(response.headers.getlist("Link"), links, _MAX_HEADER)
+    response.headers["Link"] = value
+    if left_out:
+        logger.warning(
+            "%s: %d links were left out, since proxies refuse heads of responses that are longer "
+            "than some 4 KiB; push less, or by shorter URLs",
+            request.endpoint,
+            left_out,
+        )
+
+
+def _unknown(memory: Memory | None, pushed: dict[str, Link]) -> list[Link]:
+    """Return what the client has not been pushed yet, and remember it."""
+    if memory is None or not pushed:
+        return list(pushed.values())
+    known = set(memory.get_pushed() or ())
+    new = {url: each for url, each in pushed.items() if url not in known}
+    if new:
+        memory.set_pushed(known | new.keys())
+    return list(new.values())

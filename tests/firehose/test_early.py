@@ -1,0 +1,394 @@
+"""When a response 103 is sent, and with what; ``wsgi.early_hints`` is the server's."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from flask import Blueprint, Flask, Response, redirect, render_template_string, url_for
+from flask.views import MethodView
+
+from flask_sockets2.firehose import Firehose, early_hints, hints, link, push
+
+STYLE = "</static/app.css>; rel=preload; as=style"
+NAVIGATION = {"Sec-Fetch-Mode": "navigate", "X-Early-Hints": "1"}
+
+
+class Server:
+    """What a server sends as 103: the values of the Link fields."""
+
+    def __init__(self, app: Flask) -> None:
+        self.client = app.test_client()
+        self.sent: list[str] = []
+        self.function: Any = self._take
+
+    def _take(self, headers: Any) -> None:
+        for name, value in headers:
+            assert name == "Link"
+            self.sent.append(value)
+
+    def get(self, path: str = "/", method: str = "GET", **environ: Any) -> Any:
+        """Ask as a browser does that navigates, over a hop that is known."""
+        self.sent.clear()
+        headers = environ.pop("headers", NAVIGATION)
+        overrides = {"wsgi.early_hints": self.function, **environ}
+        return self.client.open(path, method=method, headers=headers, environ_overrides=overrides)
+
+
+def make_app(**config: Any) -> Flask:
+    app = Flask("early")
+    app.testing = True
+    app.config["FIREHOSE_HOP_HEADER"] = "X-Early-Hints"
+    app.config.update(config)
+    Firehose(app, connector=None)
+    return app
+
+
+def with_view(view: Callable[[], Any], **config: Any) -> Server:
+    app = make_app(**config)
+    app.add_url_rule("/", "index", view, methods=["GET", "POST"])
+    return Server(app)
+
+
+@hints("/static/app.css")
+def hinted() -> str:
+    return "page"
+
+
+def test_hints_go_out_before_the_view_and_stand_in_the_response_too() -> None:
+    seen: list[list[str]] = []
+
+    @hints("/static/app.css", "https://cdn.example.com", link("/data", as_="fetch"))
+    def view() -> str:
+        seen.append([*server.sent])
+        return "page"
+
+    server = with_view(view)
+    answer = server.get()
+    value = f"{STYLE}, <https://cdn.example.com>; rel=preconnect, "
+    value += "</data>; rel=preload; as=fetch; crossorigin"
+    assert seen == [[value]]
+    assert answer.headers["Link"] == value
+
+
+def test_early_hints_are_sent_when_they_are_called() -> None:
+    results: list[Any] = []
+
+    def view() -> str:
+        results.append(early_hints("/static/app.css"))
+        results.append([*server.sent])
+        early_hints("</data>; rel=preload; as=fetch")
+        return push("/static/app.css")
+
+    server = with_view(view)
+    answer = server.get()
+    assert results == [True, [STYLE]]
+    assert server.sent[1:] == ["</data>; rel=preload; as=fetch; crossorigin"]
+    assert answer.headers["Link"] == f"{STYLE}, </data>; rel=preload; as=fetch; crossorigin"
+
+
+@pytest.mark.parametrize(
+    ("setting", "request_", "sent"),
+    [
+        ("auto", {}, True),
+        ("auto", {"headers": {"Sec-Fetch-Mode": "navigate"}}, False),
+        ("auto", {"headers": {"X-Early-Hints": "1"}}, False),
+        ("auto", {"headers": {**NAVIGATION, "Sec-Fetch-Mode": "cors"}}, False),
+        ("auto", {"headers": {**NAVIGATION, "X-Early-Hints": "0"}}, False),
+        # The server itself speaks HTTP/2 with the browser.
+        ("auto", {"headers": {"Sec-Fetch-Mode": "navigate"}, "SERVER_PROTOCOL": "HTTP/2.0"}, True),
+        (True, {"headers": {}}, True),
+        (True, {"headers": {"Sec-Fetch-Mode": "navigate"}}, True),
+        (True, {"headers": {"Sec-Fetch-Mode": "cors"}}, False),
+        (False, {}, False),
+        *((each, {"SERVER_PROTOCOL": "HTTP/1.0"}, False) for each in ("auto", True)),
+        *((each, {"method": "POST"}, False) for each in ("auto", True)),
+        *((each, {"method": "HEAD"}, False) for each in ("auto", True)),
+        *((each, {"headers": {**NAVIGATION, "Upgrade": "h2c"}}, False) for each in ("auto", True)),
+    ],
+)
+def test_the_policy(setting: Any, request_: dict[str, Any], sent: bool) -> None:
+    server = with_view(hinted, FIREHOSE_EARLY_HINTS=setting)
+    answer = server.get(**request_)
+    assert server.sent == ([STYLE] if sent else [])
+    assert answer.headers["Link"] == STYLE
+
+
+def test_without_a_setting_no_hop_is_known() -> None:
+    server = with_view(hinted, FIREHOSE_HOP_HEADER=None)
+    server.get()
+    assert server.sent == []
+
+
+@pytest.mark.parametrize("value", ["always", "true", None, 2])
+def test_a_setting_that_means_nothing_says_what_would(value: Any) -> None:
+    server = with_view(hinted, FIREHOSE_EARLY_HINTS=value)
+    with pytest.raises(ValueError, match="'auto', True or False"):
+        server.get()
+
+
+@pytest.mark.parametrize("function", [None, "no function"])
+def test_a_server_that_has_none_is_no_error(function: Any) -> None:
+    results: list[bool] = []
+
+    def view() -> str:
+        results.append(early_hints("/static/app.css"))
+        return "page"
+
+    server = with_view(view)
+    server.function = function
+    assert server.get().headers["Link"] == STYLE
+    assert results == [False]
+
+
+@pytest.mark.parametrize(
+    ("error", "level"),
+    [
+        (OSError("broken pipe"), logging.INFO),
+        (RuntimeError("a server's fault"), logging.ERROR),
+        (TypeError("takes no argument"), logging.ERROR),
+    ],
+)
+def test_a_server_that_fails_costs_the_hint_and_not_the_page(
+    error: Exception, level: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(headers: Any) -> None:
+        raise error
+
+    server = with_view(hinted)
+    server.function = fail
+    with caplog.at_level(logging.INFO, "flask_sockets2.firehose"):
+        answer = server.get()
+    assert (answer.status_code, answer.text) == (200, "page")
+    assert [record.levelno for record in caplog.records] == [level]
+
+
+def test_a_line_break_is_refused_before_the_server_is_asked() -> None:
+    def view() -> str:
+        with pytest.raises(ValueError, match="url_for"):
+            early_hints("/a\r\nSet-Cookie: x.css")
+        return ""
+
+    server = with_view(view)
+    answer = server.get()
+    assert server.sent == []
+    assert "Link" not in answer.headers
+
+
+def test_an_error_has_no_links_of_hints() -> None:
+    @hints("/static/app.css")
+    def view() -> Any:
+        return "gone", 410
+
+    assert "Link" not in with_view(view).get().headers
+
+
+def test_a_function_makes_its_link_in_the_request() -> None:
+    app = make_app()
+
+    @hints(lambda: url_for("static", filename="app.css"))
+    def view() -> str:
+        return "page"
+
+    app.add_url_rule("/", "index", view)
+    server = Server(app)
+    server.get(SCRIPT_NAME="/prefix")
+    assert server.sent == ["</prefix/static/app.css>; rel=preload; as=style"]
+
+
+def test_hints_stand_above_or_below_the_route_and_on_a_class() -> None:
+    app = make_app()
+    pages = Blueprint("pages", __name__)
+
+    @hints("/static/app.css")
+    @pages.get("/above")
+    def above() -> str:
+        return ""
+
+    @pages.get("/below")
+    @hints("/static/app.css")
+    def below() -> str:
+        return ""
+
+    class Page(MethodView):
+        decorators = (hints("/static/app.css"),)
+
+        def get(self) -> str:
+            return ""
+
+    pages.add_url_rule("/class", view_func=Page.as_view("page"))
+    app.register_blueprint(pages)
+    server = Server(app)
+    for path in ("/above", "/below", "/class"):
+        server.get(path)
+        assert server.sent == [STYLE], path
+
+
+def test_a_wrong_hint_is_found_when_the_program_starts() -> None:
+    with pytest.raises(ValueError, match="as=…"):
+        hints("/data")
+
+
+def test_an_application_without_firehose_says_so() -> None:
+    with Flask("without").test_request_context(), pytest.raises(RuntimeError, match="Firehose"):
+        early_hints("/a.css")
+
+
+# -- what the last page has pushed ---------------------------------------------------------------
+
+
+def test_the_next_request_of_an_endpoint_is_hinted_what_the_last_page_pushed() -> None:
+    pushed = ["/static/app.css"]
+    server = with_view(lambda: Response(" ".join(push(url) for url in pushed)))
+    server.get()
+    assert server.sent == []
+    server.get()
+    assert server.sent == [STYLE]
+    pushed[:] = ["/static/b.js", "/static/app.css"]
+    server.get()
+    assert server.sent == [STYLE]
+    server.get()
+    assert server.sent == [f"</static/b.js>; rel=preload; as=script, {STYLE}"]
+    pushed.clear()
+    server.get()
+    server.get()
+    assert server.sent == []
+
+
+def test_what_is_declared_comes_first_and_all_in_one_response() -> None:
+    """Chromium looks at the first one only."""
+
+    @hints("/static/first.css")
+    def view() -> str:
+        return push("/static/app.css")
+
+    server = with_view(view)
+    for _ in range(2):
+        server.get()
+    assert server.sent == [f"</static/first.css>; rel=preload; as=style, {STYLE}"]
+
+
+def test_what_may_be_about_one_user_is_not_learned() -> None:
+    urls = [
+        "/user/7/photo.png",
+        "https://elsewhere.example/static/a.css",
+        "/nowhere.css",
+        "/static",
+        "/static/app.css",
+    ]
+    app = make_app()
+    app.add_url_rule("/user/<int:number>/photo.png", "photo", lambda number: "")
+    app.add_url_rule("/", "index", lambda: "".join(push(url) for url in urls))
+    server = Server(app)
+    for _ in range(2):
+        server.get()
+    assert server.sent == [STYLE]
+
+
+def test_below_a_prefix_static_files_are_known_too() -> None:
+    server = with_view(lambda: push(url_for("static", filename="app.css")))
+    for _ in range(2):
+        server.get(SCRIPT_NAME="/prefix")
+    assert server.sent == ["</prefix/static/app.css>; rel=preload; as=style"]
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda: (push("/static/app.css"), 404),
+        lambda: [push("/static/app.css"), redirect("/elsewhere")][1],
+    ],
+)
+def test_other_answers_teach_nothing(view: Callable[[], Any]) -> None:
+    server = with_view(view)
+    for _ in range(2):
+        server.get()
+    assert server.sent == []
+
+
+def test_it_learns_nothing_of_a_post() -> None:
+    server = with_view(lambda: push("/static/app.css"))
+    server.get(method="POST")
+    server.get()
+    assert server.sent == []
+
+
+def test_an_application_or_a_view_may_do_without() -> None:
+    @hints(learn=False)
+    def view() -> str:
+        return push("/static/app.css")
+
+    for server in (
+        with_view(view),
+        with_view(lambda: push("/static/app.css"), FIREHOSE_LEARN=False),
+    ):
+        for _ in range(2):
+            server.get()
+        assert server.sent == []
+
+
+def test_applications_learn_apart() -> None:
+    first, second = (with_view(lambda: push("/static/app.css")) for _ in range(2))
+    first.get()
+    second.get()
+    assert second.sent == []
+
+
+def test_the_memory_of_pushes_is_not_that_of_hints() -> None:
+    """A browser whose cache was cleared needs them again."""
+    app = make_app(SECRET_KEY="x")
+    Firehose(app)
+    app.add_url_rule("/", "index", lambda: push("/static/app.css"))
+    server = Server(app)
+    server.get()
+    answer = server.get()
+    assert server.sent == [STYLE]
+    assert "Link" not in answer.headers
+
+
+def test_what_is_learned_is_bounded() -> None:
+    server = with_view(lambda: "".join(push(f"/static/{n:04}.css") for n in range(30)))
+    for _ in range(2):
+        server.get()
+    assert server.sent[0].count("rel=preload") == 20
+    server = with_view(lambda: "".join(push(f"/static/{n}{'x' * 400}.css") for n in range(20)))
+    for _ in range(2):
+        server.get()
+    assert 1600 < len(server.sent[0]) <= 2048
+
+
+def test_threads_learn_without_a_lock() -> None:
+    app = make_app(FIREHOSE_EARLY_HINTS=True)
+    app.add_url_rule("/<kind>", "page", lambda kind: push(f"/static/{kind}.css"))
+    found: set[str] = set()
+
+    def visit(kind: str) -> None:
+        server = Server(app)
+        for _ in range(50):
+            server.get(f"/{kind}")
+            found.update(server.sent)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=visit, args=(kind,)) for kind in "ab"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    finally:
+        sys.setswitchinterval(interval)
+    assert found <= {f"</static/{kind}.css>; rel=preload; as=style" for kind in "ab"}
+    assert found
+
+
+def test_a_template_is_enough() -> None:
+    page = "{{ push('/static/app.css', as='style') }}"
+    server = with_view(lambda: render_template_string(page))
+    for _ in range(2):
+        server.get()
+    assert server.sent == [STYLE]
