@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from . import page, picture, push_turns, report, turns
+from . import page, page_load, picture, push_turns, report, turns
 from .measure import Cores
 from .push_turns import PushTurns
 from .pushers import PUSHERS
@@ -27,6 +27,8 @@ Kind = TypeVar("Kind", bound=Peer)
 SPARE_DESCRIPTORS = 200  # for everything that is not a connection
 ECHO_PARTS = ("echo", "handshakes", "idle")
 PUSH_PARTS = ("fanout", "flood", "listeners", "channels", "replay", "redis")
+PAGE_PARTS = ("page-load",)
+PARTS = (*ECHO_PARTS, *PUSH_PARTS, *PAGE_PARTS)
 SERVERS = tuple(dict.fromkeys(peer.name for peer in (*ALL, *PUSHERS)))
 
 
@@ -40,11 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if cores.server == cores.client:
         results.note("there is one core only: the load client and the servers share it")
     only = options.only or []
-    parts = {name for name in only if name not in SERVERS} or {*ECHO_PARTS, *PUSH_PARTS}
+    parts = {name for name in only if name not in SERVERS} or {*PARTS}
     names = {name for name in only if name in SERVERS} or set(SERVERS)
     try:
         _echo(options, cores, parts, names, limit, results)
         _push(options, cores, parts, names, limit, results)
+        if parts & {*PAGE_PARTS}:
+            page_load.measure(cores, options.quick, results)
     except KeyboardInterrupt:
         results.note("interrupted: what follows is what there was by then")
     return _write(options, cores, results)
@@ -126,8 +130,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--only",
         action="append",
         metavar="NAME",
-        choices=[*ECHO_PARTS, *PUSH_PARTS, *SERVERS],
-        help=f"measure this part ({', '.join((*ECHO_PARTS, *PUSH_PARTS))}) or this server "
+        choices=[*PARTS, *SERVERS],
+        help=f"measure this part ({', '.join(PARTS)}) or this server "
         f"({', '.join(SERVERS)}); may be repeated",
     )
     parser.add_argument("--duration", type=float, metavar="S", help="seconds of each window")

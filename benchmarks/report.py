@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from . import push_report
+from . import page_load, push_report
 from .measure import Cores
 from .pushers import TITLES as PUSH_TITLES
 from .results import (
@@ -45,9 +46,15 @@ def environment(cores: Cores) -> dict[str, Any]:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    if node := shutil.which("node"):
-        done = subprocess.run([node, "--version"], capture_output=True, text=True, timeout=10)
-        versions["node"] = done.stdout.strip().removeprefix("v")
+    for name, program, option in (
+        ("node", shutil.which("node"), "--version"),
+        ("haproxy", page_load.haproxy_program(), "-v"),
+        ("chromium", page_load.chromium_program(), "--version"),
+    ):
+        if program is not None:
+            done = subprocess.run([program, option], capture_output=True, text=True, timeout=10)
+            if found := re.search(r"\d+\.\d+\.\d+", done.stdout):
+                versions[name] = found[0]
     return {
         "python": platform.python_version(),
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -71,7 +78,7 @@ def text(results: Results, about: dict[str, Any]) -> str:
     parts.append(_load_table(results, HANDSHAKES, "Handshakes (open, close)", "handshake"))
     parts.append(_memory_table(results))
     parts += push_report.tables(results)
-    parts += [echo_goals(results), push_goals(results)]
+    parts += [page_load.report(results), echo_goals(results), push_goals(results)]
     notes = [*results.notes, *_noise(results)]
     if notes:
         parts.append("\n".join(f"- {note}" for note in notes))

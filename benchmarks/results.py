@@ -29,6 +29,8 @@ WORKERS_FLOOD = "workers-flood"
 WORKERS_FLOOD_SHARED = "workers-flood-shared"
 PUBLISH = "publish"
 
+PAGE_LOAD = "page-load"
+
 
 def fanout(clients: int) -> str:
     """Return the scenario of paced messages to so many listeners."""
