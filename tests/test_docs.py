@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from flask import Flask, abort, url_for
 from flask_sockets2 import (
     Broker,
     Connection,
+    Firehose,
     Limits,
     Position,
     Publisher,
@@ -63,6 +65,7 @@ PAGES = [ROOT / "README.rst", *DOCS]
 RECIPES = ROOT / "docs" / "recipes.rst"
 CHANNELS = ROOT / "docs" / "channels.rst"
 DEPLOYMENT = ROOT / "docs" / "deployment.rst"
+FIREHOSE = ROOT / "docs" / "firehose.rst"
 TURBO = ROOT / "docs" / "turbo.rst"
 TURBO_FLASK = ROOT / "docs" / "migrating-from-turbo-flask.rst"
 
@@ -82,13 +85,26 @@ DEFAULTS = {f"SOCKETS_{name.upper()}": value for name, value in asdict(Limits())
     f"SOCKETS_{name.upper()}": value for name, value in APPLICATION.items()
 }
 
+FIREHOSE_DEFAULTS = {
+    "FIREHOSE_EARLY_HINTS": "auto",
+    "FIREHOSE_HOP_HEADER": None,
+    "FIREHOSE_LEARN": True,
+}
+
 TURBO_DEFAULTS = {
     "TURBO_WEBSOCKET_ROUTE": ROUTE,
     "TURBO_STREAM_MAX_AGE": _MAX_AGE,
     "TURBO_JS_URL": None,
 }
 
-WORDS = {"None": None, "none": None, "same origin": None, "False": False, "off": False}
+WORDS = {
+    "None": None,
+    "none": None,
+    "same origin": None,
+    "False": False,
+    "off": False,
+    "True": True,
+}
 
 PROGRAM = """
     from flask import Flask
@@ -208,7 +224,7 @@ def test_no_setting_of_the_readme_is_wider_than_its_column() -> None:
     (rule, *_) = [line for line in lines if re.fullmatch("=+ =+ =+", line) and len(line) > 99]
     gaps = [column for column, letter in enumerate(rule) if letter == " "]
     for line in lines:
-        if line.startswith(("``SOCKETS_", "``TURBO_")) and "  " in line:
+        if line.startswith(("``SOCKETS_", "``TURBO_", "``FIREHOSE_")) and "  " in line:
             assert {line[gap] for gap in gaps} == {" "}, line
             assert len(line) <= len(rule), line
 
@@ -226,6 +242,35 @@ def test_the_settings_of_turbo_are_complete_and_their_defaults_are_the_real_ones
 ) -> None:
     rows = re.findall(row, path.read_text(), re.MULTILINE)
     assert {setting: value_of(default) for setting, default in rows} == TURBO_DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("text", "row"),
+    [
+        ((ROOT / "README.rst").read_text(), r"^``(FIREHOSE_\w+)`` +(\S+) "),
+        (FIREHOSE.read_text(), r"^   \* - ``(FIREHOSE_\w+)``\n     - (\S+)$"),
+        (Firehose.__doc__ or "", r"^ *``(FIREHOSE_\w+)`` +(\S+) "),
+    ],
+    ids=["README.rst", "firehose.rst", "docstring"],
+)
+def test_the_settings_of_firehose_are_complete_and_their_defaults_are_the_real_ones(
+    text: str, row: str
+) -> None:
+    rows = re.findall(row, text, re.MULTILINE)
+    assert {setting: value_of(default) for setting, default in rows} == FIREHOSE_DEFAULTS
+
+
+def test_every_setting_of_firehose_that_the_code_or_a_page_names_exists() -> None:
+    asked_for = {
+        (name, ast.literal_eval(default) if default else None)
+        for path in (ROOT / "flask_sockets2" / "firehose").glob("*.py")
+        for name, default in re.findall(
+            r'config\.get\("(FIREHOSE_\w+)"(?:, ([^)]+))?\)', path.read_text()
+        )
+    }
+    assert asked_for == set(FIREHOSE_DEFAULTS.items())
+    for path in PAGES:
+        assert set(re.findall(r"\bFIREHOSE_[A-Z_]+", path.read_text())) <= FIREHOSE_DEFAULTS.keys()
 
 
 def test_every_setting_of_turbo_that_the_code_or_a_page_names_exists() -> None:

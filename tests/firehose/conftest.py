@@ -11,25 +11,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.processes import Certificate, Server, Servers, chromium_program
 from tests.proxies import haproxy_in_front, nginx_in_front
+from tests.test_docs import FIREHOSE, blocks
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-HAPROXY = """\
-defaults
-    mode http
-    timeout connect 5s
-    timeout client 60s
-    timeout server 60s
-
-frontend public
-    bind :443
-    http-request set-header X-Early-Hints 1
-    default_backend app
-
-backend app
-    server app1 127.0.0.1:8000
-"""
+(HAPROXY,) = [text for text in blocks(FIREHOSE, "text") if "frontend" in text]
 
 
 @pytest.fixture
