@@ -14,9 +14,12 @@ from flask import (
     get_flashed_messages,
     got_request_exception,
     render_template,
+    request,
     session,
 )
+from flask_wtf.csrf import generate_csrf, validate_csrf
 from jinja2 import DictLoader
+from wtforms import ValidationError
 
 from flask_sockets2.firehose import Firehose, flush, push
 from tests.clients import TIMEOUT
@@ -179,6 +182,31 @@ def test_messages_that_were_taken_above_the_mark_are_taken(
     for _ in range(2):
         assert "<p>hello</p>" in client.get("/").text
     assert caplog.records == []
+
+
+@pytest.mark.parametrize("above", [True, False])
+def test_a_token_of_a_form_is_made_above_the_mark(
+    above: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    def view() -> Any:
+        if above:
+            generate_csrf()
+        return flush("page.html", rows=lambda: [generate_csrf()])
+
+    def form() -> Any:
+        try:
+            validate_csrf(request.form["token"])
+        except ValidationError:
+            return "", 400
+        return ""
+
+    app = make_app(view, SECRET_KEY="x")
+    app.add_url_rule("/form", "form", form, methods=["POST"])
+    client = app.test_client()
+    token = client.get("/").text.partition("<p>")[2].partition("</p>")[0]
+    answer = client.post("/form", data={"token": token})
+    told = [record.getMessage() for record in caplog.records if "csrf_token()" in record.msg]
+    assert (answer.status_code, len(told)) == ((200, 0) if above else (400, 1))
 
 
 def test_what_is_pushed_below_the_mark_is_hinted_to_the_next_request() -> None:
