@@ -46,7 +46,6 @@ def index():
 
 
 @app.get("/plain")
-@firehose.hints(learn=False)
 def plain():
     return render_template("hints.html", way="plain", make_rows=make_rows)
 
@@ -58,7 +57,6 @@ def hinted():
 
 
 @app.get("/flushed")
-@firehose.hints(learn=False)
 def flushed():
     return firehose.flush("hints.html", way="flushed", make_rows=make_rows)
 

@@ -57,7 +57,7 @@ _BROKEN = Finding(
 _NO_SERVER = Finding(
     1,
     "the server cannot send a response 103: it has no wsgi.early_hints. "
-    "gunicorn -k flask_sockets2.worker has, and gunicorn's own workers from version 26 on",
+    "gunicorn -k flask_sockets2.worker has, and gunicorn's own workers from version 25 on",
 )
 _HTTP_1_0 = Finding(
     1,
