@@ -1,8 +1,9 @@
-"""nginx and HAProxy with a configuration of the test's own, or of the documentation."""
+"""nginx, HAProxy and Caddy with a configuration of the test's own, or of the documentation."""
 
 from __future__ import annotations
 
 import re
+import shutil
 from textwrap import indent
 
 import pytest
@@ -127,6 +128,34 @@ def haproxy_in_front(
     config = folder / "haproxy.cfg"
     config.write_text(_HAPROXY + text)
     server = servers.start([program, "-db", "-f", config], secure=certificate is not None)
+    server.port = port
+    server.wait_for(lambda: accepts(port), "it accepted connections")
+    return server
+
+
+def caddy_in_front(servers: Servers, upstream: int, text: str, certificate: Certificate) -> Server:
+    """Start Caddy, which speaks TLS and HTTP/2.
+
+    :param upstream: port of the application, in place of the 8000 of ``text``.
+    :param text: the block of ``example.com``.
+    """
+    program = shutil.which("caddy")
+    if program is None:
+        pytest.skip("no Caddy: apt-get install caddy")
+    port = unused_port()
+    folder = servers.folder / f"caddy-{port}"
+    folder.mkdir()
+    site = f"https://127.0.0.1:{port} {{\n    tls {certificate.certfile} {certificate.keyfile}"
+    config = folder / "Caddyfile"
+    config.write_text(
+        f"{{\n    admin off\n    auto_https off\n    storage file_system {folder}\n}}\n"
+        + text.replace("example.com {", site).replace("127.0.0.1:8000", f"127.0.0.1:{upstream}")
+    )
+    server = servers.start(
+        [program, "run", "--adapter", "caddyfile", "--config", config],
+        environ={"XDG_CONFIG_HOME": str(folder), "XDG_DATA_HOME": str(folder)},
+        secure=True,
+    )
     server.port = port
     server.wait_for(lambda: accepts(port), "it accepted connections")
     return server

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Install what the tests use and the Python index does not have: a browser, nginx,
-# HAProxy, a client that shows HTTP/2 pushes, and npm.
+# HAProxy, Caddy, a client that shows HTTP/2 pushes, and npm.
 # Only where that needs no password; elsewhere the tests skip and say what is missing.
 set -eu
 
@@ -17,6 +17,7 @@ wanted=
     wanted="chromium-headless-shell"
 any_of nginx /usr/sbin/nginx || wanted="$wanted nginx-light"
 any_of haproxy /usr/sbin/haproxy || wanted="$wanted haproxy"
+any_of caddy || wanted="$wanted caddy"
 any_of nghttp || wanted="$wanted nghttp2-client"
 any_of npm || wanted="$wanted npm"
 

@@ -10,19 +10,25 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.processes import Certificate, Server, Servers, chromium_program
-from tests.proxies import haproxy_in_front, nginx_in_front
+from tests.proxies import caddy_in_front, haproxy_in_front, nginx_in_front
 from tests.test_docs import FIREHOSE, blocks
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-(HAPROXY,) = [text for text in blocks(FIREHOSE, "text") if "frontend" in text]
+HAPROXY, CADDY = blocks(FIREHOSE, "text")
 
 
 @pytest.fixture
 def haproxy(server_factory: Servers, certificate: Certificate) -> Callable[[Server], Server]:
     """``haproxy(upstream)``: HAProxy with TLS and HTTP/2, which says that it passes a 103."""
     return lambda upstream: haproxy_in_front(server_factory, upstream.port, HAPROXY, certificate)
+
+
+@pytest.fixture
+def caddy(server_factory: Servers, certificate: Certificate) -> Callable[[Server], Server]:
+    """``caddy(upstream)``: Caddy with TLS and HTTP/2, which says that it passes a 103."""
+    return lambda upstream: caddy_in_front(server_factory, upstream.port, CADDY, certificate)
 
 
 @pytest.fixture

@@ -82,12 +82,13 @@ def test_directly_at_our_worker_it_passes(path: str, gunicorn: StartServer) -> N
     assert "name it by FIREHOSE_HOP_HEADER" in result.output
 
 
-def test_behind_haproxy_it_passes(
-    gunicorn: StartServer, haproxy: Callable[[Server], Server]
+@pytest.mark.parametrize("name", ["haproxy", "caddy"])
+def test_behind_proxies_of_today_it_passes(
+    name: str, gunicorn: StartServer, request: pytest.FixtureRequest
 ) -> None:
     app = make_app()
     app.config["FIREHOSE_HOP_HEADER"] = "X-Early-Hints"
-    url = haproxy(gunicorn(APP)).url("/")
+    url = request.getfixturevalue(name)(gunicorn(APP)).url("/")
     result = check(url, "--insecure", app=app)
     assert result.exit_code == 0, result.output
     assert "HTTP/2" not in result.output  # it is offered

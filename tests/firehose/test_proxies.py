@@ -61,12 +61,6 @@ def learned():
     return render_template_string(PAGE, work=work)
 
 
-@app.get("/plain")
-@hints(learn=False)
-def plain():
-    return render_template_string(PAGE, work=work)
-
-
 @app.get("/flushed")
 def flushed():
     return flush(app.jinja_env.from_string(PAGE), work=work)
@@ -155,14 +149,23 @@ def style_of(page: Page, url: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"worker": "gevent"}, {"worker": "gthread", "args": ["--threads", "4"]}],
-    ids=["ours", "gevent", "gthread"],
+    ("proxy_name", "options"),
+    [
+        ("haproxy", {}),
+        ("haproxy", {"worker": "gevent"}),
+        ("haproxy", {"worker": "gthread", "args": ["--threads", "4"]}),
+        ("caddy", {}),
+    ],
+    ids=["haproxy, ours", "haproxy, gevent", "haproxy, gthread", "caddy, ours"],
 )
-def test_behind_haproxy_the_browser_fetches_before_the_page_is_made(
-    options: dict[str, Any], gunicorn: StartServer, haproxy: Proxy, trusting_page: Page
+def test_the_browser_fetches_before_the_page_is_made(
+    proxy_name: str,
+    options: dict[str, Any],
+    gunicorn: StartServer,
+    request: pytest.FixtureRequest,
+    trusting_page: Page,
 ) -> None:
-    proxy = haproxy(gunicorn(APP, environ=HOP, **options))
+    proxy = request.getfixturevalue(proxy_name)(gunicorn(APP, environ=HOP, **options))
     found = style_of(trusting_page, proxy.url("/hinted"))
     assert found["protocol"] == "h2"
     assert found["by"] == "early-hints"
