@@ -173,7 +173,7 @@ def _may_send(app: Flask) -> bool:
             "'auto' sends where FIREHOSE_HOP_HEADER says that a proxy passes them"
         )
     protocol = request.environ.get("SERVER_PROTOCOL", "")
-    if setting is False or protocol < "HTTP/1.1" or request.method != "GET":
+    if not setting or protocol < "HTTP/1.1" or request.method != "GET":
         return False
     if "Upgrade" in request.headers:
         return False
@@ -186,6 +186,11 @@ def _may_send(app: Flask) -> bool:
 def _hop_is_known(app: Flask, protocol: str) -> bool:
     """Whether the next hop passes a response 103 on, or is the browser itself by HTTP/2."""
     name = app.config.get("FIREHOSE_HOP_HEADER")
+    if name is not None and not isinstance(name, str):
+        raise ValueError(
+            f"FIREHOSE_HOP_HEADER must be the name of a header, as 'X-Early-Hints', got {name!r}; "
+            "where every hop passes a response 103, set FIREHOSE_EARLY_HINTS = True"
+        )
     said = request.headers.get(name, "") if name else ""
     return protocol >= "HTTP/2" or said not in ("", "0")
 

@@ -105,6 +105,8 @@ def test_early_hints_are_sent_when_they_are_called() -> None:
         (True, {"headers": {"Sec-Fetch-Mode": "navigate"}}, True),
         (True, {"headers": {"Sec-Fetch-Mode": "cors"}}, False),
         (False, {}, False),
+        (0, {}, False),
+        (1, {"headers": {}}, True),
         *((each, {"SERVER_PROTOCOL": "HTTP/1.0"}, False) for each in ("auto", True)),
         *((each, {"method": "POST"}, False) for each in ("auto", True)),
         *((each, {"method": "HEAD"}, False) for each in ("auto", True)),
@@ -128,6 +130,12 @@ def test_without_a_setting_no_hop_is_known() -> None:
 def test_a_setting_that_means_nothing_says_what_would(value: Any) -> None:
     server = with_view(hinted, FIREHOSE_EARLY_HINTS=value)
     with pytest.raises(ValueError, match="'auto', True or False"):
+        server.get()
+
+
+def test_a_header_that_is_no_name_says_what_would_be() -> None:
+    server = with_view(hinted, FIREHOSE_HOP_HEADER=True)
+    with pytest.raises(ValueError, match="as 'X-Early-Hints', got True"):
         server.get()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flask_sockets2.firehose import Link, link
 from flask_sockets2.firehose.links import joined, link_of, parse
@@ -54,6 +56,20 @@ def test_no_control_character_gets_into_a_header(character: str) -> None:
         link("/a.css", **{text: "x"})
     with pytest.raises(ValueError, match="letters, digits and hyphens"):
         link("/a.css", text)
+
+
+@given(st.text(max_size=20), st.text(max_size=20), st.text(max_size=20))
+def test_whatever_is_given_is_refused_or_one_link_of_visible_characters(
+    url: str, name: str, value: str
+) -> None:
+    try:
+        made = link(url, **{f"x{name}": value})
+    except ValueError:
+        return
+    text = str(made)
+    assert text.isascii()
+    assert text.isprintable()
+    assert parse(f"<before>; rel=x, {text}, <after>")[1] == made
 
 
 @pytest.mark.parametrize("name", ["", "a b", "a;b", "a,b", "ü", '"'])
