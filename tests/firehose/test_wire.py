@@ -93,12 +93,14 @@ def next_one():
     return "next"
 
 
-@sockets.route("/hinted-socket")
+@sockets.route("/hinted-socket", accept=False)
 @hints("/static/app.css")
 def hinted_socket(ws):
-    request.environ["wsgi.early_hints"]([("Link", "</late.css>; rel=preload; as=style")])
-    for message in ws:
-        ws.send(message)
+    send = request.environ["wsgi.early_hints"]
+    send([("Link", "</before.css>; rel=preload; as=style")])
+    ws.accept()
+    send([("Link", "</after.css>; rel=preload; as=style")])
+    ws.send("hello")
 """
 
 ALWAYS = {"FLASK_FIREHOSE_EARLY_HINTS": "true"}
@@ -279,7 +281,9 @@ def test_a_handshake_gets_none(
     client = client_of(gunicorn(APP, environ=ALWAYS))
     upgrade = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13")
     client.ask("/hinted-socket", *upgrade, "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")
-    assert client.read(b"\r\n\r\n").startswith(b"HTTP/1.1 101 ")
+    answer = client.read(b"hello\x88\x02\x03\xe8")  # and the close frame
+    assert answer.startswith(b"HTTP/1.1 101 ")
+    assert answer.partition(b"\r\n\r\n")[2] == b"\x81\x05hello\x88\x02\x03\xe8"
 
 
 def test_by_default_nobody_gets_one_over_a_hop_that_is_not_known(
