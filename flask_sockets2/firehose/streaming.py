@@ -7,7 +7,8 @@ below the mark::
     return flush("report.html", rows=slow_query)    {{ flush() }} … {% for row in rows() %}
 
 The status, the header and the session are sent with the head. What would change them later comes
-too late, and is logged.
+too late, and is logged. The request lasts up to the end of the page: only then its teardown
+functions run, which close the connection to a database that the head has used.
 """
 
 from __future__ import annotations
@@ -20,15 +21,16 @@ from typing import Any
 from flask import (
     Flask,
     Response,
+    after_this_request,
     before_render_template,
     current_app,
     got_request_exception,
     has_request_context,
     request,
     session,
-    stream_with_context,
     template_rendered,
 )
+from flask.globals import request_ctx
 from jinja2 import Template
 from markupsafe import Markup
 
@@ -65,8 +67,15 @@ def flush(template: str | Template | list[str | Template], /, **context: Any) ->
     pieces = _pieces(app, app.jinja_env.get_or_select_template(template), context)
     head = "".join(_head(pieces))
     response = app.response_class(mimetype="text/html")
-    response.response = stream_with_context(_body(app, response, head, pieces))
+    response.response = body = _with_request(_body(app, response, head, pieces))
     response.headers["X-Accel-Buffering"] = "no"  # nginx would keep the head back
+
+    @after_this_request
+    def hold_request(answer: Response) -> Response:
+        if answer.response is body:  # the view has returned it
+            next(body)
+        return answer
+
     return response
 
 
@@ -97,6 +106,18 @@ def _head(pieces: Iterator[str]) -> Iterator[str]:
         yield piece
         if request.environ[_FLUSHED]:
             return
+
+
+def _with_request(body: Iterator[str]) -> Iterator[str]:
+    """Keep the request of the view up to the end of the body; its first piece is empty.
+
+    Flask's ``stream_with_context`` brings a request back whose teardown functions have run, from
+    version 3.1.2 on. It is kept when the view has returned, which may have been a coroutine with
+    context variables of its own.
+    """
+    with request_ctx._get_current_object():  # type: ignore[attr-defined]  # a proxy
+        yield ""
+        yield from body
 
 
 def _body(app: Flask, response: Response, head: str, pieces: Iterator[str]) -> Iterator[str]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import socket
+import sqlite3
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from flask import (
     Flask,
     flash,
+    g,
     get_flashed_messages,
     got_request_exception,
+    has_request_context,
     render_template,
     request,
     session,
@@ -112,6 +115,72 @@ def test_the_request_is_there_below_the_mark() -> None:
     with client.session_transaction() as kept:
         kept["user"] = "Ada"
     assert "<p>Ada</p>" in client.get("/").text
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_what_a_request_has_opened_is_closed_at_the_end_of_the_page(method: str) -> None:
+    """As Flask's documentation opens a database, and closes it in a teardown function."""
+    told: list[str] = []
+
+    def database() -> sqlite3.Connection:
+        if "database" not in g:
+            g.database = sqlite3.connect(":memory:")
+        return cast(sqlite3.Connection, g.database)
+
+    def rows() -> list[Any]:
+        told.append("rows")
+        return [row for (row,) in database().execute("SELECT 'one'")]
+
+    def view() -> Any:
+        database()
+        return flush("page.html", rows=rows)
+
+    app = make_app(view)
+
+    @app.teardown_appcontext
+    def close(error: BaseException | None) -> None:
+        told.append("closed")
+        g.database.close()
+
+    with app.test_client().open("/", method=method) as answer:
+        assert answer.text.endswith("<p>one</p></body>") is (method == "GET")
+    assert told == (["rows", "closed"] if method == "GET" else ["closed"])
+    assert not has_request_context()
+
+
+def test_a_request_ends_with_a_page_that_nobody_reads_to_its_end() -> None:
+    ended: list[Any] = []
+    app = make_app(lambda: flush("page.html", rows=list))
+    app.teardown_request(ended.append)
+    with app.test_client().get("/") as answer:
+        assert next(answer.iter_encoded()).startswith(b"<head>")
+        assert ended == []
+    assert len(ended) == 1
+    assert not has_request_context()
+
+
+def test_the_teardown_functions_are_told_of_an_error_below_the_mark() -> None:
+    ended: list[Any] = []
+    app = make_app(lambda: flush("page.html", rows=lambda: 1 / 0))
+    app.teardown_request(ended.append)
+    with pytest.raises(ZeroDivisionError):
+        list(pieces_of(app))
+    assert [type(each) for each in ended] == [ZeroDivisionError]
+    assert not has_request_context()
+
+
+def test_a_page_that_the_view_throws_away_holds_nothing() -> None:
+    ended: list[Any] = []
+
+    def view() -> str:
+        flush("page.html", rows=list)
+        return "another"
+
+    app = make_app(view)
+    app.teardown_request(ended.append)
+    assert app.test_client().get("/").text == "another"
+    assert ended == [None]
+    assert not has_request_context()
 
 
 def test_an_error_in_the_head_is_answered_as_ever() -> None:
