@@ -19,7 +19,7 @@ from flask import Flask, Response, current_app, request
 from werkzeug.exceptions import HTTPException
 
 from .links import Link, joined, link_of
-from .pushes import record_of, state_of
+from .pushes import Place, record_of, state_of
 
 __all__ = ["EarlyHints", "early_hints", "hints"]
 
@@ -31,7 +31,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 _MAX_HINTS = 2048  # characters; Chromium looks at the first response 103 only
 _MAX_LEARNED = 20  # links of an endpoint
-_LOADED = ("preload", "modulepreload")
+_MAX_PLACES = 1000  # endpoints, each at every host that it was asked for
+_LEARNED_KINDS = ("style", "script", "font")
+_NAVIGATIONS = (None, "navigate")  # Sec-Fetch-Mode, where the client has it
 _MARK = "_firehose_hints"
 
 
@@ -104,31 +106,35 @@ def begin(app: Flask) -> None:
         record_of(app).hinted.extend(declared.made())
     links = list(record_of(app).hinted)
     if _learns(app, declared):
-        links += state_of(app).learned.get(request.endpoint or "", ())
+        links += state_of(app).learned.get(_place(), ())
     _send(app, links)
 
 
 def learn(app: Flask, response: Response) -> None:
     """Keep what the page has pushed for the next request of its endpoint.
 
-    Only what is the same for everybody: static files of the application. Other URLs may be about
-    one user.
+    Only what is the same for everybody, as a rule: styles, scripts and fonts among the static files
+    of the application, at this host and below this prefix, since tenants may have one each. Other
+    files and other URLs may be about one user.
     """
-    endpoint = request.endpoint
+    record = record_of(app)
     page = request.method == "GET" and response.status_code == 200
-    if endpoint is None or not page or not _learns(app, _declared(app)):
+    if not page or response.mimetype != "text/html" or record.unfinished:
         return
-    learned = state_of(app).learned
-    known = {each.key for each in learned.get(endpoint, ())}
-    found = tuple(
-        each
-        for each in record_of(app).pushed.values()
-        if each.get("rel") in _LOADED and (each.key in known or _is_static(app, each.url))
-    )
-    if found:
-        learned[endpoint] = found[:_MAX_LEARNED]
-    else:
-        learned.pop(endpoint, None)
+    if request.headers.get("Sec-Fetch-Mode") not in _NAVIGATIONS:  # a part of a page, maybe
+        return
+    if request.endpoint is None or not _learns(app, _declared(app)):
+        return
+    learned, place = state_of(app).learned, _place()
+    known = {each.key for each in learned.get(place, ())}
+    pushed = record.pushed.values()
+    found = [each for each in pushed if each.key in known or _is_for_everybody(app, each)]
+    if not found:
+        learned.pop(place, None)
+        return
+    if len(learned) >= _MAX_PLACES and place not in learned:
+        learned.clear()  # somebody makes up hosts; the next pages teach it again
+    learned[place] = tuple(found[:_MAX_LEARNED])
 
 
 def server_function(environ: dict[str, Any]) -> EarlyHints | None:
@@ -180,7 +186,7 @@ def _may_send(app: Flask) -> bool:
     mode = request.headers.get("Sec-Fetch-Mode")
     if setting == "auto":
         return mode == "navigate" and _hop_is_known(app, protocol)
-    return mode in (None, "navigate")
+    return mode in _NAVIGATIONS
 
 
 def _hop_is_known(app: Flask, protocol: str) -> bool:
@@ -193,6 +199,17 @@ def _hop_is_known(app: Flask, protocol: str) -> bool:
         )
     said = request.headers.get(name, "") if name else ""
     return protocol >= "HTTP/2" or said not in ("", "0")
+
+
+def _place() -> Place:
+    """Where this page was asked for."""
+    return request.endpoint or "", request.host, request.root_path
+
+
+def _is_for_everybody(app: Flask, each: Link) -> bool:
+    rel = each.get("rel")
+    kind = {"preload": each.get("as"), "modulepreload": "script"}.get(rel or "")
+    return kind in _LEARNED_KINDS and _is_static(app, each.url)
 
 
 def _is_static(app: Flask, url: str) -> bool:

@@ -23,13 +23,26 @@ from flask import Flask, Response, current_app, has_request_context, request, se
 
 from .links import Link, joined, link
 
-__all__ = ["EXTENSION", "Connector", "Memory", "Record", "State", "push", "record_of", "state_of"]
+__all__ = [
+    "EXTENSION",
+    "Connector",
+    "Memory",
+    "Place",
+    "Record",
+    "State",
+    "push",
+    "record_of",
+    "state_of",
+]
 
 logger = logging.getLogger("flask_sockets2.firehose")
 
 EXTENSION = "flask_sockets2_firehose"
 
 URL = TypeVar("URL")
+
+Place = tuple[str, str, str]
+"""An endpoint, and the host and prefix at which it was asked for."""
 
 _SESSION_KEY = "h2-pushed"
 _MAX_REMEMBERED = 1024  # characters of a cookie, which has 4096 for everything
@@ -80,12 +93,12 @@ class State:
     """What an application has of Firehose.
 
     :param memory: None: each response has all of its links.
-    :ivar learned: by endpoints, what their last pages have pushed. An entry is replaced as a whole,
-        so that threads need no lock.
+    :ivar learned: what the last page of each place has pushed. An entry is replaced as a whole, so
+        that threads need no lock.
     """
 
     memory: Memory | None
-    learned: dict[str, tuple[Link, ...]] = field(default_factory=dict)
+    learned: dict[Place, tuple[Link, ...]] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -94,10 +107,12 @@ class Record:
 
     :ivar pushed: by URLs as they were given.
     :ivar hinted: what the response is to have, too.
+    :ivar unfinished: the page is still being made when the response begins.
     """
 
     pushed: dict[str, Link] = field(default_factory=dict)
     hinted: list[Link] = field(default_factory=list)
+    unfinished: bool = False
 
 
 def state_of(app: Flask) -> State:

@@ -35,7 +35,7 @@ from jinja2 import Template
 from markupsafe import Markup
 
 from .early import learn
-from .pushes import state_of
+from .pushes import record_of, state_of
 
 __all__ = ["flush", "flush_mark"]
 
@@ -74,6 +74,7 @@ def flush(template: str | Template | list[str | Template], /, **context: Any) ->
     def hold_request(answer: Response) -> Response:
         if answer.response is body:  # the view has returned it
             next(body)
+            record_of(app).unfinished = True
         return answer
 
     return response
@@ -147,4 +148,5 @@ def _body(app: Flask, response: Response, head: str, pieces: Iterator[str]) -> I
             "get_flashed_messages() there, too",
             request.path,
         )
+    record_of(app).unfinished = False
     learn(app, response)

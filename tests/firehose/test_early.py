@@ -9,10 +9,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from flask import Blueprint, Flask, Response, redirect, render_template_string, url_for
+from flask import Blueprint, Flask, Response, redirect, render_template_string, request, url_for
 from flask.views import MethodView
 
-from flask_sockets2.firehose import Firehose, early_hints, hints, link, push
+from flask_sockets2.firehose import Firehose, early, early_hints, hints, link, push
+from flask_sockets2.firehose.pushes import EXTENSION
 
 STYLE = "</static/app.css>; rel=preload; as=style"
 NAVIGATION = {"Sec-Fetch-Mode": "navigate", "X-Early-Hints": "1"}
@@ -286,6 +287,7 @@ def test_what_may_be_about_one_user_is_not_learned() -> None:
         "https://elsewhere.example/static/a.css",
         "/nowhere.css",
         "/static",
+        "/static/photos/Ada.png",
         "/static/app.css",
     ]
     app = make_app()
@@ -305,24 +307,65 @@ def test_below_a_prefix_static_files_are_known_too() -> None:
 
 
 @pytest.mark.parametrize(
-    "view",
+    ("view", "request_"),
     [
-        lambda: (push("/static/app.css"), 404),
-        lambda: [push("/static/app.css"), redirect("/elsewhere")][1],
+        (lambda: (push("/static/app.css"), 404), {}),
+        (lambda: [push("/static/app.css"), redirect("/elsewhere")][1], {}),
+        (lambda: {"url": push("/static/app.css")}, {}),
+        (lambda: push("/static/app.css"), {"method": "POST"}),
+        (lambda: push("/static/app.css"), {"headers": {"Sec-Fetch-Mode": "cors"}}),
     ],
 )
-def test_other_answers_teach_nothing(view: Callable[[], Any]) -> None:
+def test_other_answers_teach_nothing(view: Callable[[], Any], request_: dict[str, Any]) -> None:
     server = with_view(view)
-    for _ in range(2):
-        server.get()
-    assert server.sent == []
-
-
-def test_it_learns_nothing_of_a_post() -> None:
-    server = with_view(lambda: push("/static/app.css"))
-    server.get(method="POST")
+    server.get(**request_)
     server.get()
     assert server.sent == []
+
+
+def test_other_answers_of_an_endpoint_do_not_make_it_forget() -> None:
+    answers: list[Callable[[], Any]] = [
+        lambda: push("/static/app.css"),
+        lambda: {},
+        lambda: ("", 404),
+        lambda: "<turbo-frame>",
+        lambda: "",
+    ]
+    server = with_view(lambda: answers.pop(0)())
+    server.get()
+    server.get(headers={**NAVIGATION, "Accept": "application/json"})
+    server.get()
+    server.get(headers={"Sec-Fetch-Mode": "cors"})
+    server.get()
+    assert server.sent == [STYLE]
+
+
+def test_hosts_and_prefixes_learn_apart() -> None:
+    """They may be those of tenants."""
+    server = with_view(lambda: push(url_for("static", filename=f"{request.host}.css")))
+    places: list[dict[str, Any]] = [
+        {"HTTP_HOST": "one.example"},
+        {"HTTP_HOST": "other.example"},
+        {"HTTP_HOST": "other.example", "SCRIPT_NAME": "/prefix"},
+    ]
+    for place in places:
+        server.get(**place)
+        assert server.sent == []
+    server.get(**places[0])
+    assert server.sent == ["</static/one.example.css>; rel=preload; as=style"]
+    server.get(**places[2])
+    assert server.sent == ["</prefix/static/other.example.css>; rel=preload; as=style"]
+
+
+def test_hosts_that_somebody_makes_up_take_no_room() -> None:
+    server = with_view(lambda: push("/static/app.css"))
+    learned = server.client.application.extensions[EXTENSION].learned
+    for number in range(early._MAX_PLACES + 1):
+        learned["index", f"{number}.example", ""] = ()
+    server.get()
+    assert len(learned) == 1
+    server.get()
+    assert server.sent == [STYLE]
 
 
 def test_an_application_or_a_view_may_do_without() -> None:

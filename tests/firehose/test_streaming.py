@@ -290,6 +290,19 @@ def test_what_is_pushed_below_the_mark_is_hinted_to_the_next_request() -> None:
     assert "/static/late.css" in value
 
 
+def test_a_page_that_is_still_being_made_takes_no_hint_away() -> None:
+    app = make_app(lambda: flush("page.html", rows=lambda: [push("/static/late.css")]))
+    app.config["FIREHOSE_EARLY_HINTS"] = True
+    client = app.test_client()
+    client.get("/", buffered=True)
+    with client.get("/") as begun:
+        assert next(begun.iter_encoded()).startswith(b"<head>")
+    sent: list[Any] = []
+    client.get("/", environ_overrides={"wsgi.early_hints": sent.extend}, buffered=True)
+    ((_, value),) = sent
+    assert "/static/late.css" in value
+
+
 def test_an_application_without_firehose_says_so() -> None:
     with Flask("without").test_request_context(), pytest.raises(RuntimeError, match="Firehose"):
         flush("page.html")
