@@ -73,7 +73,7 @@ def link(url: str, *flags: str, **attributes: object) -> Link:
         link("/static/app.css", as_="style")  # </static/app.css>; rel=preload; as=style
 
     :param url: as the page names it.
-    :param flags: attributes without a value, after the others: ``"nopush"``.
+    :param flags: attributes, behind the others: ``"nopush"``, or with a value, ``"as=style"``.
     :param attributes: ``as_`` stands for ``as``; True for no value, None and False for none at all.
     :raises ValueError: when the URL is empty, or something holds what no header field may.
     """
@@ -81,6 +81,9 @@ def link(url: str, *flags: str, **attributes: object) -> Link:
     for name, value in attributes.items():
         if value is not None and value is not False:
             found[_name(name.removesuffix("_"))] = None if value is True else _text(name, value)
+    for flag in flags:
+        name, equals, text = flag.partition("=")
+        found.setdefault(_name(name), _text(name, text.strip('"')) if equals else None)
     if "rel" not in found:
         found = {"rel": "preload", **found}
     encoded = _encoded(url)
@@ -89,8 +92,6 @@ def link(url: str, *flags: str, **attributes: object) -> Link:
             found["as"] = kind
         if found.get("as") in _BY_CORS:
             found.setdefault("crossorigin", None)
-    for flag in flags:
-        found.setdefault(_name(flag), None)
     return Link(encoded, tuple(found.items()))
 
 

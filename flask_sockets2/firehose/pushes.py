@@ -143,7 +143,7 @@ def push(url: URL, *args: str, **kwargs: object) -> URL:
 
         <link rel="stylesheet" href="{{ push('/static/css/main.css', as='style') }}">
 
-    :param args: attributes without a value, as ``"nopush"``.
+    :param args: attributes as they stand in the header: ``"nopush"``, ``"as=style"``.
     :param kwargs: attributes; where ``as`` cannot be written, ``as_``. See
         :func:`~flask_sockets2.firehose.link`.
     :raises ValueError: when the URL or an attribute holds what no header field may.

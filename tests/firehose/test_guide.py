@@ -87,7 +87,7 @@ def test_the_pages_with_hints_send_them_and_have_them_in_their_header(
 def test_the_page_with_pushes_has_them_in_its_header(guide: SimpleNamespace) -> None:
     assert guide.app.test_client().get("/about").headers["Link"] == (
         "</static/about.css>; rel=preload; as=style, "
-        "</static/about.js>; rel=preload; as=script; nopush, "
+        "</static/about.js>; rel=preload; nopush; as=script, "
         "</static/data>; rel=preload; as=fetch; crossorigin"
     )
 

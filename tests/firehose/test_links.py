@@ -15,7 +15,12 @@ from flask_sockets2.firehose.links import joined, link_of, parse
     [
         (link("/a.css", as_="style"), "</a.css>; rel=preload; as=style"),
         (link("/a.css", **{"as": "style", "rel": "preload"}), "</a.css>; as=style; rel=preload"),
-        (link("/b.js", "nopush", rel="preload"), "</b.js>; rel=preload; as=script; nopush"),
+        (link("/b.js", "nopush", rel="preload"), "</b.js>; rel=preload; nopush; as=script"),
+        # An attribute as Flask-Firehose took it, too: by position, in its own words.
+        (link("/a", "rel=preload", "as=style"), "</a>; rel=preload; as=style"),
+        (link("/a", 'as="style"', as_="script"), "</a>; rel=preload; as=script"),
+        (link("/f", "as=font"), "</f>; rel=preload; as=font; crossorigin"),
+        (link("/a", "rel=x", "title=a=b"), '</a>; rel=x; title="a=b"'),
         (link("/f.woff2"), "</f.woff2>; rel=preload; as=font; crossorigin"),
         (
             link("/f.woff2", crossorigin="use-credentials"),
@@ -56,6 +61,8 @@ def test_no_control_character_gets_into_a_header(character: str) -> None:
         link("/a.css", **{text: "x"})
     with pytest.raises(ValueError, match="letters, digits and hyphens"):
         link("/a.css", text)
+    with pytest.raises(ValueError, match="visible ASCII characters"):
+        link("/a.css", f"as={text}")
 
 
 @given(st.text(max_size=20), st.text(max_size=20), st.text(max_size=20))
@@ -72,7 +79,7 @@ def test_whatever_is_given_is_refused_or_one_link_of_visible_characters(
     assert parse(f"<before>; rel=x, {text}, <after>")[1] == made
 
 
-@pytest.mark.parametrize("name", ["", "a b", "a;b", "a,b", "ü", '"'])
+@pytest.mark.parametrize("name", ["", "a b", "a;b", "a,b", "ü", '"', "=", "=x", "a =x"])
 def test_a_name_is_a_token(name: str) -> None:
     with pytest.raises(ValueError):
         link("/a.css", name)
