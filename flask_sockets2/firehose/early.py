@@ -88,7 +88,8 @@ def early_hints(*links: str | Link) -> bool:
 
     :param links: URLs whose ending says what they are; origins to connect to; links as they stand
         in a header field.
-    :returns: whether it was sent. The links stand in the header of the response anyhow.
+    :returns: whether the server was told to send it, which it does up to the beginning of the
+        response. The links stand in the header of the response anyhow.
     :raises ValueError: when one of them is no link that a browser can use.
     :raises RuntimeError: when the application has no Firehose.
     """
@@ -153,10 +154,12 @@ def _learns(app: Flask, declared: Declared | None) -> bool:
 
 
 def _send(app: Flask, links: list[Link]) -> bool:
-    send = server_function(request.environ)
-    if not links or send is None or not _may_send(app):
+    if not links or not _may_send(app):
         return False
+    send = server_function(request.environ)
     value, _ = joined((), links, _MAX_HINTS)
+    if send is None or not value:
+        return False
     try:
         send([("Link", value)])
     except OSError as exc:  # the client has left; the response will find out

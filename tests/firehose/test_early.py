@@ -130,6 +130,7 @@ def test_without_a_setting_no_hop_is_known() -> None:
 @pytest.mark.parametrize("value", ["always", "true", None, 2])
 def test_a_setting_that_means_nothing_says_what_would(value: Any) -> None:
     server = with_view(hinted, FIREHOSE_EARLY_HINTS=value)
+    server.function = None  # of the server that the program is tried with
     with pytest.raises(ValueError, match="'auto', True or False"):
         server.get()
 
@@ -410,6 +411,12 @@ def test_what_is_learned_is_bounded() -> None:
     for _ in range(2):
         server.get()
     assert 1600 < len(server.sent[0]) <= 2048
+
+
+def test_what_does_not_fit_into_a_response_103_makes_no_empty_one() -> None:
+    server = with_view(hints(f"/{'x' * 2100}.css")(lambda: "page"))
+    assert len(server.get().headers["Link"]) > 2100
+    assert server.sent == []
 
 
 def test_threads_learn_without_a_lock() -> None:
