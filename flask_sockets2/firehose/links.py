@@ -142,12 +142,12 @@ def parse(value: str) -> list[Link]:
     return links
 
 
-def joined(existing: Sequence[str], links: Iterable[Link], limit: int) -> tuple[str, int]:
+def joined(existing: Sequence[str], links: Iterable[Link], limit: int) -> tuple[str, list[Link]]:
     """Put links behind those that a header has, each only once.
 
     :param existing: the values of its Link fields, which stay as they are.
     :param limit: characters of the result; links beyond it are left out.
-    :returns: one value, and how many links were left out.
+    :returns: one value, and the links that were left out.
     """
     parts = [value.strip(" \t,") for value in existing if value.strip(" \t,")]
     known = set()
@@ -157,14 +157,14 @@ def joined(existing: Sequence[str], links: Iterable[Link], limit: int) -> tuple[
         except ValueError:  # somebody else's
             continue
     size = sum(len(part) + 2 for part in parts)
-    left_out = 0
+    left_out = []
     for each in links:
         if each.key in known:
             continue
         known.add(each.key)
         text = str(each)
         if size + len(text) > limit:
-            left_out += 1
+            left_out.append(each)
             continue
         size += len(text) + 2
         parts.append(text)

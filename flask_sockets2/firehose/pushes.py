@@ -4,7 +4,8 @@ Differences from Flask-Firehose, whose interface this is:
 
 - A ``Link`` that the response has stays; ours come behind it, in one field, without a last comma.
 - The session is read where something was pushed, and nowhere else, so that other responses have no
-  ``Vary: Cookie``. Without ``SECRET_KEY`` nothing is remembered, and every response has its links.
+  ``Vary: Cookie``. Without ``SECRET_KEY``, and of a response that caches share, nothing is
+  remembered, and every response has its links.
 - ``rel=preload`` is added where nothing is said, ``as`` where the ending of the URL tells it, and
   ``crossorigin`` for fonts, which are fetched twice otherwise.
 - What cannot stand in a header field raises ValueError.
@@ -158,27 +159,40 @@ def push(url: URL, *args: str, **kwargs: object) -> URL:
 
 
 def write_links(app: Flask, response: Response, hinted: Iterable[Link]) -> None:
-    """Put the links of this request into its response, behind those that it has."""
-    links = [*hinted, *_unknown(state_of(app).memory, record_of(app).pushed)]
-    if not links:
+    """Put the links of this request into its response, behind those that it has.
+
+    What the client has been pushed before is left out, and what it is pushed now is remembered. A
+    response that is everybody's, by ``Cache-Control: public``, has all links and no session.
+    """
+    memory, pushed = state_of(app).memory, record_of(app).pushed
+    if memory is None or not pushed or _is_shared(response):
+        _add_links(response, [*hinted, *pushed.values()])
         return
+    known = set(memory.get_pushed() or ())
+    new = {url: each for url, each in pushed.items() if url not in known}
+    left_out = _add_links(response, [*hinted, *new.values()])
+    if written := {url for url, each in new.items() if each not in left_out}:
+        memory.set_pushed(known | written)
+
+
+def _add_links(response: Response, links: list[Link]) -> list[Link]:
+    """Return those for which there was no room."""
+    if not links:
+        return []
     value, left_out = joined(response.headers.getlist("Link"), links, _MAX_HEADER)
-    response.headers["Link"] = value
+    if value:
+        response.headers["Link"] = value
     if left_out:
         logger.warning(
             "%s: %d links were left out, since proxies refuse heads of responses that are longer "
             "than some 4 KiB; push less, or by shorter URLs",
             request.endpoint,
-            left_out,
+            len(left_out),
         )
+    return left_out
 
 
-def _unknown(memory: Memory | None, pushed: dict[str, Link]) -> list[Link]:
-    """Return what the client has not been pushed yet, and remember it."""
-    if memory is None or not pushed:
-        return list(pushed.values())
-    known = set(memory.get_pushed() or ())
-    new = {url: each for url, each in pushed.items() if url not in known}
-    if new:
-        memory.set_pushed(known | new.keys())
-    return list(new.values())
+def _is_shared(response: Response) -> bool:
+    """Whether a cache may give it to somebody else, with its cookie and without its links."""
+    control = response.cache_control
+    return bool(control.public) or control.s_maxage is not None

@@ -240,6 +240,37 @@ def test_more_than_fits_into_a_header_is_left_out_and_logged(
     assert "index: " in record.getMessage()
 
 
+def test_a_link_that_fits_into_no_header_makes_no_empty_one() -> None:
+    app = make_app(lambda: push(f"/{'x' * 4000}.css"))
+    assert "Link" not in app.test_client().get("/").headers
+
+
+def test_what_was_left_out_is_pushed_with_the_next_response() -> None:
+    urls = [f"/{n}/{'x' * 100}.css" for n in range(30)]
+    remembering = Remembering()
+    app = make_app(lambda: "".join(push(url) for url in urls), Firehose(connector=remembering))
+    client = app.test_client()
+    links = [client.get("/").headers["Link"] for _ in range(2)]
+    assert remembering.known == {"/b.css", *urls}
+    assert [", ".join(links).count(f"<{url}>") for url in urls] == [1] * 30
+    assert "Link" not in client.get("/").headers
+
+
+@pytest.mark.parametrize("control", ["public, max-age=60", "s-maxage=60"])
+def test_a_response_that_a_cache_gives_to_everybody_has_all_links_and_no_cookie(
+    control: str,
+) -> None:
+    def view() -> Response:
+        return Response(push("/a.css"), headers={"Cache-Control": control})
+
+    client = make_app(view, SECRET_KEY="x").test_client()
+    for _ in range(2):
+        answer = client.get("/")
+        assert answer.headers["Link"] == LINK
+        assert "Set-Cookie" not in answer.headers
+        assert "Vary" not in answer.headers
+
+
 def test_an_answer_to_an_error_has_what_its_page_pushed() -> None:
     app = make_app(page)
     app.register_error_handler(404, lambda error: (push("/a.css"), 404))
