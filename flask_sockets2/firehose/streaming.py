@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 from flask import (
@@ -30,6 +30,7 @@ from flask import (
     session,
     template_rendered,
 )
+from flask.ctx import RequestContext
 from flask.globals import request_ctx
 from jinja2 import Template
 from markupsafe import Markup
@@ -67,7 +68,8 @@ def flush(template: str | Template | list[str | Template], /, **context: Any) ->
     pieces = _pieces(app, app.jinja_env.get_or_select_template(template), context)
     head = "".join(_head(pieces))
     response = app.response_class(mimetype="text/html")
-    response.response = body = _with_request(_body(app, response, head, pieces))
+    kept: RequestContext = request_ctx._get_current_object()  # type: ignore[attr-defined]  # a proxy
+    response.response = body = _within(kept, _body(app, response, head, pieces))
     response.headers["X-Accel-Buffering"] = "no"  # nginx would keep the head back
 
     @after_this_request
@@ -75,6 +77,8 @@ def flush(template: str | Template | list[str | Template], /, **context: Any) ->
         if answer.response is body:  # the view has returned it
             next(body)
             record_of(app).unfinished = True
+        elif record_of(app).unfinished:  # an error since then, which is answered instead
+            body.close()
         return answer
 
     return response
@@ -109,14 +113,14 @@ def _head(pieces: Iterator[str]) -> Iterator[str]:
             return
 
 
-def _with_request(body: Iterator[str]) -> Iterator[str]:
+def _within(context: RequestContext, body: Iterator[str]) -> Generator[str, None, None]:
     """Keep the request of the view up to the end of the body; its first piece is empty.
 
     Flask's ``stream_with_context`` brings a request back whose teardown functions have run, from
     version 3.1.2 on. It is kept when the view has returned, which may have been a coroutine with
     context variables of its own.
     """
-    with request_ctx._get_current_object():  # type: ignore[attr-defined]  # a proxy
+    with context:
         yield ""
         yield from body
 

@@ -11,6 +11,8 @@ from typing import Any, cast
 import pytest
 from flask import (
     Flask,
+    Response,
+    after_this_request,
     flash,
     g,
     get_flashed_messages,
@@ -180,6 +182,40 @@ def test_a_page_that_the_view_throws_away_holds_nothing() -> None:
     app.teardown_request(ended.append)
     assert app.test_client().get("/").text == "another"
     assert ended == [None]
+    assert not has_request_context()
+
+
+def test_an_error_after_the_view_lets_the_request_go() -> None:
+    ended: list[Any] = []
+    app = make_app(lambda: flush("page.html", rows=list))
+    app.teardown_request(ended.append)
+
+    @app.after_request
+    def fail(response: Response) -> Response:
+        if response.status_code == 200:
+            raise RuntimeError("wrong")
+        return response
+
+    assert app.test_client().get("/").status_code == 500
+    assert [str(each) for each in ended] == ["wrong"]
+    assert not has_request_context()
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_page_that_something_wraps_arrives(before: bool) -> None:
+    def wrapped(response: Response) -> Response:
+        response.response = map(str.upper, cast(Iterator[str], response.response))
+        return response
+
+    def view() -> Any:
+        if before:
+            after_this_request(wrapped)
+        return flush("page.html", rows=lambda: [request.path])
+
+    app = make_app(view)
+    if not before:
+        app.after_request(wrapped)
+    assert app.test_client().get("/").text.endswith("<P>/</P></BODY>")
     assert not has_request_context()
 
 
