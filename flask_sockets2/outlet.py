@@ -74,7 +74,7 @@ class Batch:
     :param channel: theirs, to count in.
     """
 
-    __slots__ = ("_data", "channel", "encoding", "messages", "outlets")
+    __slots__ = ("_data", "_pieces", "channel", "encoding", "messages", "outlets")
 
     def __init__(
         self, channel: Any, encoding: Encoding, outlets: list[Outlet], messages: Sequence[Message]
@@ -84,13 +84,21 @@ class Batch:
         self.outlets = outlets
         self.messages = messages
         self._data: bytes | None = None
+        self._pieces: list[bytes] | None = None
+
+    def pieces(self) -> list[bytes]:
+        """Return the bytes of each message; made once, as an encoding may count on their order."""
+        made = self._pieces
+        if made is None:
+            encode = self.encoding.encode
+            made = self._pieces = [encode(message) for message in self.messages]
+        return made
 
     def join(self) -> bytes:
         """Return the bytes for one client; made once, and counted for all."""
         data = self._data
         if data is None:
-            encode = self.encoding.encode
-            data = b"".join([encode(message) for message in self.messages])
+            data = b"".join(self.pieces())
             clients = len(self.outlets)
             if clients > 1:
                 self._data = data
@@ -262,8 +270,7 @@ class Outlet:
 
 def _pieces(batches: Iterable[Batch]) -> Iterator[_Kept]:
     for batch in batches:
-        for message in batch.messages:
-            data = batch.encoding.encode(message)
+        for message, data in zip(batch.messages, batch.pieces(), strict=True):
             if data:
                 yield _Kept(message, data, batch.encoding, batch.channel.counters)
 
