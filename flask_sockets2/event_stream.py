@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from flask import Flask, Response, request
@@ -30,14 +30,24 @@ from werkzeug.exceptions import ServiceUnavailable
 
 from .brokers.base import Message
 from .connection import Limits
-from .encoding import GAP, Frames
+from .encoding import GAP, Encoding, Frames
 from .exceptions import BrokerError, HandshakeError
 from .extension import State, limits_of, max_connections_of, state_of
+from .fanout import Subscription
 from .outlet import Outlet
 from .servers.stream import Body, Stream
 from .transports.base import StreamTransport
 
-__all__ = ["EVENTS", "Events", "event", "stream_response"]
+__all__ = [
+    "EVENTS",
+    "Attach",
+    "Events",
+    "answer",
+    "event",
+    "open_body",
+    "respond",
+    "stream_response",
+]
 
 logger = logging.getLogger("flask_sockets2.streams")
 
@@ -46,6 +56,9 @@ _HEARTBEAT = b":\n\n"
 _NO_BROKER = "messages cannot be delivered just now; connect again"
 _RETRY_AFTER = 5  # seconds
 _ENVELOPES = Frames.of(envelope=True)
+
+Attach = Callable[[str, Encoding, Any], Subscription]
+"""Subscribes a stream: channel, encoding, and the position that its client has seen."""
 
 
 def event(data: bytes) -> bytes:
@@ -170,48 +183,80 @@ def stream_response(
     """
     wanted = list(subscriptions)
     channels = [channel for channel, _ in wanted] if told is None else list(told)
-    if request.method == "HEAD":  # its body is never asked for
-        return _response(())
-    state = state_of(app)
-    try:
-        state.check_room(max_connections_of(app.config), "an event stream")
+
+    def fill(attach: Attach) -> bytes:
         head = [event(text.encode()) for text in first]
         head.append(_told(event="streams", channels=channels))
-        return _response(_begin(state, wanted, head, heartbeat, limits))
+        for channel, since in wanted:
+            begun = attach(channel, EVENTS, since)
+            head.append(_told(event="subscribed", channel=channel, position=str(begun.position)))
+        return b"".join(head)
+
+    return answer(app, fill, heartbeat=heartbeat, limits=limits)
+
+
+def answer(
+    app: Flask, fill: Callable[[Attach], bytes], *, heartbeat: float, limits: Limits | None = None
+) -> Response:
+    """Answer the current request with a stream; see :func:`open_body`.
+
+    :raises werkzeug.exceptions.ServiceUnavailable: as :func:`stream_response`.
+    """
+    if request.method == "HEAD":  # its body is never asked for
+        return respond(())
+    state = state_of(app)
+    most = max_connections_of(app.config)
+    try:
+        state.check_room(most, "an event stream")
+        body = open_body(
+            state, request.environ, fill, heartbeat=heartbeat, limits=limits, most=most
+        )
     except HandshakeError as exc:
         raise ServiceUnavailable(exc.description, retry_after=_RETRY_AFTER) from exc
     except BrokerError as exc:
         logger.error("a stream of %s has to come back later: %s", request.url_rule, exc)
         raise ServiceUnavailable(_NO_BROKER, retry_after=_RETRY_AFTER) from exc
+    return respond(body)
 
 
-def _begin(
+def open_body(
     state: State,
-    subscriptions: list[tuple[str, Any]],
-    head: list[bytes],
+    environ: Mapping[str, Any],
+    fill: Callable[[Attach], bytes],
+    *,
     heartbeat: float,
-    limits: Limits | None,
+    beat: bytes = _HEARTBEAT,
+    limits: Limits | None = None,
+    most: int | None = None,
 ) -> Body:
-    """Subscribe a new stream, and let how that began come before all that it brings, behind the
-    events of its head."""
-    environ = request.environ
+    """Subscribe a new stream, and let how that began come before all that it brings.
+
+    :param environ: WSGI environ of its request.
+    :param fill: subscribes it to what it is to have, and returns its first bytes.
+    :param heartbeat: seconds between two heartbeats.
+    :param beat: bytes of one.
+    :param most: how many connections there may be, None for any number.
+    :raises BrokerError: when the broker cannot be reached; nothing stays subscribed.
+    :raises HandshakeError: when there are too many connections.
+    """
     limits = limits or limits_of(state.app.config, {})
-    client = _Client(state, request.path, limits)
+    client = _Client(state, environ["PATH_INFO"], limits)
     stream = Stream(
         environ,
         client,
-        beat=_HEARTBEAT,
+        beat=beat,
         interval=heartbeat,
         send_timeout=limits.send_timeout,
         close_timeout=limits.close_timeout,
     )
     body = Body(stream)
+
+    def attach(channel: str, encoding: Encoding, since: Any) -> Subscription:
+        return state.channels.attach(outlet, channel, encoding, since, environ)
+
     try:
-        outlet = client.open(stream, max_connections_of(state.app.config))
-        for channel, since in subscriptions:
-            begun = state.channels.attach(outlet, channel, EVENTS, since, environ)
-            head.append(_told(event="subscribed", channel=channel, position=str(begun.position)))
-        stream.begin(b"".join(head))
+        outlet = client.open(stream, most)
+        stream.begin(fill(attach))
     except BaseException:
         stream.close()
         raise
@@ -222,7 +267,8 @@ def _told(**fields: Any) -> bytes:
     return event(json.dumps(fields, ensure_ascii=False).encode())
 
 
-def _response(body: Iterable[bytes]) -> Response:
+def respond(body: Iterable[bytes]) -> Response:
+    """Return a response of ``text/event-stream`` with what keeps it from being held back."""
     # Passed through, so that our own handler is given the body itself.
     response = Response(body, content_type=_CONTENT_TYPE, direct_passthrough=True)
     # Nobody on the way may compress it, for that keeps events back.

@@ -67,6 +67,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "connection",
             "encoding",
             "extension",
+            "fanout",
             "outlet",
             "servers.stream",
             "transports.base",
