@@ -147,7 +147,7 @@ class _Client:
     def ended(self) -> None:
         stream, self.stream = self.stream, None
         if stream is not None:
-            self._state.streams.discard(stream)
+            self._state.stream_ended(stream)
         if self.outlet is not None:
             self.outlet.remove()
 

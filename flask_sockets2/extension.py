@@ -56,7 +56,13 @@ from .connection import Connection, Limits
 from .exceptions import HandshakeError
 from .outlet import POLICIES
 from .servers.stream import Stream
-from .signals import connection_closed, connection_opened, tell
+from .signals import (
+    connection_closed,
+    connection_opened,
+    stream_closed,
+    stream_opened,
+    tell,
+)
 from .stats import Counters
 
 if TYPE_CHECKING:
@@ -158,6 +164,14 @@ class State:
     def admit_stream(self, stream: Stream, most: int | None) -> None:
         """Count an event stream; as :meth:`admit`."""
         self._add(stream, self.streams, most, "an event stream")
+        self.counters.streams_opened += 1
+        tell(stream_opened, self.app, stream=stream)
+
+    def stream_ended(self, stream: Stream) -> None:
+        """Count an event stream no longer."""
+        self.streams.discard(stream)
+        self.counters.streams_closed += 1
+        tell(stream_closed, self.app, stream=stream)
 
     def check_room(self, most: int | None, what: str = "a WebSocket") -> None:
         """See whether there may be one more connection or stream, before it costs anything.

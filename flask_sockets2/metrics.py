@@ -80,6 +80,15 @@ class Metrics:
             "Times that the broker was out of reach and is back",
             registry=self._registry,
         )
+        self._streams_opened = Counter(
+            f"{_PREFIX}streams_opened", "Event streams begun", registry=self._registry
+        )
+        self._streams = Gauge(
+            f"{_PREFIX}streams",
+            "Event streams that are open",
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        )
         self._connections = Gauge(
             f"{_PREFIX}connections",
             "WebSockets that are open",
@@ -131,6 +140,8 @@ class Metrics:
                 for field, metric in self._channels.items():
                     self._pass_on(metric, "channel", field, prefix, getattr(channel, field))
             self._pass_on(self._reconnects, "", "reconnects", "", counters.broker_reconnects)
+            self._pass_on(self._streams_opened, "", "streams", "", counters.streams_opened)
+            self._streams.set(counters.streams_opened - counters.streams_closed)
 
     def _pass_on(self, metric: Counter, kind: str, field: str, label: str, value: int) -> None:
         key = (kind, field, label)

@@ -30,6 +30,8 @@ __all__ = [
     "connection_opened",
     "gap_told",
     "message_dropped",
+    "stream_closed",
+    "stream_opened",
     "tell",
 ]
 
@@ -41,6 +43,8 @@ connection_opened = _signals.signal("connection-opened", "With ``connection``.")
 connection_closed = _signals.signal(
     "connection-closed", "With ``connection``; its ``close_code`` and ``close_reason`` are known."
 )
+stream_opened = _signals.signal("stream-opened", "With ``stream``, of events; it has a ``path``.")
+stream_closed = _signals.signal("stream-closed", "With ``stream``.")
 client_too_slow = _signals.signal(
     "client-too-slow", "With ``connection``: it is closed with 1013, not keeping up with channels."
 )

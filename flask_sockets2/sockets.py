@@ -239,7 +239,11 @@ class Sockets:
         See :mod:`flask_sockets2.stats` for the names.
         """
         state = state_of(self._app())
-        return {"connections": len(state.connections), **state.counters.as_dict()}
+        return {
+            "connections": len(state.connections),
+            "streams": len(state.streams),
+            **state.counters.as_dict(),
+        }
 
     @property
     def publisher(self) -> Publisher:

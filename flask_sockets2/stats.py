@@ -65,6 +65,9 @@ class Counters:
     routes: dict[str, RouteCounters] = field(default_factory=dict)
     channels: dict[str, ChannelCounters] = field(default_factory=dict)
     broker_reconnects: int = 0
+    #: Event streams, ever, and of them those that have ended.
+    streams_opened: int = 0
+    streams_closed: int = 0
 
     def of_route(self, rule: str) -> RouteCounters:
         """Return the counts of a route."""
@@ -91,6 +94,8 @@ class Counters:
             "routes": {rule: _as_dict(counters) for rule, counters in self.routes.items()},
             "channels": {prefix: _as_dict(c) for prefix, c in self.channels.items()},
             "broker_reconnects": self.broker_reconnects,
+            "streams_opened": self.streams_opened,
+            "streams_closed": self.streams_closed,
         }
 
 

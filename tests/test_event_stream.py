@@ -18,7 +18,7 @@ import psutil
 import pytest
 from flask import Flask, Response, has_request_context
 
-from flask_sockets2 import BrokerError, Sockets
+from flask_sockets2 import BrokerError, Sockets, signals
 from flask_sockets2.brokers.base import JSON, TEXT, Message, Position
 from flask_sockets2.connection import Limits
 from flask_sockets2.encoding import GAP, gap_message
@@ -285,6 +285,28 @@ def test_of_two_threads_that_want_the_last_place_one_gets_it(
     assert len(state_of(app).streams) == 1
     for response in responses:
         response.close()
+
+
+def test_streams_are_counted_and_told(app: Flask, sockets: Sockets) -> None:
+    told: list[tuple[str, Stream]] = []
+
+    def opened(app: Flask, stream: Stream) -> None:
+        told.append(("opened", stream))
+
+    def closed(app: Flask, stream: Stream) -> None:
+        told.append(("closed", stream))
+
+    with (
+        signals.stream_opened.connected_to(opened, app),
+        signals.stream_closed.connected_to(closed, app),
+    ):
+        reader = Reader(app)
+        assert sockets.stats()["streams"] == 1
+        reader.body.close()
+    stats = sockets.stats()
+    assert (stats["streams"], stats["streams_opened"], stats["streams_closed"]) == (0, 1, 1)
+    assert told == [("opened", reader.stream), ("closed", reader.stream)]
+    assert reader.stream.path == "/events"
 
 
 # -- the end ---------------------------------------------------------------------------------------

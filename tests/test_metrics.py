@@ -13,6 +13,7 @@ import pytest
 from flask import Flask
 
 from flask_sockets2 import Sockets, WebSocket
+from flask_sockets2.event_stream import stream_response
 from tests.processes import Server, wait_until
 from tests.wire_client import TEXT, WireClient, connect, frame
 
@@ -123,6 +124,19 @@ def test_the_metrics_agree_with_the_stats() -> None:
         text = app.test_client().get("/metrics").text
         assert sample(text, "flask_sockets2_channel_published_total", channel="a") == 2
         assert sample(text, "flask_sockets2_channel_published_total", channel="b") == 1
+
+
+def test_event_streams_are_measured() -> None:
+    app = Flask(__name__)
+    app.config["SOCKETS_METRICS_ROUTE"] = "/metrics"
+    Sockets(app)
+    app.add_url_rule("/events", view_func=lambda: stream_response(app, []))
+    responses = [app.test_client().get("/events") for _ in range(2)]
+    responses.pop().close()
+    text = app.test_client().get("/metrics").text
+    assert sample(text, "flask_sockets2_streams_opened_total") == 2
+    assert sample(text, "flask_sockets2_streams") == 1
+    responses.pop().close()
 
 
 def test_there_is_no_route_by_default() -> None:
