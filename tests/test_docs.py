@@ -45,10 +45,10 @@ from flask_sockets2.brokers.base import (
 )
 from flask_sockets2.encoding import Frames, gap_message, presence_message
 from flask_sockets2.metrics import _CHANNELS, _ROUTES, Metrics
+from flask_sockets2.signing import MAX_AGE
 from flask_sockets2.stats import ChannelCounters, Counters, RouteCounters
 from flask_sockets2.turbo import Turbo
 from flask_sockets2.turbo.extension import ROUTE
-from flask_sockets2.turbo.names import _MAX_AGE
 from flask_sockets2.view import OPTIONS
 from tests.brokers.servers import RedisServer, server_binary
 from tests.clients import TIMEOUT, echoed, http, websocket
@@ -93,7 +93,7 @@ FIREHOSE_DEFAULTS = {
 
 TURBO_DEFAULTS = {
     "TURBO_WEBSOCKET_ROUTE": ROUTE,
-    "TURBO_STREAM_MAX_AGE": _MAX_AGE,
+    "TURBO_STREAM_MAX_AGE": MAX_AGE,
     "TURBO_JS_URL": None,
 }
 

@@ -61,15 +61,13 @@ from werkzeug.routing.exceptions import WebsocketMismatch
 from ..brokers.base import Position
 from ..event_stream import stream_response
 from ..extension import limits_of, state_of
+from ..signing import Expired, Forged, InvalidName
 from ..sockets import Sockets
 from ..view import check_origin, mismatch
 from .markup import stream_tag
 from .names import (
     ALL,
     USER,
-    Expired,
-    Forged,
-    InvalidName,
     StreamSigner,
     is_user,
     parts_of_channel,

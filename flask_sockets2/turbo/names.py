@@ -21,17 +21,14 @@ from typing import Any
 from uuid import UUID
 
 from flask import Flask
-from itsdangerous import BadData, URLSafeTimedSerializer
 from werkzeug.local import LocalProxy
 
 from ..publisher import check_channel
+from ..signing import MAX_AGE, Forged, Signer
 
 __all__ = [
     "ALL",
     "USER",
-    "Expired",
-    "Forged",
-    "InvalidName",
     "Part",
     "StreamSigner",
     "is_user",
@@ -51,20 +48,7 @@ USER = "turbo:user"
 
 _USER = "turbo:user:"
 _STREAM = "turbo:stream:"
-_MAX_AGE = 86400.0  # seconds
 _SALT = "flask_sockets2.turbo.stream"
-
-
-class InvalidName(ValueError):
-    """The name of a stream, as a client gave it, is no permission."""
-
-
-class Forged(InvalidName):
-    """It was not signed with any of the application's keys."""
-
-
-class Expired(InvalidName):
-    """It was, longer ago than ``TURBO_STREAM_MAX_AGE``."""
 
 
 def stream_name(*parts: Part) -> str:
@@ -141,48 +125,19 @@ def parts_of_channel(channel: str) -> tuple[str, ...] | None:
     return stream_parts(channel.removeprefix(_STREAM)) if channel.startswith(_STREAM) else None
 
 
-class StreamSigner:
-    """Signs the names of streams with ``SECRET_KEY``; old ones of ``SECRET_KEY_FALLBACKS`` count.
+class StreamSigner(Signer):
+    """Signs the names of streams; see :class:`~flask_sockets2.signing.Signer`.
 
-    :param app: the application.
     :param clock: seconds since the epoch.
-    :raises RuntimeError: when it has no ``SECRET_KEY``.
-    :raises ValueError: when ``TURBO_STREAM_MAX_AGE`` is no number of seconds.
     """
 
     def __init__(self, app: Flask, clock: Callable[[], float] = time.time) -> None:
-        if not app.secret_key:
-            raise RuntimeError(
-                "names of streams are signed, and the application has no SECRET_KEY; set "
-                "app.config['SECRET_KEY'] to a long random text"
-            )
-        age = app.config.get("TURBO_STREAM_MAX_AGE", _MAX_AGE)
-        if age is not None and (isinstance(age, bool) or not isinstance(age, int | float)):
-            raise ValueError(f"TURBO_STREAM_MAX_AGE must be a number of seconds, got {age!r}")
-        keys = [*(app.config.get("SECRET_KEY_FALLBACKS") or ()), app.secret_key]
-        self._serializer = URLSafeTimedSerializer(keys, salt=_SALT)
-        self._max_age: float | None = age
-        self._clock = clock
-
-    def sign(self, channel: str) -> str:
-        """Return the name of a channel as a page carries it."""
-        signed = self._serializer.dumps(channel)
-        return signed.decode() if isinstance(signed, bytes) else signed
+        age = app.config.get("TURBO_STREAM_MAX_AGE", MAX_AGE)
+        super().__init__(app, _SALT, age, "TURBO_STREAM_MAX_AGE", clock)
 
     def unsign(self, signed: str) -> str:
-        """Return the channel of a name that came from a client.
-
-        :raises Forged: when it was not signed here.
-        :raises Expired: when it was, too long ago.
-        """
-        try:
-            channel, signed_at = self._serializer.loads(signed, return_timestamp=True)
-        except (BadData, UnicodeEncodeError) as exc:
-            raise Forged("not signed with this application's SECRET_KEY") from exc
-        # Not by max_age=: a page of another host, whose clock is ahead, has a negative age.
-        age = self._clock() - signed_at.timestamp()
-        if self._max_age is not None and age > self._max_age:
-            raise Expired(f"{age:.0f} seconds old, and TURBO_STREAM_MAX_AGE is {self._max_age:g}")
+        """Return the channel of a name that came from a client; raises as its base does."""
+        channel = super().unsign(signed)
         if not isinstance(channel, str):
             raise Forged("signed, but no name of a stream")
         return channel

@@ -26,6 +26,7 @@ from jinja2 import DictLoader
 
 from flask_sockets2 import Limits, Publisher, Turbo, WebSocketRejected
 from flask_sockets2.brokers.base import BrokerOptions
+from flask_sockets2.signing import MAX_AGE
 from flask_sockets2.turbo import endpoint, every, names, npm, refresh
 from flask_sockets2.turbo.testing import (
     STREAM_HEADERS,
@@ -321,7 +322,7 @@ def test_the_numbers_of_the_guide_are_those_of_the_code() -> None:
     assert f"``SOCKETS_HISTORY_SIZE`` messages ({options.history_size})" in text
     assert f"``SOCKETS_HISTORY_TTL`` seconds ({options.history_ttl:g})" in text
     assert f"{Limits().max_message_size // 2**20} MiB" in text
-    assert f"``TURBO_STREAM_MAX_AGE`` seconds ({names._MAX_AGE:,.0f}, a day)" in text
+    assert f"``TURBO_STREAM_MAX_AGE`` seconds ({MAX_AGE:,.0f}, a day)" in text
     assert (refresh.PAUSE, every.LEASE) == (0.5, 15.0)
     assert f"has at most {endpoint._MAX_STREAMS:,} streams" in text
     assert f"``{endpoint._EVENTS_ENDPOINT}``" in text

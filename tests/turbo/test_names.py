@@ -14,9 +14,8 @@ from itsdangerous import TimestampSigner, URLSafeTimedSerializer
 from markupsafe import Markup
 from werkzeug.local import LocalProxy
 
+from flask_sockets2.signing import Expired, Forged
 from flask_sockets2.turbo.names import (
-    Expired,
-    Forged,
     StreamSigner,
     parts_of_channel,
     stream_channel,
