@@ -158,7 +158,7 @@ def _publisher(receiver: _Receiver | None = None) -> Publisher:
     config = app.config
     options = broker_options_of(config)
     return Publisher(
-        broker_url_of(config),
+        broker_url_of(app),
         prefix=options.prefix,
         history_size=options.history_size,
         history_ttl=options.history_ttl,

@@ -102,6 +102,8 @@ class State:
     :ivar connections: those that are open.
     :ivar streams: the same of event streams.
     :ivar rules: endpoints of the rules that were registered, by rule, endpoint and handler.
+    :ivar broker_settings: further settings with the broker's URL, where ``SOCKETS_BROKER_URL`` is
+        not there.
     """
 
     app: Flask
@@ -110,6 +112,7 @@ class State:
     rules: dict[Any, str] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
     metrics: Metrics | None = None
+    broker_settings: list[str] = field(default_factory=list)
     _channels: Channels | None = None
     _lock: Lock = field(default_factory=Lock)  # guards adding to both, and making the channels
 
@@ -257,19 +260,27 @@ def _make_channels(state: State) -> Channels:
     config = state.app.config
     return Channels(
         state.app,
-        broker_url_of(config),
+        broker_url_of(state.app),
         broker_options_of(config),
         state.counters,
         limits_of(config, {}).max_message_size,
     )
 
 
-def broker_url_of(config: Mapping[str, Any]) -> str:
-    """Return where the broker is."""
-    url = config.get("SOCKETS_BROKER_URL", "memory://")
-    if not isinstance(url, str):
-        raise ValueError(f"SOCKETS_BROKER_URL must be a URL, got {type(url).__name__}")
-    return url
+def broker_url_of(app: Flask) -> str:
+    """Return where the broker is.
+
+    :raises ValueError: when the setting is no URL, naming it.
+    """
+    state: State | None = app.extensions.get(EXTENSION)
+    further = [] if state is None else state.broker_settings
+    for setting in ("SOCKETS_BROKER_URL", *(name for name in further if app.config.get(name))):
+        if setting in app.config:
+            url = app.config[setting]
+            if not isinstance(url, str):
+                raise ValueError(f"{setting} must be a URL, got {type(url).__name__}")
+            return url
+    return "memory://"
 
 
 def broker_options_of(config: Mapping[str, Any]) -> BrokerOptions:

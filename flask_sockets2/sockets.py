@@ -85,7 +85,7 @@ class Sockets:
         :raises ValueError: when a setting is not what is expected, naming it.
         """
         limits_of(app.config, {})
-        open_broker(broker_url_of(app.config), broker_options_of(app.config))  # is it there?
+        open_broker(broker_url_of(app), broker_options_of(app.config))  # is it there?
         if EXTENSION not in app.extensions:
             serve_metrics(make_state(app))
             # The bound method: calling an object that has __call__ goes through C, whose stack

@@ -166,7 +166,8 @@ class Stream:
     def begin(self, data: bytes) -> None:
         """Write something in front of all that is there; before the server comes for it."""
         with self.lock:
-            self._out.appendleft(data)
+            if data:
+                self._out.appendleft(data)
 
     def flush(self) -> None:
         """Do nothing: the server takes what there is as soon as it can."""
