@@ -10,9 +10,53 @@ import socket
 import struct
 import time
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.wire_client import TIMEOUT
+
+
+class Event(NamedTuple):
+    """What a browser dispatches (WHATWG HTML §9.2.6).
+
+    :ivar last_id: ``event.lastEventId``.
+    """
+
+    type: str
+    data: str
+    last_id: str
+
+    def json(self) -> Any:
+        return json.loads(self.data)
+
+
+class Dispatcher:
+    """Makes of the blocks of a stream what a browser does.
+
+    :ivar last_id: what it would come back with.
+    :ivar retry: milliseconds, as told last.
+    """
+
+    def __init__(self) -> None:
+        self.last_id = ""
+        self.retry: int | None = None
+
+    def take(self, block: str) -> Event | None:
+        """Return the event of a block of lines, None where it dispatches none."""
+        type, data = "message", []
+        for line in block.split("\n"):
+            name, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            if name == "data":
+                data.append(value)
+            elif name == "event" and value:
+                type = value
+            elif name == "id" and "\0" not in value:
+                self.last_id = value
+            elif name == "retry":
+                self.retry = int(value)
+            else:
+                assert name in ("", "id", "event"), block
+        return Event(type, "\n".join(data), self.last_id) if data else None
 
 
 class EventClient:
@@ -30,6 +74,7 @@ class EventClient:
         version: str = "HTTP/1.1",
         receive_buffer: int | None = None,
         context: Any = None,
+        last_event_id: str = "",
     ) -> None:
         self.sock = socket.socket()
         self.sock.settimeout(TIMEOUT)
@@ -38,7 +83,9 @@ class EventClient:
         self.sock.connect(("127.0.0.1", port))
         if context is not None:
             self.sock = context.wrap_socket(self.sock, server_hostname="127.0.0.1")
-        self.sock.sendall(f"GET {path} {version}\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        last = f"Last-Event-ID: {last_event_id}\r\n" if last_event_id else ""
+        self.sock.sendall(f"GET {path} {version}\r\nHost: 127.0.0.1\r\n{last}\r\n".encode())
+        self.dispatcher = Dispatcher()
         self.head = b""
         self.raw = b""
         self._text = b""
@@ -128,6 +175,19 @@ class EventClient:
         assert all(line.startswith("data: ") for line in lines), block
         found: dict[str, Any] = json.loads("\n".join(line[6:] for line in lines))
         return found
+
+    def next(self, timeout: float = TIMEOUT) -> Event:
+        """The next event that a browser would dispatch."""
+        deadline = time.monotonic() + timeout
+        while (event := self.dispatcher.take(self.block(deadline - time.monotonic()))) is None:
+            pass
+        return event
+
+    def opened(self) -> EventClient:
+        """Wait until the stream has begun: it tells where it is."""
+        while not self.dispatcher.last_id:
+            self.dispatcher.take(self.block())
+        return self
 
     def begin(self) -> list[dict[str, Any]]:
         """The events that come before any message: ``streams`` and each ``subscribed``."""

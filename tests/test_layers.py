@@ -91,6 +91,19 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         }
     ),
     "firehose": frozenset(),
+    "sse": frozenset(
+        {
+            "brokers",
+            "channels",
+            "encoding",
+            "event_stream",
+            "extension",
+            "publisher",
+            "signing",
+            "sockets",
+            "exceptions",
+        }
+    ),
     "findings": frozenset(),
     "doctor": frozenset({"findings"}),
     "testing": ANYTHING,
@@ -116,11 +129,13 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 FOR_TYPES_ONLY = {
     ("extension", "metrics"): "what the state holds",
     ("sockets", "testing"): "what test_client() returns",
+    ("sse", "sse.interop"): "the redis package is an extra",
     ("__init__", "servers"): "type checkers do not see __getattr__",
 }
 """May be imported under TYPE_CHECKING, beyond the table."""
 
 WITHIN_FUNCTIONS = {
+    ("sse", "sse.interop"): "the redis package is an extra",
     ("sockets", "testing"): "only test_client() needs it",
     ("extension", "metrics"): "prometheus_client is an extra",
     ("brokers.registry", "brokers.redis"): "the redis package is an extra",
@@ -141,6 +156,7 @@ FLASK = frozenset(
         "pytest_plugin",
         "signing",
         "sockets",
+        "sse",
         "testing",
         "turbo",
         "view",
@@ -161,12 +177,13 @@ FOREIGN: dict[str, frozenset[str]] = {
     "markupsafe": frozenset({"firehose.streaming", "turbo"}),
     "prometheus_client": frozenset({"metrics"}),
     "pytest": frozenset({"pytest_plugin"}),
-    "redis": frozenset({"brokers"}),
+    "redis": frozenset({"brokers", "sse.interop"}),
     "websockets": frozenset({"wire", "testing", "doctor", "cli"}),
 }
 """Who may import which package from elsewhere; no other is imported at all."""
 
 FOREIGN_WITHIN_FUNCTIONS = {
+    ("sse", "sse.interop"): "the redis package is an extra",
     ("brokers.leases", "gevent"): "it is loaded where it has patched the sockets",
     ("turbo.commit", "sqlalchemy"): "SQLAlchemy is an extra",
 }

@@ -1,0 +1,20 @@
+"""Server-Sent Events: Flask-SSE's interface, over the channels of the application."""
+
+from __future__ import annotations
+
+from .blueprint import ServerSentEventsBlueprint, sse
+from .generators import stream_func, stream_generator
+from .message import Message
+from .progress import Progress
+from .pubsub import PubSub, SSE_BluePrint
+
+__all__ = [
+    "Message",
+    "Progress",
+    "PubSub",
+    "SSE_BluePrint",
+    "ServerSentEventsBlueprint",
+    "sse",
+    "stream_func",
+    "stream_generator",
+]

@@ -1,0 +1,200 @@
+"""Programs that use Flask-SSE, with the same Redis: they hear us, and we hear them.
+
+Flask-SSE publishes JSON on a Redis channel that is called as the channel itself, and keeps nothing.
+So what we publish goes there, too. What others publish there comes to all workers at once, and has
+to get into our log once: one of all workers listens, the one that holds :data:`_NAME`, and
+publishes it again. It tells ours by a space behind the JSON, which no parser minds.
+
+It listens to the channels that have streams in any worker: each says so when a stream begins, and
+again at each turn. A worker that was killed is replaced after :data:`_HOLD` seconds; what is
+published meanwhile is lost, as everything is with Flask-SSE that nobody listens to.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import os
+import secrets
+import threading
+from contextlib import closing
+from time import monotonic
+from typing import Any
+
+from redis import StrictRedis
+from redis.exceptions import RedisError
+
+from ..channels import Channels
+from ..exceptions import BrokerError
+from ..publisher import Dumps
+from .encoding import PREFIX, channel_of
+from .message import Message
+
+__all__ = ["Interop", "redis_of"]
+
+logger = logging.getLogger("flask_sockets2.sse")
+
+_NAME = "sse:interop"
+_HOLD = 6.0  # seconds that one worker listens for all, unless it says so again
+_TURN = 2.0  # seconds between two times that it does
+_KEPT = 300.0  # seconds that a channel is listened to after its last stream: browsers come back
+_MOST = 10_000  # channels
+_TIMEOUT = 5.0  # seconds for one answer, where the URL sets no other
+_OURS = " "
+
+
+def redis_of(url: str) -> Any:
+    """Return a client as Flask-SSE makes it, without a connection yet."""
+    return StrictRedis.from_url(url)
+
+
+class Interop:
+    """What connects one process with Flask-SSE's programs.
+
+    :param url: of their Redis.
+    :param channels: of the application in this process.
+    :param dumps: makes JSON as the application does.
+    """
+
+    def __init__(self, url: str, channels: Channels, dumps: Dumps) -> None:
+        self._redis: Any = StrictRedis.from_url(
+            url, **{"socket_timeout": _TIMEOUT, "socket_connect_timeout": _TIMEOUT}
+        )
+        self._channels = channels
+        self._dumps = dumps
+        self._holder = f"{os.getpid()}-{secrets.token_hex(8)}"
+        prefix = channels.broker.options.prefix
+        self._wanted = f"{prefix}:{PREFIX}wanted"  # pub/sub: what the others want
+        self._heard = f"{prefix}:{PREFIX}heard:"  # pub/sub: subscribed to beside each channel
+        self._told: dict[str, float] = {}  # channels that this process has asked for, and when
+        self._stop = threading.Event()
+        self._running = False
+        self._lock = threading.Lock()  # guards starting the thread
+
+    # -- what we publish -------------------------------------------------------------------
+
+    def publish(self, name: str, message: Message) -> int:
+        """Publish to those who listen there, and return how many do, but for ourselves.
+
+        :raises BrokerError: when their Redis cannot be reached.
+        """
+        payload = self._dumps(message.to_dict()) + _OURS
+        try:
+            with self._redis.pipeline(transaction=False) as pipeline:
+                pipeline.publish(name, payload)
+                pipeline.pubsub_numsub(self._heard + name)
+                receivers, [(_, ourselves)] = pipeline.execute()
+        except RedisError as exc:
+            raise BrokerError(f"cannot publish for Flask-SSE's programs: {exc}") from exc
+        return max(0, int(receivers) - int(ourselves))
+
+    # -- what they publish -----------------------------------------------------------------
+
+    def want(self, name: str) -> None:
+        """Have what is published to a channel heard, by whichever worker listens."""
+        self._start()
+        now = monotonic()
+        if now - self._told.get(name, -_TURN) < _TURN:
+            return
+        if len(self._told) >= _MOST:
+            self._told.clear()
+        self._told[name] = now
+        try:
+            self._redis.publish(self._wanted, json.dumps([name]))
+        except RedisError as exc:
+            logger.error("what others publish to %.200r is not heard yet: %s", name, exc)
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._running:
+                return
+            self._running = True
+        atexit.register(self._leave, os.getpid())
+        threading.Thread(target=self._run, name="flask_sockets2 SSE", daemon=True).start()
+
+    def _leave(self, process: int) -> None:
+        """Let another one listen at once."""
+        if os.getpid() == process:
+            self.close()
+
+    def close(self) -> None:
+        """Listen no more; can be repeated."""
+        self._stop.set()
+        try:
+            self._channels.broker.hold(_NAME, self._holder, 0.0)
+        except BrokerError as exc:
+            logger.debug("could not let another one listen, which does so by itself: %s", exc)
+
+    def _run(self) -> None:
+        away = False
+        while not self._stop.is_set():
+            try:
+                if self._hold():
+                    self._listen()
+                else:
+                    self._redis.publish(self._wanted, json.dumps(self._here()))
+                away = False
+            except (BrokerError, RedisError, OSError) as exc:
+                if not away:
+                    logger.error("what others publish is not heard just now: %s", exc)
+                away = True
+            self._stop.wait(_TURN)
+
+    def _hold(self) -> bool:
+        return self._channels.broker.hold(_NAME, self._holder, _HOLD)
+
+    def _here(self) -> list[str]:
+        """Return the channels that have streams in this process."""
+        channels = self._channels.here()
+        return [name.removeprefix(PREFIX) for name in channels if name.startswith(PREFIX)][:_MOST]
+
+    def _listen(self) -> None:
+        """Listen for all workers, as long as this one is to."""
+        with closing(self._redis.pubsub(ignore_subscribe_messages=True)) as pubsub:
+            pubsub.subscribe(self._wanted)
+            heard: dict[str, float] = {}
+            due = 0.0
+            while not self._stop.is_set():
+                now = monotonic()
+                if now >= due:
+                    if not self._hold():
+                        return
+                    due = now + _TURN
+                    self._hear(pubsub, heard, self._here())
+                    self._hear_no_more(pubsub, heard)
+                message = pubsub.get_message(timeout=max(0.01, due - now))
+                if message is None or message["type"] != "message":
+                    continue
+                name, payload = _text(message["channel"]), _text(message["data"])
+                if name == self._wanted:
+                    self._hear(pubsub, heard, json.loads(payload))
+                elif not payload.endswith(_OURS):
+                    self._pass_on(name, payload)
+
+    def _hear(self, pubsub: Any, heard: dict[str, float], names: list[str]) -> None:
+        now = monotonic()
+        new = [name for name in names if name not in heard][: max(0, _MOST - len(heard))]
+        if new:
+            pubsub.subscribe(*new, *(self._heard + name for name in new))
+        heard.update((name, now) for name in (*new, *(heard.keys() & names)))
+
+    def _hear_no_more(self, pubsub: Any, heard: dict[str, float]) -> None:
+        over = monotonic() - _KEPT
+        for name in [name for name, wanted in heard.items() if wanted < over]:
+            del heard[name]
+            pubsub.unsubscribe(name, self._heard + name)
+
+    def _pass_on(self, name: str, payload: str) -> None:
+        try:
+            message = Message.of_payload(payload.encode())
+            self._channels.publish(channel_of(name), message.to_dict())
+        except (ValueError, TypeError) as exc:
+            logger.warning("what another program published to %.200r is no event: %s", name, exc)
+        except BrokerError as exc:
+            logger.error("what another program published to %.200r is lost: %s", name, exc)
+
+
+def _text(given: str | bytes) -> str:
+    """What redis-py gives: text, where an option of the URL has it decode."""
+    return given if isinstance(given, str) else given.decode(errors="replace")
