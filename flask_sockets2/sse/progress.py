@@ -64,6 +64,7 @@ class Progress:
         self._interval = interval
         self._due = 0.0
         self._stale = False  # something is to be told when it is due
+        self._waiting = False  # it is looked after later
         self._later = Later(interval)
         # Guards all that changes; held while it publishes, so that the end is what comes last.
         self._lock = threading.RLock()
@@ -98,16 +99,24 @@ class Progress:
             if now >= self._due:
                 self._due = now + self._interval
                 self._tell()
-            elif not self._stale:
+            else:
                 self._stale = True
-                self._later.call(self._tell_rest)
+                self._see_later()
+
+    def _see_later(self) -> None:
+        if not self._waiting:
+            self._waiting = True
+            self._later.call(self._tell_rest)
 
     def _tell_rest(self) -> None:
         """Tell what came too soon to be told, for the next may come late."""
         with self._lock:
-            if self._stale:
+            self._waiting = False
+            if self._stale and monotonic() >= self._due:
                 self._due = monotonic() + self._interval
                 self._tell()
+            elif self._stale:
+                self._see_later()
 
     def done(self, text: str | None = None) -> None:
         """Tell that it is done, which the end of the block does, too."""

@@ -1,0 +1,235 @@
+"""Programs that use Flask-SSE, with the same Redis: the real flask-sse."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import flask_sse
+import pytest
+from flask import Flask
+
+from flask_sockets2.extension import state_of
+from flask_sockets2.sse import Message, sse
+from flask_sockets2.sse.settings import Site
+from tests.brokers.servers import RedisServer
+from tests.clients import http
+from tests.event_client import EventClient
+from tests.processes import Server, Servers, wait_until
+from tests.sse.reader import Reader
+from tests.wire_client import TIMEOUT
+
+
+@pytest.fixture
+def theirs(broker: RedisServer) -> Flask:
+    """An application with Flask-SSE itself."""
+    app = Flask(__name__)
+    app.config["SSE_REDIS_URL"] = broker.url
+    app.register_blueprint(flask_sse.sse, url_prefix="/stream")
+    return app
+
+
+@pytest.fixture
+def ours(broker: RedisServer) -> Iterator[Flask]:
+    app = Flask(__name__)
+    app.config.update(SSE_REDIS_URL=broker.url, SSE_OPEN_CHANNELS=True)
+    app.register_blueprint(sse, url_prefix="/stream")
+    yield app
+    interop = Site.of(app).interop
+    if interop is not None:
+        interop.close()
+    state_of(app).channels.close()
+
+
+def they_publish(app: Flask, *args: Any, **kwargs: Any) -> int:
+    with app.app_context():
+        count: int = flask_sse.sse.publish(*args, **kwargs)
+    return count
+
+
+def wait_until_heard(broker: RedisServer, *names: str) -> None:
+    """Wait until somebody listens to what Flask-SSE publishes."""
+    with broker.client() as client:
+        wait_until(
+            lambda: all(number == 1 for _, number in client.pubsub_numsub(*names)),
+            f"one to listen to {names}",
+            TIMEOUT,
+        )
+
+
+def test_their_publishers_reach_our_streams(
+    ours: Flask, theirs: Flask, broker: RedisServer
+) -> None:
+    with Reader(ours).opened() as reader:
+        wait_until_heard(broker, "sse")
+        assert they_publish(theirs, {"message": "Hello!"}, type="greeting", id=5, retry=9) == 1
+        event = reader.next()
+        assert (event.type, event.json(), event.last_id) == ("greeting", {"message": "Hello!"}, "5")
+        assert reader.retry == 9
+        they_publish(theirs, "two\nlines")
+        assert reader.data(1) == ["two\nlines"]
+
+
+def test_our_publishers_reach_their_subscribers_and_our_streams_once(
+    ours: Flask, theirs: Flask, broker: RedisServer
+) -> None:
+    found: list[Any] = []
+
+    def listen() -> None:
+        with theirs.app_context():
+            for message in flask_sse.sse.messages("news"):
+                found.append(message)
+                if message.data == "last":
+                    return
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    wait_until_heard(broker, "news")
+    with Reader(ours, "/stream?channel=news").opened() as reader, ours.app_context():
+        with broker.client() as client:
+            wait_until(lambda: client.pubsub_numsub("news")[0][1] == 2, "our own to listen")
+        # Theirs and our stream; that we listen ourselves does not count.
+        assert sse.publish({"a": [1]}, type="t", id=7, channel="news") == 2
+        sse.publish("last", channel="news")
+        assert reader.data(2) == ['{"a": [1]}', "last"]
+        thread.join(TIMEOUT)
+        they_publish(theirs, "after", channel="news")
+        assert reader.data(1) == ["after"]
+    assert found == [flask_sse.Message({"a": [1]}, "t", 7), flask_sse.Message("last")]
+
+
+def test_messages_brings_theirs_as_well(ours: Flask, theirs: Flask, broker: RedisServer) -> None:
+    found: list[Message] = []
+
+    def listen() -> None:
+        with ours.app_context():
+            found.append(next(sse.messages()))
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    wait_until_heard(broker, "sse")
+    they_publish(theirs, "x", id=1)
+    thread.join(TIMEOUT)
+    assert found == [Message("x", id=1)]
+
+
+def test_what_is_no_event_of_theirs_is_left_out(
+    ours: Flask, theirs: Flask, broker: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Reader(ours).opened() as reader, broker.client() as client:
+        wait_until_heard(broker, "sse")
+        for payload in (b"no JSON", b"\xff", b'{"data": "a", "type": "b\\nc"}', b'{"x": 1}'):
+            client.publish("sse", payload)
+        assert reader.data(1) == ['{"x": 1}']
+    assert caplog.text.count("is no event") == 3
+
+
+def test_nothing_of_it_happens_unless_redis_is_theirs_too(broker: RedisServer) -> None:
+    app = Flask(__name__)
+    app.config["SOCKETS_BROKER_URL"] = broker.url
+    app.register_blueprint(sse, url_prefix="/stream")
+    with Reader(app).opened(), app.app_context():
+        assert Site.of(app).interop is None
+        with broker.client() as client:
+            assert client.pubsub_channels("*sse:wanted") == []
+        app.config["SSE_INTEROP"] = True
+        assert Site.of(app).interop is not None
+        app.config.update(SSE_INTEROP=False, SSE_REDIS_URL=broker.url)
+        assert Site.of(app).interop is None
+    state_of(app).channels.close()
+
+
+def test_asking_for_it_without_redis_is_an_error() -> None:
+    app = Flask(__name__)
+    app.config["SSE_INTEROP"] = True
+    app.register_blueprint(sse, url_prefix="/stream")
+    with app.app_context(), pytest.raises(ValueError, match="SSE_REDIS_URL"):
+        sse.publish("x")
+
+
+# -- several workers ---------------------------------------------------------------------------
+
+SOURCE = """
+import os
+
+from flask import Flask
+from flask_sockets2.sse import sse
+
+app = Flask(__name__)
+app.config.from_prefixed_env()
+app.register_blueprint(sse, url_prefix="/stream")
+
+
+@app.get("/pid")
+def pid():
+    return str(os.getpid())
+
+
+@app.after_request
+def tell_process(response):
+    response.headers["X-Process"] = str(os.getpid())
+    return response
+"""
+
+
+def on_all_workers(server: Server, number: int) -> dict[int, EventClient]:
+    """Open streams until each worker has one."""
+    clients: dict[int, EventClient] = {}
+    deadline = time.monotonic() + TIMEOUT
+    while len(clients) < number:
+        assert time.monotonic() < deadline
+        client = EventClient(server.port, "/stream").opened()
+        pid = int(client.headers["x-process"])
+        if pid in clients:
+            client.sock.close()
+        else:
+            clients[pid] = client
+    return clients
+
+
+def test_of_several_workers_one_listens_and_another_takes_over(
+    server_factory: Servers, broker: RedisServer, theirs: Flask
+) -> None:
+    server = server_factory.gunicorn(
+        SOURCE, args=["-w", "3"], environ={"FLASK_SSE_REDIS_URL": broker.url}
+    )
+    clients = on_all_workers(server, 3)
+    wait_until_heard(broker, "sse")
+    for number in range(20):
+        they_publish(theirs, number)
+    for client in clients.values():
+        assert [client.next().json() for _ in range(20)] == list(range(20))
+    with broker.client() as redis:
+        [holder] = redis.keys("*sse:interop*")
+        listening = int(redis.get(holder).split(b"-")[0])
+    os.kill(listening, signal.SIGKILL)
+    clients.pop(listening).sock.close()
+    with broker.client() as redis:
+        wait_until(lambda: redis.pubsub_numsub("sse")[0][1] == 0, "nobody to listen", TIMEOUT)
+    wait_until_heard_again(broker)
+    they_publish(theirs, "again")
+    for client in clients.values():
+        assert client.next().data == "again"
+        client.sock.close()
+    assert http(server.url("/pid"))[0] == 200
+
+
+def wait_until_heard_again(broker: RedisServer) -> None:
+    with broker.client() as redis:
+        wait_until(lambda: redis.pubsub_numsub("sse")[0][1] == 1, "another to listen", 20)
+
+
+def test_the_payload_of_ours_is_theirs_but_for_a_space(ours: Flask, broker: RedisServer) -> None:
+    with broker.client() as client, client.pubsub() as pubsub:
+        pubsub.subscribe("sse")
+        assert pubsub.get_message(timeout=TIMEOUT)["type"] == "subscribe"
+        with ours.app_context():
+            assert sse.publish("x", type="t") == 1
+        payload = pubsub.get_message(timeout=TIMEOUT)["data"]
+    assert json.loads(payload) == {"data": "x", "type": "t"}
+    assert payload.endswith(b"} ")
