@@ -22,6 +22,8 @@ logger = logging.getLogger("flask_sockets2.sse")
 
 END, ERROR = "end", "error"
 
+_COMMENT = b":\n\n"
+
 
 def stream_func(
     func: Callable[[], Any], limit: int = -1, *, with_context: bool = False
@@ -66,9 +68,10 @@ def stream_generator(gen: Iterable[Any], *, with_context: bool = False) -> Respo
 
 def _events(gen: Iterable[Any], dumps: Dumps, path: str) -> Iterator[bytes]:
     last = Message("", type=END)
+    yield _COMMENT  # servers send the head of a response with its first bytes
     try:
         for item in gen:
-            yield b":\n\n" if item is None else _event(item, dumps)
+            yield _COMMENT if item is None else _event(item, dumps)
     except Exception:
         # Its text is not the client's business.
         logger.exception("the stream of %.200r ends, as what makes it raised", path)

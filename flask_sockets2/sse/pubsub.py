@@ -21,6 +21,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from queue import Empty, Full, Queue
 from typing import Any, ClassVar
 from weakref import WeakSet
@@ -265,4 +266,5 @@ class SSE_BluePrint:
         pubsub = PubSub.forChannel(channel)
         pubsub.debug = debug or self.debug
         heartbeat = settings_of(self.app.config).heartbeat
-        return self.streamGen(pubsub.listen(limit, heartbeat=heartbeat))
+        # None comes first: servers send the head of a response with its first bytes.
+        return self.streamGen(chain([None], pubsub.listen(limit, heartbeat=heartbeat)))

@@ -31,7 +31,8 @@ def body(app: Flask, view: Callable[[], Any]) -> str:
     assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
     assert response.headers["X-Accel-Buffering"] == "no"
     text: str = response.text
-    return text
+    assert text.startswith(":\n\n")
+    return text[3:]
 
 
 END = "event:end\ndata:\n\n"
@@ -99,6 +100,14 @@ def test_the_answer_to_head_begins_nothing(app: Flask) -> None:
     app.add_url_rule("/stream", "view", lambda: stream_generator(numbers()))
     assert app.test_client().head("/stream").status_code == 200
     assert begun == []
+
+
+def test_the_head_does_not_wait_for_the_first_event(app: Flask) -> None:
+    app.add_url_rule("/stream", "view", lambda: stream_generator(iter(lambda: 1 / 0, 0)))
+    with app.test_client() as client:
+        response = client.get("/stream")
+    assert next(iter(response.response)) == b":\n\n"
+    response.close()
 
 
 SOURCE = """
