@@ -146,8 +146,7 @@ class Progress:
         }
         message = Message(data, type=TYPE)
         try:
-            # The same key: a slow page needs only the newest.
-            self._publisher.publish(self._channel, message.to_dict(), key=TYPE)
+            self._publisher.publish(self._channel, message.to_dict())
             self._away = False
         except BrokerError as exc:
             if not self._away:

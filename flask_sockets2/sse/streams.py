@@ -21,7 +21,9 @@ __all__ = ["last_event_id", "messages", "position", "publish", "respond"]
 
 logger = logging.getLogger("flask_sockets2.sse")
 
-_POLICY = "coalesce"  # who is too slow comes back by itself and goes on where it was
+# Who is too slow comes back by itself and goes on where it was. Under the other policies a history
+# that is longer than SOCKETS_SEND_BUFFER would be too much at once, each time.
+_POLICY = "disconnect"
 
 
 def publish(site: Site, name: str, message: Message) -> int:
