@@ -10,7 +10,7 @@ import os
 from flask import Flask, render_template
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 
-from examples import chat, echo, hints, load, notify, orders, todo
+from examples import chat, echo, hints, load, log, notify, orders, progress, todo
 
 app = Flask(__name__)
 app.config["SOCKETS_BROKER_URL"] = os.environ.get("SOCKETS_BROKER_URL", "memory://")
@@ -22,7 +22,14 @@ for example in (echo, chat, notify):
 # The others stay applications of their own, each below a prefix.
 app.wsgi_app = DispatcherMiddleware(
     app.wsgi_app,
-    {"/load": load.app, "/todo": todo.app, "/orders": orders.app, "/hints": hints.app},
+    {
+        "/load": load.app,
+        "/todo": todo.app,
+        "/orders": orders.app,
+        "/log": log.app,
+        "/progress": progress.app,
+        "/hints": hints.app,
+    },
 )
 
 

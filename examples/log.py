@@ -1,0 +1,98 @@
+"""A live log: what a program logs, in every page that looks, as it happens.
+
+    gunicorn -k flask_sockets2.worker examples.log:app
+
+Three loggers, three channels. A page follows those that it has chosen over one stream, and begins
+with the last lines of each. The program logs as ever: it is a handler that publishes.
+
+With SOCKETS_BROKER_URL=redis://localhost:6379/0 there may be many workers, and what each of them
+logs is in all pages; SECRET_KEY must be the same for all of them then.
+"""
+
+import logging
+import os
+import random
+import secrets
+import threading
+import time
+
+from flask import Flask, redirect, render_template, request, url_for
+
+from flask_sockets2 import BrokerError
+from flask_sockets2.sse import sse
+
+PARTS = ("shop", "kitchen", "courier")
+LAST = 20  # lines of each part that a page begins with
+LONGEST = 200  # characters of a line that a visitor writes
+
+LINES = (
+    ("shop", logging.INFO, "order {n}: two Margherita, one Funghi"),
+    ("shop", logging.INFO, "order {n}: one Diavola, extra hot"),
+    ("shop", logging.WARNING, "order {n}: the card was declined, asking again"),
+    ("kitchen", logging.INFO, "order {n} is in the oven, 385 °C"),
+    ("kitchen", logging.INFO, "order {n} is done"),
+    ("kitchen", logging.ERROR, "order {n}: no mozzarella left"),
+    ("courier", logging.INFO, "order {n} has left, 2.4 km to go"),
+    ("courier", logging.INFO, "order {n} was handed over"),
+    ("courier", logging.WARNING, "order {n}: nobody opens the door"),
+)
+
+app = Flask(__name__)
+# The addresses of streams are signed. One worker may invent the key.
+app.secret_key = os.environ.get("SECRET_KEY") or secrets.token_hex()
+app.config["SOCKETS_BROKER_URL"] = os.environ.get("SOCKETS_BROKER_URL", "memory://")
+app.register_blueprint(sse, url_prefix="/stream")
+
+
+class Publishing(logging.Handler):
+    """Publishes each record to the channel of its logger."""
+
+    def emit(self, record):
+        line = {"time": record.created, "level": record.levelname, "text": record.getMessage()}
+        try:
+            with app.app_context():
+                sse.publish({"part": record.name, **line}, channel=f"log:{record.name}")
+        except BrokerError:
+            self.handleError(record)
+
+
+loggers = {part: logging.getLogger(part) for part in PARTS}
+for logger in loggers.values():
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    logger.addHandler(Publishing())
+
+
+def work():
+    """What there would be to log in a pizzeria."""
+    for number in range(1, 10**9):
+        part, level, text = random.choice(LINES)
+        loggers[part].log(level, text.format(n=number // 3 + 100))
+        time.sleep(random.uniform(0.5, 1.5))
+
+
+started = threading.Lock()
+
+
+@app.before_request
+def start_work():
+    # Not at import: the parent of several workers imports, and serves nobody.
+    if started.acquire(blocking=False):
+        threading.Thread(target=work, daemon=True).start()
+
+
+@app.get("/")
+def index():
+    chosen = [part for part in request.args.getlist("part") if part in PARTS] or list(PARTS)
+    stream = sse.url(*(f"log:{part}" for part in chosen), last=LAST)
+    html = render_template("log.html", parts=PARTS, chosen=chosen, stream=stream)
+    # A page from a cache would bring an old address.
+    return html, {"Cache-Control": "no-store"}
+
+
+@app.post("/")
+def write():
+    text = request.form.get("text", "").strip()[:LONGEST]
+    if text:
+        loggers["shop"].warning("a visitor: %s", text)
+    return redirect(url_for("index"), 303)

@@ -1,0 +1,58 @@
+import { follow } from "./events.js";
+import { showState } from "./page.js";
+
+const MOST_LINES = 500;
+
+const log = document.getElementById("log");
+const form = document.getElementById("form");
+
+// The last lines of each part come one part after the other.
+function insert(line) {
+  let before = log.lastElementChild;
+  while (before && Number(before.dataset.time) > Number(line.dataset.time)) {
+    before = before.previousElementSibling;
+  }
+  log.insertBefore(line, before ? before.nextElementSibling : log.firstElementChild);
+}
+
+function add(className, time, ...texts) {
+  const atEnd = log.scrollTop + log.clientHeight > log.scrollHeight - 20;
+  const line = document.createElement("li");
+  line.className = className;
+  line.dataset.time = time;
+  for (const text of texts) {
+    const part = document.createElement("span");
+    part.textContent = text; // never as HTML
+    line.append(part);
+  }
+  insert(line);
+  if (log.children.length > MOST_LINES) {
+    log.firstElementChild.remove();
+  }
+  if (atEnd) {
+    log.scrollTop = log.scrollHeight;
+  }
+}
+
+follow(log.dataset.stream, {
+  types: {
+    message({ time, part, level, text }) {
+      const clock = new Date(1000 * time).toLocaleTimeString([], { hourCycle: "h23" });
+      add(`${part} ${level.toLowerCase()}`, time, clock, part, text);
+    },
+  },
+  onGap() {
+    add("gap", Date.now() / 1000, "", "", "some lines are lost");
+  },
+  onState: showState,
+});
+
+document.getElementById("parts").addEventListener("change", (event) => {
+  event.currentTarget.requestSubmit();
+});
+
+form.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  await fetch("", { method: "POST", body: new FormData(form), redirect: "manual" });
+  form.reset();
+});
