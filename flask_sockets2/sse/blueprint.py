@@ -139,7 +139,7 @@ class ServerSentEventsBlueprint(Blueprint):
         return f
 
     def url(self, *channels: str, since: str | None = None, last: int = 0) -> str:
-        """Return the address of a stream, for a page: ``new EventSource("{{ sse.url("news") }}")``.
+        """Return the address of a stream for a page: ``EventSource({{ sse.url("news")|tojson }})``.
 
         It is signed where the channels are not open, and counts for ``SSE_MAX_AGE`` seconds. It
         holds their positions, so that nothing published after the page was made is missing.
