@@ -32,13 +32,12 @@ export function follow(address, { types, onGap, onState }) {
         wait();
       }
     };
-    for (const [type, onData] of Object.entries(types)) {
+    for (const [type, onData] of Object.entries({ ...types, gap: onGap })) {
       source.addEventListener(type, (event) => {
         url.searchParams.set("last_event_id", event.lastEventId);
         onData(JSON.parse(event.data));
       });
     }
-    source.addEventListener("gap", onGap);
   }
 
   function wait() {

@@ -64,7 +64,7 @@ class ServerSentEventsBlueprint(Blueprint):
         site = Site.of(app)
         super().register(app, options)
         prefix, name = options.get("name_prefix", ""), options.get("name", self.name)
-        site.endpoints[id(self)] = f"{prefix}.{name}.stream".lstrip(".")
+        site.endpoints[self] = f"{prefix}.{name}.stream".lstrip(".")
         app.context_processor(lambda: {name: self})
 
     # -- publishing ------------------------------------------------------------------------
@@ -157,7 +157,7 @@ class ServerSentEventsBlueprint(Blueprint):
         elif names == [DEFAULT]:
             values = {}
         seen = self.position(*names, last=last) if since is None else since
-        endpoint = site.endpoints.get(id(self), f"{self.name}.stream")
+        endpoint = site.endpoints.get(self, f"{self.name}.stream")
         return url_for(endpoint, **values, last_event_id=seen)
 
     def position(self, *channels: str, last: int = 0) -> str:

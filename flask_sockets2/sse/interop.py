@@ -64,9 +64,9 @@ class Interop:
         self._channels = channels
         self._dumps = dumps
         self._holder = f"{os.getpid()}-{secrets.token_hex(8)}"
-        prefix = channels.broker.options.prefix
-        self._wanted = f"{prefix}:{PREFIX}wanted"  # pub/sub: what the others want
-        self._heard = f"{prefix}:{PREFIX}heard:"  # pub/sub: subscribed to beside each channel
+        self._prefix = f"{channels.broker.options.prefix}:"  # of what is ours there
+        self._wanted = f"{self._prefix}{PREFIX}wanted"  # pub/sub: what the others want
+        self._heard = f"{self._prefix}{PREFIX}heard:"  # pub/sub: subscribed to beside each channel
         self._told: dict[str, float] = {}  # channels that this process has asked for, and when
         self._stop = threading.Event()
         self._running = False
@@ -168,13 +168,15 @@ class Interop:
                     continue
                 name, payload = _text(message["channel"]), _text(message["data"])
                 if name == self._wanted:
-                    self._hear(pubsub, heard, json.loads(payload))
+                    self._hear(pubsub, heard, _names(payload))
                 elif not payload.endswith(_OURS):
                     self._pass_on(name, payload)
 
     def _hear(self, pubsub: Any, heard: dict[str, float], names: list[str]) -> None:
         now = monotonic()
-        new = [name for name in names if name not in heard][: max(0, _MOST - len(heard))]
+        # What the broker says there is no event of anybody's.
+        new = [name for name in names if name not in heard and not name.startswith(self._prefix)]
+        del new[max(0, _MOST - len(heard)) :]
         if new:
             pubsub.subscribe(*new, *(self._heard + name for name in new))
         heard.update((name, now) for name in (*new, *(heard.keys() & names)))
@@ -193,6 +195,15 @@ class Interop:
             logger.warning("what another program published to %.200r is no event: %s", name, exc)
         except BrokerError as exc:
             logger.error("what another program published to %.200r is lost: %s", name, exc)
+
+
+def _names(payload: str) -> list[str]:
+    """What another worker wants; anybody may publish there, so it may be anything."""
+    try:
+        names = json.loads(payload)
+    except ValueError:
+        return []
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
 def _text(given: str | bytes) -> str:

@@ -90,7 +90,7 @@ class Site:
     """What is kept for one application.
 
     :ivar dumps: makes JSON as it does.
-    :ivar endpoints: of the streams, by the identity of their blueprint.
+    :ivar endpoints: of the streams, by blueprint.
     """
 
     app: Flask
@@ -98,7 +98,7 @@ class Site:
     bodies: Bodies
     one: One
     lines: Lines
-    endpoints: dict[int, str] = field(default_factory=dict)
+    endpoints: dict[Any, str] = field(default_factory=dict)
     _interop: Interop | None = None
     _process: int = 0
     _lock: Lock = field(default_factory=Lock)  # guards making the two above

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 from flask import Response, request
 
@@ -32,13 +33,15 @@ def publish(site: Site, name: str, message: Message) -> int:
     message.fields(site.dumps)  # what no stream could send is refused here
     channels, interop = site.state.channels, site.interop
     channels.publish(channel, message.to_dict())
+    counting = [partial(channels.subscribers, channel)]
+    if interop is not None:
+        counting.append(partial(interop.publish, name, message))
     receivers = 0
-    try:
-        if interop is not None:
-            receivers = interop.publish(name, message)
-        receivers += channels.subscribers(channel)
-    except BrokerError as exc:  # it is published, so that the caller must not do it once more
-        logger.error("an event was published, but did not reach all or was not counted: %s", exc)
+    for count in counting:
+        try:
+            receivers += count()
+        except BrokerError as exc:  # it is published, so that nobody must do it once more
+            logger.error("an event was published, but not to all or not counted: %s", exc)
     return receivers
 
 
@@ -64,12 +67,11 @@ def respond(site: Site, names: Sequence[str], seen: str) -> Response:
             for channel, position in zip(channels, since, strict=True):
                 attach(channel, encoding, position)
             first = id_of(since)
+        _want(site, names)
         return b"%bid:%b\n\n" % (settings.jittered_retry(), first.encode())
 
     limits = replace(limits_of(site.app.config, {}), slow_client=_POLICY)
-    response = answer(site.app, fill, heartbeat=settings.heartbeat, limits=limits)
-    _want(site, names)
-    return response
+    return answer(site.app, fill, heartbeat=settings.heartbeat, limits=limits)
 
 
 def messages(site: Site, name: str) -> Iterator[Message]:
@@ -78,6 +80,7 @@ def messages(site: Site, name: str) -> Iterator[Message]:
 
     def fill(attach: Attach) -> bytes:
         attach(channel, site.lines, None)
+        _want(site, [name])
         return b""
 
     body = open_body(
@@ -89,7 +92,6 @@ def messages(site: Site, name: str) -> Iterator[Message]:
     )
     rest = b""
     try:
-        _want(site, [name])
         for data in body:
             *lines, rest = (rest + data).split(b"\n")
             for line in filter(None, lines):
@@ -99,7 +101,7 @@ def messages(site: Site, name: str) -> Iterator[Message]:
 
 
 def _want(site: Site, names: Sequence[str]) -> None:
-    """Have what Flask-SSE's programs publish reach a stream that has begun."""
+    """Have what Flask-SSE's programs publish reach a stream that begins."""
     interop = site.interop
     if interop is not None:
         for name in names:

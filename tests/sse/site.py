@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from typing import Any
 
 from tests.clients import http
@@ -116,3 +118,19 @@ class Site:
     def wait_for_subscribers(self, number: int, timeout: float = TIMEOUT) -> None:
         what = f"{number} subscribers"
         wait_until(lambda: self.state()["subscribers"] == number, what, timeout)
+
+
+def on_each_worker(server: Server, number: int) -> dict[int, EventClient]:
+    """Open a stream in each worker; those that have one are stopped while the next is opened."""
+    clients: dict[int, EventClient] = {}
+    try:
+        for _ in range(number):
+            client = EventClient(server.port, "/stream").opened()
+            pid = int(client.headers["x-process"])
+            assert pid not in clients
+            clients[pid] = client
+            os.kill(pid, signal.SIGSTOP)
+    finally:
+        for pid in clients:
+            os.kill(pid, signal.SIGCONT)
+    return clients

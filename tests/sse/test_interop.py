@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,9 +18,9 @@ from flask_sockets2.sse import Message, sse
 from flask_sockets2.sse.settings import Site
 from tests.brokers.servers import RedisServer
 from tests.clients import http
-from tests.event_client import EventClient
-from tests.processes import Server, Servers, wait_until
+from tests.processes import Servers, wait_until
 from tests.sse.reader import Reader
+from tests.sse.site import on_each_worker
 from tests.wire_client import TIMEOUT
 
 
@@ -129,6 +128,44 @@ def test_what_is_no_event_of_theirs_is_left_out(
     assert caplog.text.count("is no event") == 3
 
 
+def test_what_anybody_says_where_workers_agree_does_no_harm(
+    ours: Flask, theirs: Flask, broker: RedisServer
+) -> None:
+    with Reader(ours).opened() as reader, broker.client() as client:
+        wait_until_heard(broker, "sse")
+        prefix = state_of(ours).channels.broker.options.prefix
+        for payload in ("no JSON", "5", '{"a": 1}', '[5, null, "wanted"]'):
+            client.publish(f"{prefix}:sse:wanted", payload)
+        wait_until_heard(broker, "wanted")
+        they_publish(theirs, "x")
+        assert reader.data(1) == ["x"]
+
+
+def test_what_the_broker_says_to_its_workers_is_no_event(ours: Flask, broker: RedisServer) -> None:
+    ours.config["SSE_OPEN_CHANNELS"] = True
+    channels = state_of(ours).channels
+    prefix = channels.broker.options.prefix
+    secret = f"{prefix}:0:{{secret}}"
+    with Reader(ours, f"/stream?channel={secret}&channel=sse").opened(), broker.client() as client:
+        wait_until_heard(broker, "sse")
+        assert client.pubsub_numsub(secret) == [(secret.encode(), 0)]
+
+
+def test_a_redis_that_is_away_costs_the_count_and_not_the_event(
+    ours: Flask, broker: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = Flask(__name__)
+    app.config.update(SOCKETS_BROKER_URL="memory://", SSE_REDIS_URL="redis://127.0.0.1:1")
+    app.register_blueprint(sse, url_prefix="/stream")
+    with Reader(app).opened() as reader, app.app_context():
+        assert sse.publish("x") == 1
+        assert reader.data(1) == ["x"]
+    assert "an event was published, but not to all" in caplog.text
+    interop = Site.of(app).interop
+    assert interop is not None
+    interop.close()
+
+
 def test_nothing_of_it_happens_unless_redis_is_theirs_too(broker: RedisServer) -> None:
     app = Flask(__name__)
     app.config["SOCKETS_BROKER_URL"] = broker.url
@@ -177,28 +214,13 @@ def tell_process(response):
 """
 
 
-def on_all_workers(server: Server, number: int) -> dict[int, EventClient]:
-    """Open streams until each worker has one."""
-    clients: dict[int, EventClient] = {}
-    deadline = time.monotonic() + TIMEOUT
-    while len(clients) < number:
-        assert time.monotonic() < deadline
-        client = EventClient(server.port, "/stream").opened()
-        pid = int(client.headers["x-process"])
-        if pid in clients:
-            client.sock.close()
-        else:
-            clients[pid] = client
-    return clients
-
-
 def test_of_several_workers_one_listens_and_another_takes_over(
     server_factory: Servers, broker: RedisServer, theirs: Flask
 ) -> None:
     server = server_factory.gunicorn(
         SOURCE, args=["-w", "3"], environ={"FLASK_SSE_REDIS_URL": broker.url}
     )
-    clients = on_all_workers(server, 3)
+    clients = on_each_worker(server, 3)
     wait_until_heard(broker, "sse")
     for number in range(20):
         they_publish(theirs, number)

@@ -19,7 +19,7 @@ from tests.clients import http
 from tests.event_client import Event, EventClient
 from tests.processes import Server, Servers, unused_port, wait_until
 from tests.proxies import nginx_in_front
-from tests.sse.site import SOURCE, Site
+from tests.sse.site import SOURCE, Site, on_each_worker
 from tests.turbo.browser import network_to
 from tests.wire_client import TIMEOUT
 
@@ -227,14 +227,11 @@ def test_all_workers_streams_get_what_any_of_them_publishes(
         SOURCE, args=["-w", "2"], environ={"FLASK_SOCKETS_BROKER_URL": broker.url}
     )
     site = Site(server)
-    with ExitStack() as stack:
-        clients = [stack.enter_context(site.open().opened()) for _ in range(2)]
-        while len({client.headers["x-process"] for client in clients}) < 2:
-            clients.append(stack.enter_context(site.open().opened()))
-            assert len(clients) < 50
-        wait_until(lambda: site.publish("count") == len(clients), "the counts of both", TIMEOUT)
-        for client in clients:
-            assert client.next().data == "count"
+    clients = list(on_each_worker(server, 2).values())
+    wait_until(lambda: site.publish("count") == 2, "the counts of both", TIMEOUT)
+    for client in clients:
+        assert client.next().data == "count"
+        client.sock.close()
 
 
 def test_streams_stay_while_redis_is_away_and_go_on_when_it_is_back(
