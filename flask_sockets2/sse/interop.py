@@ -18,6 +18,7 @@ import logging
 import os
 import secrets
 import threading
+from collections.abc import Sequence
 from contextlib import closing
 from time import monotonic
 from typing import Any
@@ -91,19 +92,20 @@ class Interop:
 
     # -- what they publish -----------------------------------------------------------------
 
-    def want(self, name: str) -> None:
-        """Have what is published to a channel heard, by whichever worker listens."""
+    def want(self, names: Sequence[str]) -> None:
+        """Have what is published to channels heard, by whichever worker listens."""
         self._start()
         now = monotonic()
-        if now - self._told.get(name, -_TURN) < _TURN:
+        new = [name for name in names if now - self._told.get(name, -_TURN) >= _TURN]
+        if not new:
             return
         if len(self._told) >= _MOST:
             self._told.clear()
-        self._told[name] = now
+        self._told.update(dict.fromkeys(new, now))
         try:
-            self._redis.publish(self._wanted, json.dumps([name]))
+            self._redis.publish(self._wanted, json.dumps(new))
         except RedisError as exc:
-            logger.error("what others publish to %.200r is not heard yet: %s", name, exc)
+            logger.error("what others publish to %.200r is not heard yet: %s", new, exc)
 
     def _start(self) -> None:
         with self._lock:

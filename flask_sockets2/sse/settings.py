@@ -74,6 +74,8 @@ def settings_of(config: Mapping[str, Any]) -> Settings:
     retry = config.get("SSE_RETRY", 2000)
     if retry is not None and (type(retry) is not int or retry < 0):
         raise ValueError(f"SSE_RETRY must be a whole number of milliseconds, got {retry!r}")
+    if config.get("SSE_INTEROP") not in (None, True, False):
+        raise ValueError(f"SSE_INTEROP must be True, False or None, got {config['SSE_INTEROP']!r}")
     open_channels = config.get("SSE_OPEN_CHANNELS", False)
     if not isinstance(open_channels, bool):
         raise ValueError(f"SSE_OPEN_CHANNELS must be True or False, got {open_channels!r}")

@@ -104,8 +104,7 @@ def _want(site: Site, names: Sequence[str]) -> None:
     """Have what Flask-SSE's programs publish reach a stream that begins."""
     interop = site.interop
     if interop is not None:
-        for name in names:
-            interop.want(name)
+        interop.want(names)
 
 
 # -- where a stream goes on --------------------------------------------------------------------

@@ -390,6 +390,7 @@ def test_without_an_application_flask_says_what_is_missing() -> None:
         ("SSE_RETRY", -1),
         ("SSE_RETRY", 1.5),
         ("SSE_OPEN_CHANNELS", "yes"),
+        ("SSE_INTEROP", "off"),
     ],
 )
 def test_a_setting_that_makes_no_sense_is_refused_at_registration(setting: str, value: Any) -> None:
