@@ -49,7 +49,10 @@ def asked_for(app: Flask, authorizer: Authorizer | None, *, guarded: bool) -> li
     if signed and named:
         abort(400, "name channels by channel=, or by signed=, not by both")
     names = [name for each in signed for name in _unsigned(app, each)]
-    names = list(dict.fromkeys(names or filter(None, named))) or [DEFAULT]
+    if not names and named not in ([], [""]):
+        # An empty one among others counts: functions of before_request may have seen it alone.
+        names = named
+    names = list(dict.fromkeys(names)) or [DEFAULT]
     if len(names) > MOST_CHANNELS:
         abort(400, f"a stream has up to {MOST_CHANNELS} channels")
     for name in names:

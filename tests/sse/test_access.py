@@ -79,6 +79,7 @@ def test_a_function_of_before_request_decides_about_one_channel_as_in_flask_sse(
     assert site.status("/stream?channel=firehose") == 403
     # It looks at the first one only.
     assert site.status("/stream?channel=news&channel=firehose") == 403
+    assert site.status("/stream?channel=&channel=firehose") == 400
     assert site.status("/stream") == 200
 
 
