@@ -18,6 +18,7 @@ Differences from Flask-SSE:
 - A stream may have several channels; which ones anybody may have, is told in ``access.py``.
 - A stream has heartbeats, an id in each event, and outlives its request: no context is kept.
 - ``publish`` does not raise redis-py's errors but :class:`~flask_sockets2.BrokerError`.
+- ``redis`` is there for programs that use it, and nothing here does.
 - What is wrong with an event is refused when it is published, see ``message.py``.
 """
 
@@ -29,7 +30,7 @@ from typing import Any, TypeVar
 from flask import Blueprint, Response, current_app, url_for
 
 from . import streams
-from .access import DEFAULT, asked_for, is_open, sign
+from .access import DEFAULT, MOST_CHANNELS, asked_for, is_open, sign
 from .generators import stream_func, stream_generator
 from .message import Message
 from .progress import Progress
@@ -148,9 +149,12 @@ class ServerSentEventsBlueprint(Blueprint):
         :param since: what :meth:`position` has returned, before the page read what it shows.
         :param last: so many events of each channel that were published before, at most.
         :raises RuntimeError: when it has to be signed, and the application has no ``SECRET_KEY``.
+        :raises ValueError: when they are more than a stream may have.
         """
         site = Site.current()
         names = list(dict.fromkeys(channels)) or [DEFAULT]
+        if len(names) > MOST_CHANNELS:
+            raise ValueError(f"a stream has up to {MOST_CHANNELS} channels, got {len(names)}")
         values: dict[str, Any] = {"channel": names}
         if not is_open(site.app, names, self.authorizer, guarded=self._guarded):
             values = {"signed": sign(site.app, names)}

@@ -199,6 +199,8 @@ def test_a_stream_of_too_many_channels_is_refused() -> None:
     assert site.status(f"/stream?{query}") == 400
     assert site.status(f"/stream?{query.rpartition('&')[0]}") == 200
     assert site.status(f"/stream?channel={'x' * 2000}") == 400
+    with pytest.raises(ValueError, match="up to 100 channels, got 101"):
+        site.url(*(f"c{number}" for number in range(101)))
 
 
 def test_no_other_channel_of_the_broker_can_be_had() -> None:
