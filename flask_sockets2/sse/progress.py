@@ -47,7 +47,9 @@ class Progress:
     :param total: what the value is at the end, None where that is not known.
     :param interval: seconds between two events, at least; the end is told at once.
 
-    What cannot be published is logged and does not disturb the job. Any thread may use it.
+    What cannot be published is logged and does not disturb the job; while the broker is away, no
+    more than half of its time is spent on that. What comes after the end is ignored. Any thread may
+    use it.
     """
 
     def __init__(
@@ -65,10 +67,10 @@ class Progress:
         self._due = 0.0
         self._stale = False  # something is to be told when it is due
         self._waiting = False  # it is looked after later
-        self._later = Later(interval)
+        self._later = Later(interval or _INTERVAL)
         # Guards all that changes; held while it publishes, so that the end is what comes last.
         self._lock = threading.RLock()
-        self._away = False
+        self._untold = False  # the newest could not be published
         self.state = RUNNING
         self.value: float = 0
         self.total = total
@@ -89,15 +91,15 @@ class Progress:
         :param total: where it is known by now.
         """
         with self._lock:
+            if self.state != RUNNING:
+                return
             if value is not None:
                 self.value = value
             if text is not None:
                 self.text = text
             if total is not None:
                 self.total = total
-            now = monotonic()
-            if now >= self._due:
-                self._due = now + self._interval
+            if monotonic() >= self._due:
                 self._tell()
             else:
                 self._stale = True
@@ -113,7 +115,6 @@ class Progress:
         with self._lock:
             self._waiting = False
             if self._stale and monotonic() >= self._due:
-                self._due = monotonic() + self._interval
                 self._tell()
             elif self._stale:
                 self._see_later()
@@ -121,7 +122,7 @@ class Progress:
     def done(self, text: str | None = None) -> None:
         """Tell that it is done, which the end of the block does, too."""
         with self._lock:
-            if self.total is not None:
+            if self.state == RUNNING and self.total is not None:
                 self.value = self.total
             self._end(DONE, text)
 
@@ -131,6 +132,8 @@ class Progress:
 
     def _end(self, state: str, text: str | None) -> None:
         with self._lock:
+            if self.state != RUNNING:
+                return
             self.state = state
             if text is not None:
                 self.text = text
@@ -145,13 +148,16 @@ class Progress:
             "text": self.text,
         }
         message = Message(data, type=TYPE)
+        pause, begun = self._interval, monotonic()
         try:
             self._publisher.publish(self._channel, message.to_dict())
-            self._away = False
-        except BrokerError as exc:
-            if not self._away:
-                logger.error("progress is not told while the broker is away: %s", exc)
-            self._away = True
+            self._untold = False
+        except (BrokerError, TypeError, ValueError) as exc:
+            if not self._untold:
+                logger.error("progress is not told: %s", exc)
+            self._untold = True
+            pause = max(pause, monotonic() - begun)
+        self._due = monotonic() + pause
 
     def __enter__(self) -> Progress:
         self.update()

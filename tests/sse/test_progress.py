@@ -104,6 +104,47 @@ def test_nothing_comes_after_the_end(app: Flask) -> None:
     assert kept(app) == before
 
 
+def test_whoever_is_late_does_not_undo_the_end(app: Flask) -> None:
+    with sse.progress("job:7", total=9, interval=0) as bar:
+        bar.advance(3)
+        bar.fail("out of paper")
+        bar.advance()
+        bar.done("all is well")
+    bar.update(5, text="late")
+    assert kept(app)[-1] == state("failed", 3, 9, "out of paper")
+    assert len(kept(app)) == 3
+
+
+def test_what_cannot_be_published_is_logged_and_does_not_disturb_the_job(
+    app: Flask, caplog: pytest.LogCaptureFixture
+) -> None:
+    with sse.progress("job:7", total=9, interval=0) as bar:
+        bar.advance(text="x" * 2**20)  # SOCKETS_MAX_MESSAGE_SIZE
+        bar.advance(text="y" * 2**20)
+        bar.update(float("nan"), text="")
+        bar.update(4)
+    assert kept(app)[0] == state("running", 0, 9)
+    assert kept(app)[-1] == state("done", 9, 9)
+    assert caplog.text.count("progress is not told") == 1
+
+
+def test_a_broker_that_does_not_answer_takes_half_of_the_jobs_time_at_most(
+    broker: RedisServer,
+) -> None:
+    broker.pause()
+    begun = time.monotonic()
+    bar = Progress(f"{broker.url}?socket_timeout=0.3", "job:7", interval=0)
+    bar.advance()
+    took = time.monotonic() - begun
+    assert took >= 0.3
+    for _ in range(1000):
+        bar.advance()
+    assert time.monotonic() - begun < 2 * took + 0.3
+    broker.resume()
+    with bar:  # closes it
+        bar.done()
+
+
 def test_a_page_that_is_loaded_in_the_middle_begins_with_the_newest_state(app: Flask) -> None:
     with sse.progress("job:7", total=9, interval=0) as bar:
         for _ in range(5):
