@@ -114,7 +114,7 @@ class Bodies:
             return _NOTHING
         try:
             return message_of(published).fields(self._dumps)
-        except ValueError as exc:  # another program's; the others must not suffer for it
+        except (ValueError, RecursionError) as exc:  # another program's; the others must not suffer
             logger.error("a message of channel %.200r cannot be sent: %s", published.channel, exc)
             return _NOTHING
 
@@ -170,7 +170,7 @@ class Lines:
             return b""
         try:
             text = self._dumps(message_of(message).to_dict())
-        except ValueError as exc:
+        except (ValueError, RecursionError) as exc:
             logger.error("a message of channel %.200r cannot be read: %s", message.channel, exc)
             return b""
         return json.dumps(json.loads(text)).encode() + b"\n"

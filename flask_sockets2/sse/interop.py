@@ -18,13 +18,16 @@ import logging
 import os
 import secrets
 import threading
+from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import closing
 from time import monotonic
 from typing import Any
 
-from redis import StrictRedis
+from redis import BlockingConnectionPool, StrictRedis
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
 
 from ..channels import Channels
 from ..exceptions import BrokerError
@@ -42,7 +45,11 @@ _TURN = 2.0  # seconds between two times that it does
 _KEPT = 300.0  # seconds that a channel is listened to after its last stream: browsers come back
 _MOST = 10_000  # channels
 _TIMEOUT = 5.0  # seconds for one answer, where the URL sets no other
+_CONNECTIONS = 8  # at the same time; more callers wait, as long as for an answer
 _OURS = " "
+
+Heard = OrderedDict[str, float]
+"""Channels that are listened to, and when they were wanted last; the oldest is the first."""
 
 
 def redis_of(url: str) -> Any:
@@ -59,8 +66,16 @@ class Interop:
     """
 
     def __init__(self, url: str, channels: Channels, dumps: Dumps) -> None:
-        self._redis: Any = StrictRedis.from_url(
-            url, **{"socket_timeout": _TIMEOUT, "socket_connect_timeout": _TIMEOUT}
+        options = {
+            "max_connections": _CONNECTIONS,
+            "timeout": _TIMEOUT,
+            "socket_timeout": _TIMEOUT,
+            "socket_connect_timeout": _TIMEOUT,
+            # Nothing is tried twice, since it might be published twice then.
+            "retry": Retry(NoBackoff(), 0),
+        }
+        self._redis: Any = StrictRedis(
+            connection_pool=BlockingConnectionPool.from_url(url, **options)
         )
         self._channels = channels
         self._dumps = dumps
@@ -80,6 +95,8 @@ class Interop:
 
         :raises BrokerError: when their Redis cannot be reached.
         """
+        if self._is_of_the_broker(name):
+            return 0
         payload = self._dumps(message.to_dict()) + _OURS
         try:
             with self._redis.pipeline(transaction=False) as pipeline:
@@ -89,6 +106,10 @@ class Interop:
         except RedisError as exc:
             raise BrokerError(f"cannot publish for Flask-SSE's programs: {exc}") from exc
         return max(0, int(receivers) - int(ourselves))
+
+    def _is_of_the_broker(self, name: str) -> bool:
+        """Whether a name in pub/sub is where the broker speaks, which is no event of anybody's."""
+        return name.startswith(self._prefix)
 
     # -- what they publish -----------------------------------------------------------------
 
@@ -141,6 +162,8 @@ class Interop:
                 if not away:
                     logger.error("what others publish is not heard just now: %s", exc)
                 away = True
+            except Exception:  # ours; what others publish must be heard all the same
+                logger.exception("hearing what others publish failed")
             self._stop.wait(_TURN)
 
     def _hold(self) -> bool:
@@ -155,7 +178,7 @@ class Interop:
         """Listen for all workers, as long as this one is to."""
         with closing(self._redis.pubsub(ignore_subscribe_messages=True)) as pubsub:
             pubsub.subscribe(self._wanted)
-            heard: dict[str, float] = {}
+            heard: Heard = OrderedDict()
             due = 0.0
             while not self._stop.is_set():
                 now = monotonic()
@@ -164,8 +187,9 @@ class Interop:
                         return
                     due = now + _TURN
                     self._hear(pubsub, heard, self._here())
-                    self._hear_no_more(pubsub, heard)
                 message = pubsub.get_message(timeout=max(0.01, due - now))
+                if self._stop.is_set():
+                    return  # another one may listen by now
                 if message is None or message["type"] != "message":
                     continue
                 name, payload = _text(message["channel"]), _text(message["data"])
@@ -174,18 +198,23 @@ class Interop:
                 elif not payload.endswith(_OURS):
                     self._pass_on(name, payload)
 
-    def _hear(self, pubsub: Any, heard: dict[str, float], names: list[str]) -> None:
+    def _hear(self, pubsub: Any, heard: Heard, names: list[str]) -> None:
         now = monotonic()
-        # What the broker says there is no event of anybody's.
-        new = [name for name in names if name not in heard and not name.startswith(self._prefix)]
-        del new[max(0, _MOST - len(heard)) :]
+        names = [name for name in dict.fromkeys(names) if not self._is_of_the_broker(name)]
+        new = [name for name in names if name not in heard]
+        for name in names:
+            heard[name] = now
+            heard.move_to_end(name)
         if new:
             pubsub.subscribe(*new, *(self._heard + name for name in new))
-        heard.update((name, now) for name in (*new, *(heard.keys() & names)))
+        self._hear_no_more(pubsub, heard)
 
-    def _hear_no_more(self, pubsub: Any, heard: dict[str, float]) -> None:
-        over = monotonic() - _KEPT
-        for name in [name for name, wanted in heard.items() if wanted < over]:
+    def _hear_no_more(self, pubsub: Any, heard: Heard) -> None:
+        """Let go of what nobody has wanted for long, and of the oldest where it is too much."""
+        while heard:
+            name, wanted = next(iter(heard.items()))
+            if len(heard) <= _MOST and wanted >= monotonic() - _KEPT:
+                return
             del heard[name]
             pubsub.unsubscribe(name, self._heard + name)
 
@@ -203,9 +232,17 @@ def _names(payload: str) -> list[str]:
     """What another worker wants; anybody may publish there, so it may be anything."""
     try:
         names = json.loads(payload)
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
-    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    return list(filter(_is_name, names)) if isinstance(names, list) else []
+
+
+def _is_name(name: Any) -> bool:
+    try:
+        channel_of(name)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _text(given: str | bytes) -> str:

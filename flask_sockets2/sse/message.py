@@ -73,7 +73,10 @@ class Message:
 
         :raises ValueError: when it is neither JSON nor an event.
         """
-        found = json.loads(data)
+        try:
+            found = json.loads(data)
+        except RecursionError as exc:
+            raise ValueError("JSON that is nested too deeply is no event") from exc
         if not isinstance(found, Mapping) or "data" not in found:
             return cls(found)
         return cls(found["data"], *(found.get(name) for name in _NAMES))

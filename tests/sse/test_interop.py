@@ -122,10 +122,11 @@ def test_what_is_no_event_of_theirs_is_left_out(
 ) -> None:
     with Reader(ours).opened() as reader, broker.client() as client:
         wait_until_heard(broker, "sse")
-        for payload in (b"no JSON", b"\xff", b'{"data": "a", "type": "b\\nc"}', b'{"x": 1}'):
+        deep = b"[" * 100_000
+        for payload in (b"no JSON", b"\xff", b'{"data": "a", "type": "b\\nc"}', deep, b'{"x": 1}'):
             client.publish("sse", payload)
         assert reader.data(1) == ['{"x": 1}']
-    assert caplog.text.count("is no event") == 3
+    assert caplog.text.count("another program published to 'sse' is no event") == 4
 
 
 def test_what_anybody_says_where_workers_agree_does_no_harm(
@@ -134,7 +135,9 @@ def test_what_anybody_says_where_workers_agree_does_no_harm(
     with Reader(ours).opened() as reader, broker.client() as client:
         wait_until_heard(broker, "sse")
         prefix = state_of(ours).channels.broker.options.prefix
-        for payload in ("no JSON", "5", '{"a": 1}', '[5, null, "wanted"]'):
+        deep = "[" * 100_000
+        strange = '[5, null, "", "\\ud800", "wanted"]'
+        for payload in ("no JSON", "5", '{"a": 1}', deep, strange):
             client.publish(f"{prefix}:sse:wanted", payload)
         wait_until_heard(broker, "wanted")
         they_publish(theirs, "x")
@@ -149,6 +152,43 @@ def test_what_the_broker_says_to_its_workers_is_no_event(ours: Flask, broker: Re
     with Reader(ours, f"/stream?channel={secret}&channel=sse").opened(), broker.client() as client:
         wait_until_heard(broker, "sse")
         assert client.pubsub_numsub(secret) == [(secret.encode(), 0)]
+
+
+def test_an_event_does_not_go_where_the_broker_speaks(ours: Flask, broker: RedisServer) -> None:
+    prefix = state_of(ours).channels.broker.options.prefix
+    with broker.client() as client, client.pubsub() as pubsub, ours.app_context():
+        pubsub.subscribe(f"{prefix}:0:{{turbo:all}}")
+        assert pubsub.get_message(timeout=TIMEOUT)["type"] == "subscribe"
+        assert sse.publish("x", channel=f"{prefix}:0:{{turbo:all}}") == 0
+        state_of(ours).channels.publish("turbo:all", "y")
+        assert pubsub.get_message(timeout=TIMEOUT)["data"].endswith(b"y")
+
+
+def test_the_channels_wanted_first_make_room_for_new_ones(
+    ours: Flask, broker: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flask_sockets2.sse.interop._MOST", 3)
+    with Reader(ours, "/stream?channel=a&channel=b").opened():
+        wait_until_heard(broker, "a", "b")
+    with Reader(ours, "/stream?channel=c&channel=d").opened(), broker.client() as client:
+        wait_until_heard(broker, "c", "d")
+        wait_until(lambda: client.pubsub_numsub("a") == [(b"a", 0)], "room", TIMEOUT)
+
+
+def test_many_at_once_share_a_few_connections(ours: Flask, broker: RedisServer) -> None:
+    interop = Site.of(ours).interop
+    assert interop is not None
+    threads = [threading.Thread(target=interop.want, args=([f"c{n}"],)) for n in range(60)]
+    with broker.client() as client:
+        before = len(client.client_list())
+        broker.pause()
+        for thread in threads:
+            thread.start()
+        broker.resume()
+        for thread in threads:
+            thread.join(TIMEOUT)
+        # Eight of its own; those of the broker are not meant.
+        assert 1 <= len(client.client_list()) - before <= 8 + 4
 
 
 def test_a_redis_that_is_away_costs_the_count_and_not_the_event(
