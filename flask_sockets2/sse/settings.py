@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from math import inf
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
+from weakref import WeakSet
 
 from flask import Flask, current_app
 
@@ -87,7 +88,7 @@ def redis_url_of(config: Mapping[str, Any]) -> str | None:
     return next((config[name] for name in _REDIS_SETTINGS if config.get(name)), None)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, weakref_slot=True, eq=False)
 class Site:
     """What is kept for one application.
 
@@ -102,8 +103,7 @@ class Site:
     lines: Lines
     endpoints: dict[Any, str] = field(default_factory=dict)
     _interop: Interop | None = None
-    _process: int = 0
-    _lock: Lock = field(default_factory=Lock)  # guards making the two above
+    _lock: Lock = field(default_factory=Lock)  # guards making that
 
     @classmethod
     def of(cls, app: Flask) -> Site:
@@ -125,6 +125,7 @@ class Site:
             bodies = Bodies(dumps)
             site = cls(app, dumps, bodies, One(bodies), Lines(dumps))
             app.extensions[_EXTENSION] = site
+            _sites.add(site)
         return site
 
     @classmethod
@@ -146,16 +147,30 @@ class Site:
         wanted, url = config.get("SSE_INTEROP"), redis_url_of(config)
         if wanted is False or (wanted is None and url is None):
             return None
-        if self._interop is None or self._process != os.getpid():
+        if self._interop is None:
             from .interop import Interop
 
             url = url or broker_url_of(self.app)
             if url.partition("://")[0] not in ("redis", "rediss", "unix"):
                 raise ValueError("SSE_INTEROP needs a Redis: set SSE_REDIS_URL to its URL")
-            if self._process != os.getpid():
-                self._lock = Lock()
             with self._lock:
-                if self._interop is None or self._process != os.getpid():
+                if self._interop is None:
                     self._interop = Interop(url, self.state.channels, self.dumps)
-                    self._process = os.getpid()
         return self._interop
+
+    def forked(self) -> None:
+        """Begin anew in a child."""
+        self._interop = None
+        self._lock = Lock()
+
+
+_sites: WeakSet[Site] = WeakSet()
+
+
+def _after_fork() -> None:
+    for site in _sites:
+        site.forked()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from flask import Flask
 
 from flask_sockets2.extension import state_of
 from flask_sockets2.sse import Message, sse
+from flask_sockets2.sse.interop import Interop
 from flask_sockets2.sse.settings import Site
 from tests.brokers.servers import RedisServer
 from tests.clients import http
@@ -173,6 +175,46 @@ def test_the_channels_wanted_first_make_room_for_new_ones(
     with Reader(ours, "/stream?channel=c&channel=d").opened(), broker.client() as client:
         wait_until_heard(broker, "c", "d")
         wait_until(lambda: client.pubsub_numsub("a") == [(b"a", 0)], "room", TIMEOUT)
+
+
+def test_threads_that_need_it_first_at_once_have_the_same(
+    ours: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = threading.Barrier(4)
+    make = Interop.__init__
+
+    def slowly(*args: Any) -> None:
+        time.sleep(0.05)  # a switch of threads in the middle
+        make(*args)
+
+    monkeypatch.setattr(Interop, "__init__", slowly)
+    found: list[Any] = []
+
+    def need() -> None:
+        begun.wait(TIMEOUT)
+        found.append(Site.of(ours).interop)
+
+    threads = [threading.Thread(target=need) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(TIMEOUT)
+    assert len(found) == 4
+    assert len(set(map(id, found))) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # of threads
+def test_a_child_of_a_fork_has_one_of_its_own(ours: Flask) -> None:
+    of_the_parent = Site.of(ours).interop
+    child = os.fork()
+    if not child:
+        try:
+            found = Site.of(ours).interop
+            os._exit(found is None or found is of_the_parent)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert Site.of(ours).interop is of_the_parent
 
 
 def test_many_at_once_share_a_few_connections(ours: Flask, broker: RedisServer) -> None:
