@@ -53,6 +53,7 @@ class ServerSentEventsBlueprint(Blueprint):
     def register(self, app: Any, options: dict[str, Any]) -> None:  # a Flask
         """Do what Flask does, and give the application channels.
 
+        :raises BrokerError: when no broker serves the URL of a setting.
         :raises ValueError: when a setting is not what is expected, naming it, or there is no
             ``url_prefix`` for ``sse``.
         """
@@ -133,7 +134,9 @@ class ServerSentEventsBlueprint(Blueprint):
             def may_have(channel):
                 return channel == "news" or channel == f"user:{current_user.id}"
 
-        :param f: called in the request; False refuses, and so does what it raises.
+        :param f: called in the request; False refuses, and so does what it raises. The one that was
+            registered last counts, in all applications that have the blueprint: where they differ,
+            each needs a blueprint of its own.
         :returns: the function as it is.
         """
         self.authorizer = f

@@ -28,7 +28,8 @@ from weakref import WeakSet
 
 from flask import Flask, current_app
 
-from ..extension import State, broker_url_of, state_of
+from ..brokers.registry import open_broker
+from ..extension import State, broker_options_of, broker_url_of, state_of
 from ..publisher import Dumps, dumps_of
 from ..sockets import Sockets
 from .encoding import Bodies, Lines, One
@@ -109,6 +110,7 @@ class Site:
     def of(cls, app: Flask) -> Site:
         """Return that of an application, which is given channels where it has none.
 
+        :raises BrokerError: when no broker serves the URL of a setting.
         :raises RuntimeError: when it is too late for that.
         """
         site: Site | None = app.extensions.get(_EXTENSION)
@@ -121,6 +123,7 @@ class Site:
                     "before its first request"
                 ) from exc
             state_of(app).broker_settings.extend(_REDIS_SETTINGS)
+            open_broker(broker_url_of(app), broker_options_of(app.config))  # is it there?
             dumps = dumps_of(app)
             bodies = Bodies(dumps)
             site = cls(app, dumps, bodies, One(bodies), Lines(dumps))

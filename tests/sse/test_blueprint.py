@@ -403,6 +403,11 @@ def test_a_setting_that_makes_no_sense_is_refused_at_registration(setting: str, 
 # -- Redis' settings -------------------------------------------------------------------------------
 
 
+def test_a_redis_url_that_is_none_is_refused_at_once() -> None:
+    with pytest.raises(BrokerError, match="without a scheme"):
+        make_app(REDIS_URL="localhost:6379")
+
+
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
