@@ -19,6 +19,7 @@ export function follow(address, { types, onGap, onState }) {
   const url = new URL(address, location.href);
   let refusals = 0;
   let source;
+  let timer;
 
   function open() {
     source = new EventSource(url);
@@ -43,12 +44,13 @@ export function follow(address, { types, onGap, onState }) {
   function wait() {
     refusals += 1;
     const next = refusals < MOST_REFUSALS ? open : () => location.reload();
-    setTimeout(next, PAUSE * (0.5 + Math.random()));
+    timer = setTimeout(next, PAUSE * (0.5 + Math.random()));
   }
 
   open();
   return {
     close() {
+      clearTimeout(timer);
       source.close();
       onState("closed", "closed");
     },
