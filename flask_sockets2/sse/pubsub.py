@@ -21,7 +21,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
 from queue import Empty, Full, Queue
 from typing import Any, ClassVar
 from weakref import WeakSet
@@ -93,7 +92,7 @@ class PubSub:
     """
 
     pubSubByChannel: ClassVar[dict[str, PubSub]] = {}
-    _lock = threading.Lock()  # guards it
+    _lock = threading.Lock()  # guards it; taken before the lock of one of them
 
     def __init__(
         self, channel: str = "sse", maxsize: int = 15, debug: bool = False, dispatch: bool = False
@@ -106,6 +105,7 @@ class PubSub:
         #: Messages that were published.
         self.receiveCount = 0
         self.dispatch = False
+        self._kept = False  # the program has asked for it; else a page has
         self._listeners: WeakSet[_Listener] = WeakSet()
         self._own_lock = threading.Lock()  # guards listeners and count
 
@@ -118,7 +118,13 @@ class PubSub:
     def forChannel(channel: str) -> PubSub:
         """Return the one of a channel, made where there is none."""
         with PubSub._lock:
-            return PubSub.pubSubByChannel.setdefault(channel, PubSub(channel))
+            pubsub = PubSub._at(channel)
+            pubsub._kept = True
+        return pubsub
+
+    @staticmethod
+    def _at(channel: str) -> PubSub:
+        return PubSub.pubSubByChannel.setdefault(channel, PubSub(channel))
 
     @staticmethod
     def publish(channel: str, message: Any, debug: bool = False) -> PubSub:
@@ -171,6 +177,18 @@ class PubSub:
                 _put(listener.queue, self.queue.get_nowait())
             self._listeners.add(listener)
         return listener
+
+    def _forget(self) -> None:
+        """Forget a channel that pages alone have asked for: whoever can name channels would fill
+        the memory with them."""
+        # Without waiting: the garbage collector may end a stream where the lock is held.
+        if PubSub._lock.acquire(blocking=False):
+            try:
+                used = self._kept or self._listeners
+                if not used and PubSub.pubSubByChannel.get(self.channel) is self:
+                    del PubSub.pubSubByChannel[self.channel]
+            finally:
+                PubSub._lock.release()
 
     def unsubscribe(self) -> None:
         """End all who listen, when they have had what was published before."""
@@ -263,8 +281,18 @@ class SSE_BluePrint:
         """
         if request.method == "HEAD":  # its body is never asked for
             return respond(())
-        pubsub = PubSub.forChannel(channel)
-        pubsub.debug = debug or self.debug
         heartbeat = settings_of(self.app.config).heartbeat
-        # None comes first: servers send the head of a response with its first bytes.
-        return self.streamGen(chain([None], pubsub.listen(limit, heartbeat=heartbeat)))
+        return self.streamGen(self._heard(channel, limit, debug or self.debug, heartbeat))
+
+    @staticmethod
+    def _heard(channel: str, limit: int, debug: bool, heartbeat: float) -> Iterator[Any]:
+        with PubSub._lock:
+            pubsub = PubSub._at(channel)
+            pubsub.debug = debug
+            listener = pubsub.listen(limit, heartbeat=heartbeat)
+        try:
+            yield None  # servers send the head of a response with its first bytes
+            yield from listener
+        finally:
+            del listener
+            pubsub._forget()

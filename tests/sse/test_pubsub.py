@@ -89,6 +89,22 @@ def test_the_route_has_heartbeats_and_all_pages_get_what_is_published() -> None:
     assert app.test_client().head("/sse/news").status_code == 200
 
 
+def test_a_page_leaves_no_channel_behind_that_nobody_publishes_to() -> None:
+    app = Flask(__name__)
+    bluePrint = SSE_BluePrint(app, "sse")
+    client = app.test_client()
+    pages = [client.get("/sse/any"), client.get("/sse/any"), client.get("/sse/news")]
+    for page in pages:
+        assert next(iter(page.response)) == b":\n\n"
+    bluePrint.publish("x", channel="news")
+    pages[0].close()
+    assert list(PubSub.pubSubByChannel) == ["any", "news"]
+    for page in pages[1:]:
+        page.close()
+    assert list(PubSub.pubSubByChannel) == ["news"]
+    assert not PubSub.forChannel("news")._listeners
+
+
 def test_with_context_only_event_source_is_served() -> None:
     app = Flask(__name__)
     bluePrint = SSE_BluePrint(app, "sse", withContext=True)
