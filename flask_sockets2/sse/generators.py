@@ -7,7 +7,7 @@ client has left is seen when something is sent. Where all clients see the same, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 from flask import Response, current_app, request, stream_with_context
@@ -54,22 +54,26 @@ def stream_generator(gen: Iterable[Any], *, with_context: bool = False) -> Respo
     """Answer the current request with what an iterable brings.
 
     At its end comes an event of the type ``end``: a page closes its EventSource there, which would
-    come back otherwise. Where it raises, comes one of the type ``error``.
+    come back otherwise. Where it raises, comes one of the type ``error``. It is closed in any case,
+    where it has a ``close``.
 
     :param gen: of text, of what becomes JSON, or of :class:`Message`; None is a heartbeat.
     :param with_context: as in :func:`stream_func`.
     """
-    if request.method == "HEAD":  # its body is never asked for
-        return respond(())
     app = current_app._get_current_object()  # type: ignore[attr-defined]  # a proxy, as Flask documents it
     events = _events(gen, dumps_of(app), request.path)
+    next(events)  # from now on closing it closes what it takes from
+    if request.method == "HEAD":  # its body is never asked for
+        events.close()
+        return respond(())
     return respond(stream_with_context(events) if with_context else events)
 
 
-def _events(gen: Iterable[Any], dumps: Dumps, path: str) -> Iterator[bytes]:
+def _events(gen: Iterable[Any], dumps: Dumps, path: str) -> Generator[bytes]:
     last = Message("", type=END)
-    yield _COMMENT  # servers send the head of a response with its first bytes
     try:
+        yield b""  # nobody has this one
+        yield _COMMENT  # servers send the head of a response with its first bytes
         for item in gen:
             yield _COMMENT if item is None else _event(item, dumps)
     except Exception:

@@ -102,6 +102,23 @@ def test_the_answer_to_head_begins_nothing(app: Flask) -> None:
     assert begun == []
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_what_nobody_takes_anything_from_is_closed_all_the_same(app: Flask, method: str) -> None:
+    class Rows:
+        closed = 0
+
+        def __iter__(self) -> Iterator[str]:
+            return iter(["a", "b"])
+
+        def close(self) -> None:
+            self.closed += 1
+
+    rows = Rows()
+    app.add_url_rule("/stream", "view", lambda: stream_generator(rows))
+    app.test_client().open("/stream", method=method).close()
+    assert rows.closed == 1
+
+
 def test_the_head_does_not_wait_for_the_first_event(app: Flask) -> None:
     app.add_url_rule("/stream", "view", lambda: stream_generator(iter(lambda: 1 / 0, 0)))
     with app.test_client() as client:
