@@ -14,11 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from . import page, page_load, picture, push_turns, report, turns
+from . import page, page_load, picture, push_turns, report, sse, turns
 from .measure import Cores
 from .push_turns import PushTurns
-from .pushers import PUSHERS
-from .results import Results
+from .pushers import PUSHERS, STREAMERS
+from .results import STREAMS_PART, Results
 from .servers import ALL, HERE, Peer
 from .turns import EchoTurns
 
@@ -27,9 +27,10 @@ Kind = TypeVar("Kind", bound=Peer)
 SPARE_DESCRIPTORS = 200  # for everything that is not a connection
 ECHO_PARTS = ("echo", "handshakes", "idle")
 PUSH_PARTS = ("fanout", "flood", "listeners", "channels", "replay", "redis")
+STREAM_PARTS = (STREAMS_PART,)
 PAGE_PARTS = ("page-load",)
-PARTS = (*ECHO_PARTS, *PUSH_PARTS, *PAGE_PARTS)
-SERVERS = tuple(dict.fromkeys(peer.name for peer in (*ALL, *PUSHERS)))
+PARTS = (*ECHO_PARTS, *PUSH_PARTS, *STREAM_PARTS, *PAGE_PARTS)
+SERVERS = tuple(dict.fromkeys(peer.name for peer in (*ALL, *PUSHERS, *STREAMERS)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,6 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _echo(options, cores, parts, names, limit, results)
         _push(options, cores, parts, names, limit, results)
+        if parts & {*STREAM_PARTS}:
+            plan = sse.QUICK if options.quick else sse.FULL
+            streamers = _available(STREAMERS, names, results)
+            sse.StreamTurns(streamers, cores, plan, results).loads()
         if parts & {*PAGE_PARTS}:
             page_load.measure(cores, options.quick, results)
     except KeyboardInterrupt:

@@ -145,6 +145,29 @@ class FrameCounter:
         return b""
 
 
+class EventCounter:
+    """Count the events of a stream (WHATWG HTML §9.2.6); those without data are none.
+
+    :param end: the last bytes of an event and of what carries it: those of its chunk, if any.
+    """
+
+    __slots__ = ("_end", "_rest")
+
+    def __init__(self, end: bytes) -> None:
+        self._end = end
+        self._rest = b""
+
+    @property
+    def at_boundary(self) -> bool:
+        """Whether nothing of an event is there that has not come whole."""
+        return not self._rest
+
+    def feed(self, data: memoryview) -> tuple[int, bytes]:
+        """Return how many events end in ``data``, and what must be sent at once: nothing."""
+        *events, self._rest = (self._rest + data).split(self._end)
+        return sum(b"data:" in event for event in events), b""
+
+
 @dataclass(frozen=True, slots=True)
 class Exchange:
     """One message there and back.

@@ -3,6 +3,7 @@
 All messages of a window are alike, so deliveries are counted by bytes: the first message, compared
 whole on every connection, tells how long a frame is. What does not look like frames of that length
 (a ping, for example) takes the slow path through :class:`~benchmarks.exchange.FrameCounter`.
+:mod:`benchmarks.subscribers` has those of event streams.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from .exchange import CLOSE_FRAME, TEXT, FrameCounter, accepted, frame, handshake
+from .exchange import CLOSE_FRAME, TEXT, EventCounter, FrameCounter, accepted, frame, handshake
 from .load import CRLF, LoadError, Window
 
 RECEIVE_SIZE = 1 << 18  # bytes
@@ -107,6 +108,8 @@ class Listeners:
     :param greeting: what comes before the messages, None where nothing does.
     """
 
+    farewell = CLOSE_FRAME
+
     def __init__(self, size: int = 300, *, greeting: Greeting | None = None) -> None:
         self.size = size
         self.greeting = greeting
@@ -118,11 +121,12 @@ class Listeners:
         self._epoll = select.epoll()
         self._buffer = bytearray(RECEIVE_SIZE)
         self._view = memoryview(self._buffer)
-        # By descriptor: how to receive, messages so far, bytes of one that has not come whole.
+        # By descriptor: how to receive, messages so far, bytes of one that has not come whole; and
+        # what counts those that are off the fast path.
         self._receive: list[Any] = []
         self._counts: list[int] = []
         self._rest: list[int] = []
-        self._parsed: dict[int, FrameCounter] = {}  # those that are off the fast path
+        self._parsed: dict[int, FrameCounter | EventCounter] = {}
 
     def __enter__(self) -> Listeners:
         return self
@@ -136,11 +140,11 @@ class Listeners:
         self.close()
 
     def close(self) -> None:
-        """Leave, with a close frame; can be repeated."""
+        """Leave, with a close frame where there are such; can be repeated."""
         self._epoll.close()
         for sock in self.sockets.values():
             try:
-                sock.send(CLOSE_FRAME)
+                sock.send(self.farewell)
             except OSError:
                 pass  # the server was faster
             sock.close()
@@ -182,22 +186,28 @@ class Listeners:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.settimeout(CONNECT_TIMEOUT)
             sock.connect(("127.0.0.1", port))
-            sock.sendall(handshake(port, target))
+            sock.sendall(self._request(port, target))
         except BaseException:
             sock.close()
             raise
         return sock
 
+    def _request(self, port: int, target: str) -> bytes:
+        return handshake(port, target)
+
+    def _counter(self) -> FrameCounter | EventCounter:
+        return FrameCounter()
+
     def _accepted(self, sock: socket.socket, deadline: float) -> bytes:
         """Wait until a connection listens, and return what came behind the 101."""
-        data = _receive_until(sock, b"\r\n\r\n", deadline)
+        data = receive_until(sock, b"\r\n\r\n", deadline)
         head, end, early = data.partition(b"\r\n\r\n")
         if not accepted(head + end):
             raise LoadError(f"the handshake was answered with {head.partition(CRLF)[0]!r}")
         if self.greeting is None:
             return early
         sock.sendall(self.greeting.sent)
-        _receive_until(sock, self.greeting.awaited, deadline, early)
+        receive_until(sock, self.greeting.awaited, deadline, early)
         return b""  # the rest of that text is less than 100 bytes, and comes in the same piece
 
     def _add(self, sock: socket.socket, early: bytes) -> None:
@@ -237,19 +247,21 @@ class Listeners:
                 raise LoadError(f"a listener got no message: {exc}") from exc
             answer(request, timeout)
 
-    def _learn_from(self, sock: socket.socket, deadline: float) -> None:
-        counter, got = FrameCounter(), b""
+    def _learn_from(self, sock: socket.socket, deadline: float, data: bytes = b"") -> None:
+        """Take a message, which ``data`` may be the beginning of."""
+        counter, got = self._counter(), b""
         while True:
-            sock.settimeout(max(deadline - time.monotonic(), 0.001))
-            data = sock.recv(65536)
+            if not data:
+                sock.settimeout(max(deadline - time.monotonic(), 0.001))
+                data = sock.recv(65536)
             if not data:
                 raise LoadError("the server closed the connection instead of publishing")
             messages, pongs = counter.feed(memoryview(data))
             if pongs:  # a ping and nothing else, in the moment before
                 sock.sendall(pongs)
-                counter, got = FrameCounter(), b""
+                counter, got, data = self._counter(), b"", b""
                 continue
-            got += data
+            got, data = got + data, b""
             if messages:
                 break
         sock.setblocking(False)
@@ -356,14 +368,14 @@ class Listeners:
         if aligned:
             self._rest[fd] = after
             return messages
-        counter = FrameCounter()
+        counter = self._counter()
         if before:
             counter.feed(memoryview(self.frame)[:before])
         self._rest[fd] = 0
         self._parsed[fd] = counter
         return self._parse(fd, counter, got)
 
-    def _parse(self, fd: int, counter: FrameCounter, got: int) -> int:
+    def _parse(self, fd: int, counter: FrameCounter | EventCounter, got: int) -> int:
         messages, pongs = counter.feed(self._view[:got])
         if pongs:
             self.sockets[fd].send(pongs)
@@ -372,7 +384,7 @@ class Listeners:
         return messages
 
 
-def _receive_until(sock: socket.socket, mark: bytes, deadline: float, data: bytes = b"") -> bytes:
+def receive_until(sock: socket.socket, mark: bytes, deadline: float, data: bytes = b"") -> bytes:
     """Receive until something has come.
 
     :raises LoadError: the server closed before.

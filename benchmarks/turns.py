@@ -56,7 +56,6 @@ class Turns:
         self.peers = list(peers)
         self.cores = cores
         self.results = results
-        self._failed: set[tuple[str, str]] = set()  # scenario, server: not tried again
 
     def start(self, stack: ExitStack) -> list[Server]:
         """Start each server, until the stack is closed."""
@@ -84,12 +83,12 @@ class Turns:
 
     def sample(self, scenario: str, peer: Peer, take: Callable[[], Taken]) -> bool:
         """Take a sample, or several by name, unless it failed before; tell whether it was tried."""
-        if (scenario, peer.name) in self._failed:
+        if (scenario, peer.name) in self.results.failed:
             return False
         try:
             taken = take()
         except (LoadError, ServerError, OSError, subprocess.SubprocessError) as exc:
-            self._failed.add((scenario, peer.name))
+            self.results.failed[scenario, peer.name] = str(exc)
             self.results.note(f"{scenario}, {peer.title}: {exc}")
             return True
         if isinstance(taken, Several):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from .servers import PEERS, Server, ServerError, die_with_us
 
 START_TIMEOUT = 10.0  # seconds
 WARM = 20  # messages before a window
+RESERVED = 32  # descriptors that are not for clients
 
 
 class Valkey:
@@ -50,6 +52,7 @@ class Valkey:
         command = (
             str(_program()), "--port", "0", "--unixsocket", str(self._folder / "s"),
             "--dir", str(self._folder), "--save", "", "--appendonly", "no",
+            "--maxclients", str(resource.getrlimit(resource.RLIMIT_NOFILE)[0] - RESERVED),
         )  # fmt: skip
         self._process = subprocess.Popen(
             command,
