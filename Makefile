@@ -33,9 +33,14 @@ $(TURBO_JS): | $(VENV)/.installed-redis
 	@$(BIN)/flask --app examples.demo turbo vendor --to $(@D) >/dev/null 2>&1 || \
 		echo 'npm does not get turbo.js here: pages with Turbo load it from its CDN.'
 
-demo: $(VENV)/.installed-redis $(TURBO_JS)
+# With the same key pages go on when the server is started again.
+$(VENV)/.demo-key: | $(BIN)/python
+	@$(BIN)/python -c 'import secrets; print(secrets.token_hex())' >$@
+
+demo: $(VENV)/.installed-redis $(VENV)/.demo-key $(TURBO_JS)
 	@echo 'Open http://$(HOST):$(PORT) in a browser; Ctrl-C ends it.'
-	$(BIN)/gunicorn -k flask_sockets2.worker -b '$(HOST):$(PORT)' examples.demo:app
+	@SECRET_KEY="$${SECRET_KEY:-$$(cat $(VENV)/.demo-key)}" \
+		$(BIN)/gunicorn -k flask_sockets2.worker -b '$(HOST):$(PORT)' examples.demo:app
 
 test: $(VENV)/.installed-test
 	@tests/system-packages.sh

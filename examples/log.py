@@ -9,6 +9,7 @@ With SOCKETS_BROKER_URL=redis://localhost:6379/0 there may be many workers, and 
 logs is in all pages; SECRET_KEY must be the same for all of them then.
 """
 
+import itertools
 import logging
 import os
 import random
@@ -25,16 +26,16 @@ PARTS = ("shop", "kitchen", "courier")
 LAST = 20  # lines of each part that a page begins with
 LONGEST = 200  # characters of a line that a visitor writes
 
+# What may happen to an order, one after the other.
 LINES = (
     ("shop", logging.INFO, "order {n}: two Margherita, one Funghi"),
-    ("shop", logging.INFO, "order {n}: one Diavola, extra hot"),
     ("shop", logging.WARNING, "order {n}: the card was declined, asking again"),
+    ("kitchen", logging.ERROR, "order {n}: no mozzarella left"),
     ("kitchen", logging.INFO, "order {n} is in the oven, 385 °C"),
     ("kitchen", logging.INFO, "order {n} is done"),
-    ("kitchen", logging.ERROR, "order {n}: no mozzarella left"),
     ("courier", logging.INFO, "order {n} has left, 2.4 km to go"),
-    ("courier", logging.INFO, "order {n} was handed over"),
     ("courier", logging.WARNING, "order {n}: nobody opens the door"),
+    ("courier", logging.INFO, "order {n} was handed over"),
 )
 
 app = Flask(__name__)
@@ -65,10 +66,10 @@ for logger in loggers.values():
 
 def work():
     """What there would be to log in a pizzeria."""
-    for number in range(1, 10**9):
-        part, level, text = random.choice(LINES)
-        loggers[part].log(level, text.format(n=number // 3 + 100))
-        time.sleep(random.uniform(0.5, 1.5))
+    for number in itertools.count(100):
+        for part, level, text in sorted(random.sample(LINES, 5), key=LINES.index):
+            loggers[part].log(level, text.format(n=number))
+            time.sleep(random.uniform(0.5, 1.5))
 
 
 started = threading.Lock()

@@ -96,10 +96,12 @@ class State:
     :param memory: None: each response has all of its links.
     :ivar learned: what the last page of each place has pushed. An entry is replaced as a whole, so
         that threads need no lock.
+    :ivar unmarked: names of templates without ``{{ flush() }}`` that were flushed; logged once.
     """
 
     memory: Memory | None
     learned: dict[Place, tuple[Link, ...]] = field(default_factory=dict)
+    unmarked: set[str | None] = field(default_factory=set)
 
 
 @dataclass(slots=True, eq=False)

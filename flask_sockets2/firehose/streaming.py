@@ -64,9 +64,16 @@ def flush(template: str | Template | list[str | Template], /, **context: Any) ->
     :raises RuntimeError: when the application has no Firehose.
     """
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # a proxy, as Flask documents it
-    state_of(app)
-    pieces = _pieces(app, app.jinja_env.get_or_select_template(template), context)
+    state = state_of(app)
+    chosen = app.jinja_env.get_or_select_template(template)
+    pieces = _pieces(app, chosen, context)
     head = "".join(_head(pieces))
+    if not request.environ[_FLUSHED] and chosen.name not in state.unmarked:
+        state.unmarked.add(chosen.name)
+        logger.warning(
+            "%r has no {{ flush() }} where its head ends, so nothing of it is sent first",
+            chosen.name,
+        )
     response = app.response_class(mimetype="text/html")
     kept: RequestContext = request_ctx._get_current_object()  # type: ignore[attr-defined]  # a proxy
     response.response = body = _within(kept, _body(app, response, head, pieces))

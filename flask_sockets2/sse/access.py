@@ -59,8 +59,9 @@ def asked_for(app: Flask, authorizer: Authorizer | None, *, guarded: bool) -> li
         _check(name)
     if not signed and not is_open(app, names, authorizer, guarded=guarded):
         logger.warning(
-            "refused the channels %.200r: to let others than %r be had by name, decide with "
-            "@sse.authorize, give out sse.url(…), or set SSE_OPEN_CHANNELS",
+            "refused the channels %.200r: only %r is open to all. Say who may have others by "
+            "@sse.authorize, or give pages signed addresses, sse.url(…); SSE_OPEN_CHANNELS = True "
+            "opens all of them, as Flask-SSE does",
             names,
             DEFAULT,
         )

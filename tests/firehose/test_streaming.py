@@ -87,6 +87,14 @@ def test_without_a_mark_it_is_one_page() -> None:
     assert "".join(pieces_of(app)) == "<head></head><body>all</body>"
 
 
+def test_a_missing_mark_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    app = make_app(lambda: flush("plain.html", rows=lambda: "x"))
+    for _ in range(2):
+        assert app.test_client().get("/").text
+    (record,) = [each for each in caplog.records if "has no {{ flush() }}" in each.message]
+    assert "'plain.html'" in record.message
+
+
 def test_several_marks() -> None:
     app = make_app(lambda: flush("twice.html", rows=lambda: "r"))
     assert list(pieces_of(app)) == ["a", "brc", "dr"]
