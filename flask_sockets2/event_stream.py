@@ -156,7 +156,6 @@ def stream_response(
     app: Flask,
     subscriptions: Iterable[tuple[str, Any]],
     *,
-    first: Iterable[str] = (),
     told: Iterable[str] | None = None,
     heartbeat: float = 15.0,
     limits: Limits | None = None,
@@ -171,7 +170,6 @@ def stream_response(
     :param subscriptions: channels that the client may have, each once, and the position that it
         has seen everything of the channel up to: text of its own, whatever it is; None for what
         comes from now on.
-    :param first: data of events that come before all others.
     :param told: channels that ``streams`` names, for a client that has asked for some twice; by
         default each once.
     :param heartbeat: seconds between two heartbeats.
@@ -185,8 +183,7 @@ def stream_response(
     channels = [channel for channel, _ in wanted] if told is None else list(told)
 
     def fill(attach: Attach) -> bytes:
-        head = [event(text.encode()) for text in first]
-        head.append(_told(event="streams", channels=channels))
+        head = [_told(event="streams", channels=channels)]
         for channel, since in wanted:
             begun = attach(channel, EVENTS, since)
             head.append(_told(event="subscribed", channel=channel, position=str(begun.position)))
