@@ -20,12 +20,15 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "exceptions": frozenset(),
     "typing": frozenset(),
     "stats": frozenset(),
+    "orders": frozenset(),
+    "rates": frozenset(),
     "metrics": frozenset({"stats"}),
     "signals": frozenset(),
     "wire": frozenset({"exceptions"}),
     "transports": frozenset({"exceptions"}),
     "keepalive": frozenset({"transports"}),
-    "connection": frozenset({"wire", "transports", "keepalive", "stats", "exceptions"}),
+    "ages": frozenset({"transports.base"}),
+    "connection": frozenset({"wire", "transports", "keepalive", "rates", "stats", "exceptions"}),
     "brokers": frozenset({"exceptions"}),
     "encoding": frozenset({"brokers", "wire.frames"}),
     "outlet": frozenset({"brokers.base", "encoding", "stats"}),
@@ -44,25 +47,31 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "exceptions",
         }
     ),
-    "publisher": frozenset({"brokers", "encoding", "exceptions"}),
+    "publisher": frozenset({"brokers", "encoding", "orders", "exceptions"}),
+    "admission": frozenset(
+        {"ages", "brokers.base", "orders", "rates", "stats", "transports.base", "exceptions"}
+    ),
     "channels": frozenset(
         {"brokers", "encoding", "fanout", "outlet", "publisher", "signals", "stats"}
     ),
     "servers": frozenset({"connection", "transports", "keepalive", "wire", "exceptions"}),
     "extension": frozenset(
         {
+            "admission",
             "brokers.base",
             "channels",
             "connection",
+            "orders",
             "outlet",
+            "servers.environ",
             "servers.stream",
             "signals",
             "stats",
-            "exceptions",
         }
     ),
     "event_stream": frozenset(
         {
+            "admission",
             "brokers.base",
             "connection",
             "encoding",
@@ -83,6 +92,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "brokers",
             "event_stream",
             "extension",
+            "orders",
             "publisher",
             "signing",
             "sockets",
@@ -152,6 +162,7 @@ FLASK = frozenset(
         "extension",
         "firehose",
         "middleware",
+        "orders",
         "publisher",
         "pytest_plugin",
         "signing",

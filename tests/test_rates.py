@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from flask_sockets2 import rates
+from flask_sockets2.rates import Buckets, SeldomLog, TokenBucket
+
+
+def taken(bucket: TokenBucket, now: float) -> int:
+    """How many tokens there are at a time."""
+    count = 0
+    while not bucket.take(now):
+        count += 1
+    return count
+
+
+@pytest.mark.parametrize(("rate", "burst"), [(5, 5), (1, 1), (0.1, 1), (2.5, 2)])
+def test_at_once_there_is_what_a_second_allows_and_at_least_one(rate: float, burst: int) -> None:
+    bucket = TokenBucket(rate, 100.0)
+    assert taken(bucket, 100.0) == burst
+    assert taken(bucket, 100.0) == 0
+    assert taken(bucket, 1e6) == burst  # nobody saves up
+
+
+def test_it_fills_as_fast_as_the_rate_says() -> None:
+    bucket = TokenBucket(4, 0.0)
+    assert taken(bucket, 0.0) == 4
+    assert [taken(bucket, at) for at in (0.2, 0.25, 0.5, 1.0)] == [0, 1, 1, 2]
+
+
+def test_who_comes_after_the_time_told_gets_a_token() -> None:
+    for rate in (0.3, 3, 7, 1000):
+        bucket = TokenBucket(rate, 0.0)
+        now = 0.0
+        for _ in range(100):
+            taken(bucket, now)
+            wait = bucket.take(now)
+            assert 0 < wait <= 1 / rate + 1e-6
+            now += wait
+            assert bucket.take(now) == 0.0
+
+
+def test_what_is_owed_is_waited_for() -> None:
+    bucket = TokenBucket(10, 0.0)
+    assert bucket.owe(10, 0.0) == 0.0
+    assert bucket.owe(64, 0.0) == pytest.approx(6.4)
+    assert bucket.owe(1, 6.4) == pytest.approx(0.1)
+    assert bucket.owe(0, 60.0) == 0.0
+
+
+def test_each_key_has_a_bucket_of_its_own() -> None:
+    buckets = Buckets()
+    assert buckets.take("a", 1, 0.0) == 0.0
+    assert buckets.take("a", 1, 0.0) == 1.0
+    assert buckets.take("b", 1, 0.0) == 0.0
+
+
+def test_a_rate_that_changes_counts_at_once() -> None:
+    buckets = Buckets()
+    assert buckets.take("a", 1, 0.0) == 0.0
+    assert buckets.take("a", 1, 0.0) > 0.0
+    assert buckets.take("a", 100, 0.1) == 0.0
+
+
+def test_keys_that_wait_for_nothing_are_forgotten() -> None:
+    buckets = Buckets()
+    for number in range(1000):
+        buckets.take(f"{number}", 10, number / 100)
+    assert len(buckets) <= 100  # at 10 a second a token is back after a tenth of a second
+
+
+def test_a_key_that_still_waits_is_remembered_whoever_comes() -> None:
+    buckets = Buckets()
+    while not buckets.take("a", 2, 0.0):
+        pass
+    for number in range(1000):
+        buckets.take(f"{number}", 2, 0.0)
+    assert buckets.take("a", 2, 0.0) > 0.0
+
+
+def test_very_many_keys_at_once_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rates, "_MOST", 50)
+    buckets = Buckets()
+    for number in range(1000):
+        assert buckets.take(f"{number}", 0.001, 0.0) == 0.0
+    assert len(buckets) == 50
+    assert buckets.take("999", 0.001, 0.0) > 0.0
+
+
+def test_a_flood_is_logged_once_a_second_and_counted(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 50.0
+    monkeypatch.setattr(rates, "monotonic", lambda: now)
+    log = SeldomLog(logging.getLogger("test"))
+    for number in range(1000):
+        log.warning("full", "refused %s", number)
+    log.warning("fast", "too fast")
+    now = 51.0
+    log.warning("full", "refused %s", "again")
+    now = 52.0
+    log.warning("full", "refused %s", "again")
+    assert caplog.messages == [
+        "refused 0",
+        "too fast",
+        "refused again (and 999 times since it was logged last)",
+        "refused again",
+    ]
