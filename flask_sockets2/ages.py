@@ -1,0 +1,77 @@
+"""Ages: what has been open for long enough is ended, so that it comes back and is asked anew.
+
+One timer a second for all connections of a hub or selector thread. Ages differ by up to a fifth, so
+that those who came at once, as after a restart, do not leave at once.
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from random import uniform
+from time import monotonic
+from typing import Any, Protocol
+
+from .transports.base import Clock
+
+__all__ = ["Aged", "Ages"]
+
+_STEP = 1.0  # seconds between two looks
+_YOUNGEST = 0.8  # of the age given, that the first may be ended at
+
+
+class Aged(Protocol):
+    """What is ended at some age.
+
+    :ivar due: the second at which it is; this module's.
+    """
+
+    due: int
+
+    def come_of_age(self) -> None:
+        """End; called by the clock's thread."""
+
+
+class Ages:
+    """Who is to be ended when, of those that share a hub or selector thread.
+
+    :param clock: that thread.
+    :param lock: guards all of this; held by whoever calls :meth:`add` and :meth:`remove`.
+    """
+
+    def __init__(self, clock: Clock, lock: Any) -> None:
+        self._clock = clock
+        self._lock = lock
+        self._due: dict[int, set[Aged]] = {}  # by the second
+        self._looked = 0  # the last second that was seen to
+        self._ticking = False
+
+    def add(self, one: Aged, age: float) -> None:
+        """End it at an age of 80 to 100 % of so many seconds; in the clock's thread, if it is a
+        hub's."""
+        now = monotonic()
+        one.due = ceil(now + age * uniform(_YOUNGEST, 1.0))
+        self._due.setdefault(one.due, set()).add(one)
+        if not self._ticking:
+            self._ticking = True
+            self._looked = int(now)
+            self._clock.call_later(_STEP, self._tick)
+
+    def remove(self, one: Aged) -> None:
+        """It has ended by itself."""
+        due = self._due.get(one.due)
+        if due is not None:
+            due.discard(one)
+            if not due:
+                del self._due[one.due]
+
+    def _tick(self) -> None:
+        with self._lock:
+            now = int(monotonic())
+            seconds = range(self._looked + 1, now + 1)
+            of_age = [one for second in seconds for one in self._due.pop(second, ())]
+            self._looked = now
+            go_on = self._ticking = bool(self._due)
+        if go_on:
+            self._clock.call_later(_STEP, self._tick)
+        for one in of_age:
+            one.come_of_age()
