@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from flask import Flask
 
-from .brokers.base import BrokerOptions, Draft, Position
+from .brokers.base import BrokerOptions, Draft, Message, Position
 from .brokers.registry import open_broker
 from .encoding import Encoding, Frames
 from .fanout import ALL, Fanout, Observer, Subscription
@@ -147,6 +148,10 @@ class Channels(Publisher):
     def outlet_of(self, transport: SocketWriter, owner: Owner, limits: Any) -> Outlet:
         """Return a new outlet that writes to a transport."""
         return Outlet(transport, owner, self._fanout, limits.send_buffer, limits.slow_client)
+
+    def listen(self, name: str, listener: Callable[[Message], None]) -> None:
+        """Take part in a channel of the processes' own; see :meth:`Fanout.listen`."""
+        self._fanout.listen(name, listener)
 
     def check(self, channel: str) -> None:
         """See that a channel can be subscribed to: its name, and that the broker is there."""

@@ -238,6 +238,11 @@ class Fanout:
         self._channels: dict[str, _Channel] = {}
         self._writers: dict[Any, Writer] = {}
         self._lingering = Later(_LINGER)
+        # Of channels that no client has: who takes them, and those that the broker delivers; the
+        # second lock is held while it is asked to.
+        self._listeners: dict[str, Callable[[Message], None]] = {}
+        self._heard: set[str] = set()
+        self._listening = threading.Lock()
         #: Told what happens; see :class:`Observer`.
         self.observer = Observer()
         self.broker = make_broker(self)
@@ -251,6 +256,9 @@ class Fanout:
         with self._lock:
             channel = self._channels.get(message.channel)
             if channel is None:
+                listener = self._listeners.get(message.channel)
+                if listener is not None:
+                    listener(message)
                 return
             if not message.transient:
                 channel.position = message.position
@@ -265,6 +273,8 @@ class Fanout:
         with self._lock:
             known = self._channels.get(channel)
             if known is None:
+                if channel in self._listeners:
+                    logger.warning("what was told on %r before %s is lost", channel, position)
                 return
             known.position = position
             if self._recent is not None:
@@ -382,6 +392,20 @@ class Fanout:
         except BaseException:
             self._leave(outlet, name, entry)
             raise
+
+    def listen(self, name: str, listener: Callable[[Message], None]) -> None:
+        """Have a function called with what is published to a channel that no client can have.
+
+        :param listener: called by the broker wherever it delivers, and must not wait.
+        :raises BrokerError: when the broker cannot be reached; nobody listens then.
+        """
+        if name in self._heard:
+            return
+        with self._listening:
+            if name not in self._heard:
+                self._listeners[name] = listener
+                self.broker.subscribe(name)
+                self._heard.add(name)
 
     def _open(self, name: str) -> _Channel:
         """Return a channel that the broker delivers, and count one more subscriber."""

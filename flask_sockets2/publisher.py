@@ -23,6 +23,7 @@ from .brokers.base import BINARY, JSON, TEXT, Broker, BrokerOptions, Draft, Posi
 from .brokers.registry import open_broker
 from .encoding import Payload
 from .exceptions import BrokerError
+from .orders import ORDERS, RESERVED, Order
 
 __all__ = ["Publisher", "check_channel", "dumps_of", "payload_of"]
 
@@ -147,6 +148,21 @@ class Publisher:
         """Return the identities that are in a channel, in all processes, sorted."""
         return self._broker.present(check_channel(channel))
 
+    def disconnect(self, *, user: Any, code: int = 1008, reason: str = "") -> None:
+        """Close the WebSockets and end the event streams of a user, in all processes.
+
+        Returns when all have been told; the connections end a moment later. Who comes back is asked
+        anew who it is, so take the permission away first.
+
+        :param user: id, as ``@sockets.user_id`` or ``@turbo.user_id`` returns it, or its text.
+        :param code: close code for the WebSockets: 1008, or 4000 to 4999 for codes of your own.
+        :param reason: at most 123 bytes of text.
+        :raises BrokerError: when the broker cannot be reached.
+        :raises ValueError: when there is no user, or a close frame cannot carry the rest.
+        """
+        order = Order.of(user, code, reason)
+        self._publish([Draft(ORDERS, JSON, order.serialize())])
+
     def close(self) -> None:
         """Let go of the connections to the broker; can be repeated."""
         self._broker.close()
@@ -187,13 +203,15 @@ def check_channel(name: Any) -> str:
     """Return the name of a channel.
 
     :raises TypeError: when it is no text.
-    :raises ValueError: when it is empty, too long or cannot be encoded.
+    :raises ValueError: when it is empty, too long, reserved or cannot be encoded.
     """
     if not isinstance(name, str):
         raise TypeError(f"a channel's name is a str, got {type(name).__name__}")
     size = len(_utf8(name, "a channel's name"))
     if not 0 < size <= _MAX_CHANNEL:
         raise ValueError(f"a channel's name is 1 to {_MAX_CHANNEL} bytes long, got {size}")
+    if name.startswith(RESERVED):
+        raise ValueError(f"a channel's name cannot begin with {RESERVED!r}: such are the package's")
     return name
 
 

@@ -56,7 +56,8 @@ def channel_of(name: str) -> str:
     :raises TypeError: when the name is no text.
     :raises ValueError: when it is empty or too long.
     """
-    check_channel(name)
+    if not (isinstance(name, str) and name):
+        check_channel(name)  # which says so; what it reserves is none of ours, by the prefix
     return check_channel(PREFIX + name)
 
 

@@ -21,8 +21,8 @@ from typing import Any
 from uuid import UUID
 
 from flask import Flask
-from werkzeug.local import LocalProxy
 
+from ..orders import user_text
 from ..publisher import check_channel
 from ..signing import MAX_AGE, Forged, Signer
 
@@ -101,18 +101,7 @@ def user_channel(user_id: Any) -> str:
     :param user_id: anything whose text is the same in every process.
     :raises TypeError: when it has no text of its own.
     """
-    if isinstance(user_id, LocalProxy):  # as current_user of Flask-Login
-        user_id = user_id._get_current_object()
-    if isinstance(user_id, str | int | UUID) and not isinstance(user_id, bool):
-        return check_channel(_USER + _escaped(user_id))
-    kind: Any = type(user_id)  # mypy thinks that none can be object's
-    # float and bool have no __str__ either; a __repr__ is for people, and may change.
-    if kind.__str__ is object.__str__ and not isinstance(user_id, float | bool):
-        raise TypeError(
-            f"a user's id is a str, an int or a UUID, got {kind.__name__}; use an id of it, as "
-            "user.id"
-        )
-    return check_channel(_USER + _escaped(str(user_id)))
+    return check_channel(_USER + _escaped(user_text(user_id)))
 
 
 def is_user(channel: str) -> bool:
