@@ -30,6 +30,7 @@ from typing import Protocol as Protocol_
 
 from .exceptions import ConnectionClosed, HandshakeError
 from .keepalive import keepalive_of
+from .rates import TokenBucket
 from .stats import RouteCounters
 from .transports.base import READ_SIZE, READ_SIZE_LARGE, RETRY, StreamTransport, Timer
 from .wire import protocol as wire
@@ -66,6 +67,8 @@ class Limits:
     :param ping_timeout: for a sign of life after a ping, None for as long as it takes.
     :param compression: agree to permessage-deflate where the client offers it (RFC 7692).
     :param slow_client: ``disconnect``, ``drop_oldest`` or ``coalesce``, see ``outlet.py``.
+    :param max_message_rate: messages a second from the peer; beyond it reading pauses.
+    :param max_connection_age: after at most so long it is closed with 1001, None for never.
     """
 
     max_message_size: int = 2**20
@@ -77,6 +80,8 @@ class Limits:
     ping_timeout: float | None = 20.0
     compression: bool = False
     slow_client: str = "disconnect"
+    max_message_rate: float | None = None
+    max_connection_age: float | None = None
 
 
 class Channels(Protocol_):
@@ -164,6 +169,7 @@ class Connection:
 
     __slots__ = (
         "__weakref__",
+        "_bucket",
         "_close_timer",
         "_conversing",
         "_deaf",
@@ -179,6 +185,7 @@ class Connection:
         "_queue",
         "_queued",
         "_refusal",
+        "_slowed",
         "_state",
         "_take",
         "_taken",
@@ -241,6 +248,8 @@ class Connection:
         self._queued = 0  # bytes ever put into the queue: the reader's; and taken: the handler's
         self._taken = 0
         self._paused = False
+        self._bucket: TokenBucket | None = None  # of max_message_rate, where there is one
+        self._slowed: Timer | None = None  # until when reading is paused because of it
         self._end_told = False
         self._handling = False  # the handler has received and not yet come back for more
         self._held = False  # the peer's close frame waits for that
@@ -344,6 +353,8 @@ class Connection:
         self._encode = protocol.send if extensions else protocol.frame
         self._wait = transport.wait
         self.ping_interval, self.ping_timeout = limits.ping_interval, limits.ping_timeout
+        if limits.max_message_rate:
+            self._bucket = TokenBucket(limits.max_message_rate, monotonic())
         with transport.lock:
             self._state = OPEN
             _opened.add(self)
@@ -427,7 +438,7 @@ class Connection:
         return self.error(self, self.close_code, self.close_reason)
 
     def _resume_when_caught_up(self) -> None:
-        if self._queued - self._taken <= self.limits.receive_buffer // 2:
+        if self._slowed is None and self._queued - self._taken <= self.limits.receive_buffer // 2:
             self._paused = False
             self._transport.call_soon(self._go_on)
 
@@ -759,6 +770,8 @@ class Connection:
         if self._close_timer is not None:
             self._close_timer.cancel()
             self._close_timer = None
+        if self._slowed is not None:
+            self._slowed.cancel()
         transport = self._transport
         if self.ping_interval:
             transport.call_inside(lambda: keepalive_of(transport.clock).forget(self))
@@ -810,6 +823,8 @@ class Connection:
             else:
                 self._queued += getsizeof(message)
                 self._enqueue(message)
+        if self._bucket is not None and messages:
+            self._slow_down(self._bucket.owe(len(messages), monotonic()))
         if protocol.attention:
             self._attend()
 
@@ -826,6 +841,18 @@ class Connection:
         self._transport.pause()
         if self._queued - self._taken <= self.limits.receive_buffer:
             self._resume_when_caught_up()  # it has caught up just now, in another thread
+
+    def _slow_down(self, seconds: float) -> None:
+        """The peer has sent more than its rate allows: TCP tells it to wait."""
+        if seconds and self._slowed is None and self._state is OPEN:
+            self.counters.slowed += 1
+            self._slowed = self._transport.call_later(seconds, self._speed_up)
+            self._paused = True
+            self._transport.pause()
+
+    def _speed_up(self) -> None:
+        self._slowed = None
+        self._resume_when_caught_up()
 
     def _attend(self) -> None:
         """Do what the protocol asks for beyond messages: pongs, closing, another turn."""

@@ -26,13 +26,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from flask import Flask, Response, request
-from werkzeug.exceptions import ServiceUnavailable
+from werkzeug.exceptions import ServiceUnavailable, TooManyRequests
 
+from .admission import Guest
 from .brokers.base import Message
 from .connection import Limits
 from .encoding import GAP, Encoding, Frames
 from .exceptions import BrokerError, HandshakeError
-from .extension import State, limits_of, max_connections_of, state_of
+from .extension import State, limits_of, state_of
 from .fanout import Subscription
 from .outlet import Outlet
 from .servers.stream import Body, Stream
@@ -116,13 +117,14 @@ class _Client:
         self.stream: Stream | None = None
         self.outlet: Outlet | None = None
 
-    def open(self, stream: Stream, most: int | None) -> Outlet:
+    def open(self, stream: Stream, guest: Guest | None) -> Outlet:
         """Write to a stream from now on.
 
-        :param most: how many connections there may be.
-        :raises HandshakeError: when there are as many.
+        :param guest: of its request, None where it is not counted.
+        :raises HandshakeError: when there is no room for it.
         """
-        self._state.admit_stream(stream, most)
+        if guest is not None:
+            self._state.admit_stream(stream, guest)
         self.stream = stream
         self.outlet = self._state.channels.outlet_of(stream, self, self.limits)
         return self.outlet
@@ -173,10 +175,12 @@ def stream_response(
     :param told: channels that ``streams`` names, for a client that has asked for some twice; by
         default each once.
     :param heartbeat: seconds between two heartbeats.
-    :param limits: of which ``send_buffer``, ``send_timeout``, ``close_timeout`` and
-        ``slow_client`` hold; by default the application's.
+    :param limits: of which ``send_buffer``, ``send_timeout``, ``close_timeout``, ``slow_client``
+        and ``max_connection_age`` hold; by default the application's.
     :raises werkzeug.exceptions.ServiceUnavailable: 503 with ``Retry-After``, when the broker
         cannot be reached or there are too many connections; nothing stays subscribed.
+    :raises werkzeug.exceptions.TooManyRequests: 429 with ``Retry-After``, when there are too many
+        of its address or user.
     :raises ValueError: when a channel is no name of one, or comes twice.
     """
     wanted = list(subscriptions)
@@ -197,19 +201,20 @@ def answer(
 ) -> Response:
     """Answer the current request with a stream; see :func:`open_body`.
 
-    :raises werkzeug.exceptions.ServiceUnavailable: as :func:`stream_response`.
+    :raises werkzeug.exceptions.HTTPException: 429 and 503 as :func:`stream_response`.
     """
     if request.method == "HEAD":  # its body is never asked for
         return respond(())
     state = state_of(app)
-    most = max_connections_of(app.config)
+    limits = limits or limits_of(app.config, {})
     try:
-        state.check_room(most, "an event stream")
+        guest = state.expect(limits, "an event stream")
         body = open_body(
-            state, request.environ, fill, heartbeat=heartbeat, limits=limits, most=most
+            state, request.environ, fill, heartbeat=heartbeat, limits=limits, guest=guest
         )
     except HandshakeError as exc:
-        raise ServiceUnavailable(exc.description, retry_after=_RETRY_AFTER) from exc
+        kind = TooManyRequests if exc.status == 429 else ServiceUnavailable
+        raise kind(exc.description, retry_after=int(dict(exc.headers)["Retry-After"])) from exc
     except BrokerError as exc:
         logger.error("a stream of %s has to come back later: %s", request.url_rule, exc)
         raise ServiceUnavailable(_NO_BROKER, retry_after=_RETRY_AFTER) from exc
@@ -224,7 +229,7 @@ def open_body(
     heartbeat: float,
     beat: bytes = _HEARTBEAT,
     limits: Limits | None = None,
-    most: int | None = None,
+    guest: Guest | None = None,
 ) -> Body:
     """Subscribe a new stream, and let how that began come before all that it brings.
 
@@ -232,9 +237,9 @@ def open_body(
     :param fill: subscribes it to what it is to have, and returns its first bytes.
     :param heartbeat: seconds between two heartbeats.
     :param beat: bytes of one.
-    :param most: how many connections there may be, None for any number.
+    :param guest: of its request; None where it is no client's, and is not counted.
     :raises BrokerError: when the broker cannot be reached; nothing stays subscribed.
-    :raises HandshakeError: when there are too many connections.
+    :raises HandshakeError: when there is no room for it any more.
     """
     limits = limits or limits_of(state.app.config, {})
     client = _Client(state, environ["PATH_INFO"], limits)
@@ -252,7 +257,7 @@ def open_body(
         return state.channels.attach(outlet, channel, encoding, since, environ)
 
     try:
-        outlet = client.open(stream, most)
+        outlet = client.open(stream, guest)
         stream.begin(fill(attach))
     except BaseException:
         stream.close()

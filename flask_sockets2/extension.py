@@ -18,7 +18,15 @@ setting                          default      meaning
 ``SOCKETS_SLOW_CLIENT``          disconnect   what happens when a client does not take the messages
                                               of its channels; or ``drop_oldest``, ``coalesce``
 ``SOCKETS_COMPRESSION``          False        agree to permessage-deflate
+``SOCKETS_MAX_MESSAGE_RATE``     None         messages a second from one peer; beyond it reading
+                                              pauses
+``SOCKETS_MAX_CONNECTION_AGE``   None         seconds after which a connection is closed with 1001,
+                                              up to a fifth earlier
 ``SOCKETS_MAX_CONNECTIONS``      None         open connections of the application in one process
+``SOCKETS_MAX_CONNECTIONS_PER_ADDRESS``  None  of them, those of one client address (IPv6: /64)
+``SOCKETS_MAX_CONNECTIONS_PER_USER``  None    and those of one user
+``SOCKETS_MAX_HANDSHAKE_RATE``   None         requests for one a second, in one process
+``SOCKETS_MAX_HANDSHAKE_RATE_PER_ADDRESS``  None  of them, those of one client address
 ``SOCKETS_HANDSHAKE_TIMEOUT``    10           seconds for the head of a request, under our worker
 ``SOCKETS_METRICS_ROUTE``        None         where Prometheus finds metrics, as ``"/metrics"``;
                                               needs the extra ``metrics``
@@ -39,10 +47,10 @@ prefix; the first as ``origins``.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from math import inf
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -50,11 +58,13 @@ from weakref import WeakSet
 
 from flask import Flask, Response, current_app, request
 
+from .admission import Admission, Guest, Rules
 from .brokers.base import BrokerOptions
 from .channels import Channels
 from .connection import Connection, Limits
-from .exceptions import HandshakeError
+from .orders import ORDERS, user_text
 from .outlet import POLICIES
+from .servers.environ import waiter
 from .servers.stream import Stream
 from .signals import (
     connection_closed,
@@ -76,14 +86,12 @@ __all__ = [
     "check_limit",
     "limits_of",
     "make_state",
-    "max_connections_of",
+    "rules_of",
     "serve_metrics",
     "state_of",
 ]
 
 EXTENSION = "flask_sockets2"
-
-logger = logging.getLogger("flask_sockets2.sockets")
 
 LIMITS = frozenset(limit.name for limit in fields(Limits))
 """Names of the limits that a route may set for itself."""
@@ -91,7 +99,13 @@ LIMITS = frozenset(limit.name for limit in fields(Limits))
 _SETTINGS = tuple((name, f"SOCKETS_{name.upper()}") for name in sorted(LIMITS))
 _DEFAULTS = Limits()
 _SIZES = frozenset(("max_message_size", "receive_buffer", "send_buffer"))
-_MAY_BE_NONE = frozenset(("ping_interval", "ping_timeout"))
+_MAY_BE_NONE = frozenset(
+    ("ping_interval", "ping_timeout", "max_message_rate", "max_connection_age")
+)
+
+_RULES = tuple((limit.name, f"SOCKETS_{limit.name.upper()}") for limit in fields(Rules))
+_NO_RULES = Rules()
+_MAY_BE_FRACTIONS = frozenset(("max_handshake_rate", "max_handshake_rate_per_address"))
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
@@ -99,22 +113,36 @@ class State:
     """What the package keeps about one application, in this process.
 
     :ivar app: that application, which owns the state.
-    :ivar connections: those that are open.
-    :ivar streams: the same of event streams.
     :ivar rules: endpoints of the rules that were registered, by rule, endpoint and handler.
     :ivar broker_settings: further settings with the broker's URL, where ``SOCKETS_BROKER_URL`` is
         not there.
+    :ivar user_id: returns the id of the user of the current request, None for nobody.
+    :ivar admission: who is here.
     """
 
     app: Flask
-    connections: set[Connection] = field(default_factory=set)
-    streams: set[Stream] = field(default_factory=set)
     rules: dict[Any, str] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
     metrics: Metrics | None = None
     broker_settings: list[str] = field(default_factory=list)
+    user_id: Callable[[], Any] | None = None
+    admission: Admission = field(init=False)
     _channels: Channels | None = None
-    _lock: Lock = field(default_factory=Lock)  # guards adding to both, and making the channels
+    _lock: Lock = field(default_factory=Lock)  # guards making the channels
+    _obeying: bool = False  # orders are listened to
+
+    def __post_init__(self) -> None:
+        self.admission = Admission(self.counters)
+
+    @property
+    def connections(self) -> set[Connection]:
+        """WebSockets that are open."""
+        return self.admission.connections
+
+    @property
+    def streams(self) -> set[Stream]:
+        """Event streams that are open."""
+        return self.admission.streams
 
     @property
     def channels(self) -> Channels:
@@ -133,10 +161,10 @@ class State:
 
     def forked(self) -> None:
         """Begin anew in a child: connections, counts and channels are the parent's."""
-        self.connections.clear()
-        self.streams.clear()
         self.counters = Counters()
+        self.admission = Admission(self.counters)
         self._channels = None
+        self._obeying = False
         self._lock = Lock()
         if self.metrics is not None:
             self.metrics.forked()
@@ -146,62 +174,73 @@ class State:
         if self._channels is not None:
             self._channels.close()
 
-    def admit(self, connection: Connection, most: int | None) -> None:
+    def expect(self, limits: Limits, what: str = "a WebSocket") -> Guest:
+        """See whether the current request may have a connection, before that costs anything.
+
+        :param limits: that the connection will have.
+        :param what: is asked for, for the log.
+        :raises BrokerError: when it has a user, and nobody could be told to disconnect it.
+        :raises HandshakeError: when it may not; 429 or 503.
+        """
+        rules = rules_of(self.app.config)
+        guest = self.admission.expect(rules, request.remote_addr, what)
+        guest.max_age = limits.max_connection_age
+        if self.user_id is not None:
+            user = self.user_id()
+            if user is not None and not self._obeying:
+                self.channels.listen(ORDERS, self.admission.obey)
+                self._obeying = True
+                user = self.user_id()  # again: an order may have come before
+            if user is not None:
+                guest.user = user_text(user)
+                self.admission.check(guest)
+        return guest
+
+    def admit(self, connection: Connection, guest: Guest) -> None:
         """Count a connection.
 
-        :param most: how many there may be, None for any number.
-        :raises HandshakeError: when there are as many.
+        :param guest: of its request.
+        :raises HandshakeError: when there is no room for it any more.
         """
-        self._add(connection, self.connections, most, "a WebSocket")
+        clock = waiter().clock if guest.remarkable else None
+        close = partial(_close, connection)
+        self.admission.enter(self.connections, connection, guest, clock, close)
         try:
             connection_opened.send(self.app, connection=connection)
         except BaseException:
-            self.connections.discard(connection)
+            self.admission.leave(self.connections, connection)
             raise
 
     def ended(self, connection: Connection) -> None:
         """Count a connection no longer."""
-        self.connections.discard(connection)
+        self.admission.leave(self.connections, connection)
         tell(connection_closed, self.app, connection=connection)
 
-    def admit_stream(self, stream: Stream, most: int | None) -> None:
+    def admit_stream(self, stream: Stream, guest: Guest) -> None:
         """Count an event stream; as :meth:`admit`."""
-        self._add(stream, self.streams, most, "an event stream")
+        self.admission.enter(self.streams, stream, guest, stream.clock, partial(_end, stream))
         self.counters.streams_opened += 1
         tell(stream_opened, self.app, stream=stream)
 
     def stream_ended(self, stream: Stream) -> None:
-        """Count an event stream no longer."""
-        self.streams.discard(stream)
-        self.counters.streams_closed += 1
-        tell(stream_closed, self.app, stream=stream)
+        """Count an event stream no longer, where it was counted."""
+        if self.admission.leave(self.streams, stream):
+            self.counters.streams_closed += 1
+            tell(stream_closed, self.app, stream=stream)
 
-    def check_room(self, most: int | None, what: str = "a WebSocket") -> None:
-        """See whether there may be one more connection or stream, before it costs anything.
 
-        :param most: how many there may be, None for any number.
-        :param what: it is, for the log.
-        :raises HandshakeError: when there are as many.
-        """
-        if self._is_full(most):
-            raise self._full(most, what)
+def _close(connection: Connection, code: int, reason: str) -> bool:
+    """Close a connection; False where it is just being accepted."""
+    if not connection.accepted:
+        return False
+    connection.close(code, reason)
+    return True
 
-    def _add(self, one: Any, them: set[Any], most: int | None, what: str) -> None:
-        with self._lock:  # two threads must not both find the last place
-            full = self._is_full(most)
-            if not full:
-                them.add(one)
-        if full:
-            raise self._full(most, what)
 
-    def _is_full(self, most: int | None) -> bool:
-        return most is not None and len(self.connections) + len(self.streams) >= most
-
-    @staticmethod
-    def _full(most: int | None, what: str) -> HandshakeError:
-        """Log that there are as many connections as there may be, and return what to answer."""
-        logger.warning("refused %s: SOCKETS_MAX_CONNECTIONS is reached (%s)", what, most)
-        return HandshakeError(503, "too many connections", (("Retry-After", "5"),))
+def _end(stream: Stream, code: int, reason: str) -> bool:
+    """End a stream, which has no room for a reason."""
+    stream.end()
+    return True
 
 
 _states: WeakSet[State] = WeakSet()
@@ -336,8 +375,8 @@ def check_limit(name: str, value: Any, called: str) -> Any:
     """Return the value of a limit.
 
     :param called: what its user calls it.
-    :raises ValueError: when it is no positive number, no bool for ``compression`` or no policy for
-        ``slow_client``.
+    :raises ValueError: when it is no positive number, no bool for ``compression``, no policy for
+        ``slow_client`` or less than one for ``max_message_rate``.
     """
     if name == "slow_client":
         if value not in POLICIES:
@@ -349,7 +388,11 @@ def check_limit(name: str, value: Any, called: str) -> Any:
         return value
     if value is None and name in _MAY_BE_NONE:
         return value
-    if name in _SIZES:
+    if name == "max_message_rate":
+        # What one read brings, up to 64 messages, is waited for in a minute then.
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value < inf:
+            raise ValueError(f"{called} must be 1 message a second or more, got {value!r}")
+    elif name in _SIZES:
         if type(value) is not int or value <= 0:
             raise ValueError(f"{called} must be a whole number of bytes above 0, got {value!r}")
     elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < inf:
@@ -357,12 +400,20 @@ def check_limit(name: str, value: Any, called: str) -> Any:
     return value
 
 
-def max_connections_of(config: Mapping[str, Any]) -> int | None:
-    """Return how many connections an application may have open, None for any number.
+def rules_of(config: Mapping[str, Any]) -> Rules:
+    """Return how many connections an application takes, and how often they may come.
 
-    :raises ValueError: when the setting is no number.
+    :raises ValueError: when a setting is not what is expected, naming it.
     """
-    most: int | None = config.get("SOCKETS_MAX_CONNECTIONS")
-    if most is not None and type(most) is not int:
-        raise ValueError(f"SOCKETS_MAX_CONNECTIONS must be a whole number or None, got {most!r}")
-    return most
+    values: dict[str, Any] = {}
+    for name, setting in _RULES:
+        value = config.get(setting)
+        if value is None:
+            continue
+        if name in _MAY_BE_FRACTIONS:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < inf:
+                raise ValueError(f"{setting} must be a number above 0 or None, got {value!r}")
+        elif type(value) is not int or value < 0:
+            raise ValueError(f"{setting} must be a whole number or None, got {value!r}")
+        values[name] = value
+    return Rules(**values) if values else _NO_RULES

@@ -40,6 +40,7 @@ _ROUTES = {
     "messages_out": ("messages_sent", "Messages sent by handlers"),
     "bytes_in": ("received_bytes", "Bytes from clients, frames and all"),
     "bytes_out": ("sent_bytes", "Bytes of messages sent by handlers"),
+    "slowed": ("slowed", "Times that a client sent too fast and had to wait"),
 }
 _CHANNELS = {
     "published": ("channel_published", "Messages published"),
@@ -88,6 +89,12 @@ class Metrics:
             "Event streams that are open",
             registry=self._registry,
             multiprocess_mode="livesum",
+        )
+        self._refused = self._counter("refused", "Requests for a connection refused", "limit")
+        self._disconnected = Counter(
+            f"{_PREFIX}disconnected",
+            "Connections ended since their user was disconnected",
+            registry=self._registry,
         )
         self._connections = Gauge(
             f"{_PREFIX}connections",
@@ -142,6 +149,9 @@ class Metrics:
             self._pass_on(self._reconnects, "", "reconnects", "", counters.broker_reconnects)
             self._pass_on(self._streams_opened, "", "streams", "", counters.streams_opened)
             self._streams.set(counters.streams_opened - counters.streams_closed)
+            self._pass_on(self._disconnected, "", "disconnected", "", counters.disconnected)
+            for limit, times in counters.refused.items():
+                self._pass_on(self._refused, "limit", "refused", limit, times)
 
     def _pass_on(self, metric: Counter, kind: str, field: str, label: str, value: int) -> None:
         key = (kind, field, label)

@@ -32,6 +32,7 @@ from .extension import (
     broker_url_of,
     limits_of,
     make_state,
+    rules_of,
     serve_metrics,
     state_of,
 )
@@ -85,6 +86,7 @@ class Sockets:
         :raises ValueError: when a setting is not what is expected, naming it.
         """
         limits_of(app.config, {})
+        rules_of(app.config)
         open_broker(broker_url_of(app), broker_options_of(app.config))  # is it there?
         if EXTENSION not in app.extensions:
             serve_metrics(make_state(app))
@@ -192,6 +194,40 @@ class Sockets:
         if not apps:
             self._recorded[blueprint, name] = register
         self.blueprints[name] = blueprint
+
+    # -- users -----------------------------------------------------------------------------
+
+    def user_id(self, f: Handler) -> Handler:
+        """Register what returns the id of the user of the current request, None for nobody.
+
+        It is asked in the request of each WebSocket and event stream, before that is accepted;
+        what it raises becomes the response. :meth:`disconnect` and
+        ``SOCKETS_MAX_CONNECTIONS_PER_USER`` go by it. Where an application has a Turbo,
+        ``@turbo.user_id`` does as well, and this one wins.
+
+        ::
+
+            @sockets.user_id
+            def user_id():
+                return session.get("user")
+
+        :returns: the function as it is.
+        """
+
+        def register(app: Flask) -> None:
+            state_of(app).user_id = f
+
+        for app in self._served():
+            register(app)
+        self._recorded["user_id"] = register
+        return f
+
+    def disconnect(self, *, user: Any, code: int = 1008, reason: str = "") -> None:
+        """Close the WebSockets and end the event streams of a user, in all processes.
+
+        Takes and raises what :meth:`flask_sockets2.Publisher.disconnect` does.
+        """
+        self._channels().disconnect(user=user, code=code, reason=reason)
 
     # -- channels --------------------------------------------------------------------------
 

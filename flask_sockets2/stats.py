@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-__all__ = ["ChannelCounters", "Counters", "RouteCounters"]
+__all__ = ["LIMITS", "ChannelCounters", "Counters", "RouteCounters"]
+
+LIMITS = (
+    "max_connections",
+    "max_connections_per_address",
+    "max_connections_per_user",
+    "max_handshake_rate",
+    "max_handshake_rate_per_address",
+)
+"""What a request for a connection may be refused by; settings without their prefix."""
 
 _MOST_PREFIXES = 100
 _OTHER = "other"
@@ -21,6 +30,7 @@ class RouteCounters:
     :ivar messages_out: messages sent by handlers; those of channels are counted there.
     :ivar bytes_in: bytes from clients, frames and all.
     :ivar bytes_out: bytes of the frames of ``messages_out``.
+    :ivar slowed: times that a client had to wait, sending more than ``max_message_rate``.
     """
 
     opened: int = 0
@@ -29,6 +39,7 @@ class RouteCounters:
     messages_out: int = 0
     bytes_in: int = 0
     bytes_out: int = 0
+    slowed: int = 0
 
 
 @dataclass(slots=True)
@@ -68,6 +79,10 @@ class Counters:
     #: Event streams, ever, and of them those that have ended.
     streams_opened: int = 0
     streams_closed: int = 0
+    #: Requests for a connection that were refused, by the limit that did.
+    refused: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LIMITS, 0))
+    #: Connections ended by :meth:`~flask_sockets2.Sockets.disconnect`.
+    disconnected: int = 0
 
     def of_route(self, rule: str) -> RouteCounters:
         """Return the counts of a route."""
@@ -96,6 +111,8 @@ class Counters:
             "broker_reconnects": self.broker_reconnects,
             "streams_opened": self.streams_opened,
             "streams_closed": self.streams_closed,
+            "refused": dict(self.refused),
+            "disconnected": self.disconnected,
         }
 
 

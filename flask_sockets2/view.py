@@ -19,7 +19,7 @@ from werkzeug.routing.exceptions import WebsocketMismatch
 
 from .connection import Connection
 from .exceptions import BrokerError, ConnectionClosed, HandshakeError, WebSocketError
-from .extension import LIMITS, check_limit, limits_of, max_connections_of, state_of
+from .extension import LIMITS, check_limit, limits_of, state_of
 from .wire.handshake import origin_allowed, parse_upgrade, select_subprotocol
 
 __all__ = ["OPTIONS", "Refusal", "View", "check_origin", "mismatch"]
@@ -138,9 +138,9 @@ class View:
         """See that the request is in order, and accept it where the handler need not."""
         ws.check()
         ws.limits = limits_of(app.config, self.limits)
-        state, most = state_of(app), max_connections_of(app.config)
-        state.check_room(most)
-        ws.on_open = lambda connection: state.admit(connection, most)
+        state = state_of(app)
+        guest = state.expect(ws.limits)
+        ws.on_open = lambda connection: state.admit(connection, guest)
         ws.on_end = state.ended
         ws.counters = state.counters.of_route(str(request.url_rule))
         ws.channels = state.channels

@@ -31,9 +31,11 @@ from flask_sockets2 import (
     Sockets,
     WebSocketHandler,
     WebSocketRejected,
+    admission,
     extension,
     signals,
 )
+from flask_sockets2.admission import Rules, _Refusal
 from flask_sockets2.brokers.base import (
     BINARY,
     JSON,
@@ -46,7 +48,7 @@ from flask_sockets2.brokers.base import (
 from flask_sockets2.encoding import Frames, gap_message, presence_message
 from flask_sockets2.metrics import _CHANNELS, _ROUTES, Metrics
 from flask_sockets2.signing import MAX_AGE
-from flask_sockets2.stats import ChannelCounters, Counters, RouteCounters
+from flask_sockets2.stats import LIMITS, ChannelCounters, Counters, RouteCounters
 from flask_sockets2.turbo import Turbo
 from flask_sockets2.turbo.extension import ROUTE
 from flask_sockets2.view import OPTIONS
@@ -74,7 +76,7 @@ STARTED = {RECIPES: ["measure"], TURBO_FLASK: ["update_load"]}
 
 APPLICATION = {
     "allowed_origins": None,
-    "max_connections": None,
+    **asdict(Rules()),
     "handshake_timeout": WebSocketHandler.handshake_timeout,
     "metrics_route": None,
     "broker_url": "memory://",
@@ -145,11 +147,11 @@ def value_of(words: str) -> Any:
 
 
 def settings_of_the_readme() -> dict[str, str]:
-    """The settings of its table and their defaults, in order."""
+    """The settings of its tables and their defaults, in order."""
     text = (ROOT / "README.rst").read_text()
-    _, _, table = text.partition("\nSettings\n")
-    body = re.split(r"^=+ =+ =+$", table, flags=re.MULTILINE)[2]
-    return dict(re.findall(r"^``(SOCKETS_\w+)`` +(\S+(?: (?:MiB|origin))?) ", body, re.MULTILINE))
+    _, _, tables = text.partition("\nSettings\n")[2].partition("\n===")
+    row = r"^``(SOCKETS_\w+)`` +(\S+(?: (?:MiB|origin))?) "
+    return dict(re.findall(row, tables, re.MULTILINE))
 
 
 def run(path: Path, leave_out: str = "nothing") -> dict[str, Any]:
@@ -220,11 +222,11 @@ def test_the_table_of_the_readme_is_complete_and_its_defaults_are_the_real_ones(
 
 
 def test_no_setting_of_the_readme_is_wider_than_its_column() -> None:
-    lines = (ROOT / "README.rst").read_text().splitlines()
-    (rule, *_) = [line for line in lines if re.fullmatch("=+ =+ =+", line) and len(line) > 99]
-    gaps = [column for column, letter in enumerate(rule) if letter == " "]
-    for line in lines:
-        if line.startswith(("``SOCKETS_", "``TURBO_", "``FIREHOSE_")) and "  " in line:
+    rule, gaps = "", []
+    for line in (ROOT / "README.rst").read_text().splitlines():
+        if re.fullmatch("=+ =+ =+", line) and len(line) > 99:
+            rule, gaps = line, [column for column, letter in enumerate(line) if letter == " "]
+        elif line.startswith(("``SOCKETS_", "``TURBO_", "``FIREHOSE_")) and "  " in line:
             assert {line[gap] for gap in gaps} == {" "}, line
             assert len(line) <= len(rule), line
 
@@ -758,6 +760,34 @@ def test_the_page_about_channels_names_the_metric_of_each_counter() -> None:
     for counted, kind in ((_ROUTES, RouteCounters), (_CHANNELS, ChannelCounters)):
         assert {field.name for field in fields(kind)} <= {*counted, "closed"}
         assert {(field, f"{name}_total") for field, (name, _) in counted.items()} <= set(rows)
+
+
+def test_the_logout_of_the_page_about_limits_ends_what_the_user_has() -> None:
+    namespace = run(ROOT / "docs" / "limits.rst")
+    app, sockets = namespace["app"], namespace["sockets"]
+    browser, stranger = app.test_client(), app.test_client()
+    browser.post("/login", data={"user": "ann"})
+    with (
+        sockets.test_client(browser).connect("/chat") as ws,
+        sockets.test_client(stranger).connect("/chat") as other,
+    ):
+        browser.post("/logout")
+        assert ws.receive() is None
+        assert (ws.close_code, ws.close_reason) == (4001, "logged out")
+        other.send("still here")
+        assert other.receive() == "still here"
+
+
+def test_the_page_about_limits_says_with_what_each_of_them_refuses() -> None:
+    text = (ROOT / "docs" / "limits.rst").read_text()
+    statuses: dict[str, int] = {}
+    row = r"^   \* - (``SOCKETS_.+``)\n     - (\d{3})\b"
+    for names, status in re.findall(row, text, re.MULTILINE):
+        for name in re.findall(r"SOCKETS_(\w+)", names):
+            statuses[name.lower()] = int(status)
+    refusals = [value for value in vars(admission).values() if isinstance(value, _Refusal)]
+    assert statuses == {refusal.limit: refusal.status for refusal in refusals}
+    assert statuses.keys() == asdict(Rules()).keys() == set(LIMITS)
 
 
 def outcome(before: bool, handler: Callable[..., Any]) -> Any:

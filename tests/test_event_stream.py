@@ -19,6 +19,7 @@ import pytest
 from flask import Flask, Response, has_request_context
 
 from flask_sockets2 import BrokerError, Sockets, signals
+from flask_sockets2.admission import Guest
 from flask_sockets2.brokers.base import JSON, TEXT, Message, Position
 from flask_sockets2.connection import Limits
 from flask_sockets2.encoding import GAP, gap_message
@@ -263,13 +264,14 @@ def test_of_two_threads_that_want_the_last_place_one_gets_it(
     app.add_url_rule("/events", view_func=lambda: stream_response(app, []))
     before = set(Stream.opened())
     both = threading.Barrier(2, timeout=TIMEOUT)
-    check_room = State.check_room
+    expect = State.expect
 
-    def check_together(state: State, *how: Any) -> None:
-        check_room(state, *how)
+    def expect_together(state: State, *how: Any) -> Guest:
+        guest = expect(state, *how)
         both.wait()  # each has seen that there is room
+        return guest
 
-    monkeypatch.setattr(State, "check_room", check_together)
+    monkeypatch.setattr(State, "expect", expect_together)
     responses: list[Any] = []
     threads = [
         threading.Thread(target=lambda: responses.append(app.test_client().get("/events")))

@@ -100,6 +100,8 @@ class Turbo(Broadcasting):
             forms.init_forms(app)
             keep_private(app)
         app.extensions[EXTENSION] = self
+        state = state_of(app)
+        state.user_id = state.user_id or self._user_of_connection
         if route:
             serve_streams(app, route)
         serve_files(app)
@@ -258,6 +260,20 @@ class Turbo(Broadcasting):
     def default_user_id(self) -> Any:
         """Return another id at each call: nobody can be pushed to alone."""
         return uuid.uuid4().hex
+
+    def _user_of_connection(self) -> Any:
+        """Return the id of the user of the current request, None without; for all connections.
+
+        A callback that raises for who is not logged in keeps nobody out, as it never has: what is
+        for a user alone asks again, see ``endpoint.py``.
+        """
+        if not self.identifies():
+            return None
+        try:
+            return self.user_id_callback()
+        except Exception:
+            logger.debug("the user id callback raised, so a connection is nobody's", exc_info=True)
+            return None
 
     def identifies(self) -> bool:
         """Whether the application says who its users are."""

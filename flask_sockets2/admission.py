@@ -1,0 +1,369 @@
+"""Admission: who may come, who is here, and who has to go; of one application in one process.
+
+A guest is a WebSocket or an event stream. It comes in two steps, since what is refused early costs
+least, and what counts is only known late::
+
+    expect()  the request is there: the rates, and whether there is room by now
+       └─ enter()  it is accepted: room is looked for and taken in one step
+            └─ leave()  it has ended
+
+Of three limits on their number each may refuse: of all, of one address, of one user. An address is
+that of the request, so behind a proxy it is ``ProxyFix`` that makes it the client's. Of IPv6 it is
+the /64, since every client has as many addresses as it likes within one (RFC 6177 §2).
+
+What is the client's own doing is answered with 429 (RFC 6585 §4), what is everybody's with 503
+(RFC 9110 §15.6.4), both with ``Retry-After``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from ipaddress import IPv6Address, ip_address
+from math import ceil
+from time import monotonic
+from typing import Any, NamedTuple
+
+from .ages import Ages
+from .brokers.base import Message, native_lock
+from .exceptions import HandshakeError
+from .orders import Order
+from .rates import Buckets, SeldomLog, TokenBucket
+from .stats import Counters
+from .transports.base import Clock
+
+__all__ = ["Admission", "Guest", "Rules", "network_of"]
+
+logger = logging.getLogger("flask_sockets2.sockets")
+
+_LATER = 5.0  # seconds after which there may be room
+_SOON = 0.05  # seconds between two looks whether a connection has been accepted
+_ORDERS = 1000  # that are remembered for those who are just coming
+_NETWORK = 0xFFFF_FFFF_FFFF_FFFF << 64  # the first 64 bits
+_LONGEST = 64  # letters of an address that is none
+_OLD = "open for long enough; connect again"
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What an application takes in one process; None for any number.
+
+    :ivar max_connections: WebSockets and event streams that are open.
+    :ivar max_connections_per_address: the same of one client address, of IPv6 of one /64.
+    :ivar max_connections_per_user: the same of one user.
+    :ivar max_handshake_rate: requests for one, a second.
+    :ivar max_handshake_rate_per_address: the same of one client address.
+    """
+
+    max_connections: int | None = None
+    max_connections_per_address: int | None = None
+    max_connections_per_user: int | None = None
+    max_handshake_rate: float | None = None
+    max_handshake_rate_per_address: float | None = None
+
+
+class Guest:
+    """Who asks for a connection, and later has it.
+
+    :param rules: what it is measured by.
+    :param what: it is, for the log.
+    :param address: of the client, as the request has it.
+    :param heard: how many orders there had been when it came.
+
+    :ivar user: the id as text, None for nobody.
+    :ivar max_age: seconds after which it has to come anew, None for as long as it likes.
+    """
+
+    __slots__ = (
+        "address",
+        "ages",
+        "clock",
+        "close",
+        "due",
+        "heard",
+        "max_age",
+        "network",
+        "rules",
+        "user",
+        "what",
+    )
+
+    def __init__(self, rules: Rules, what: str, address: str, heard: int) -> None:
+        self.rules = rules
+        self.what = what
+        self.address = address
+        self.heard = heard
+        self.network: str | None = None  # of the address, where it is counted
+        self.user: str | None = None
+        self.max_age: float | None = None
+        self.clock: Clock
+        self.close: Callable[[int, str], bool] | None = None  # None: it is not here
+        self.ages: Ages | None = None
+        self.due = 0
+
+    @property
+    def remarkable(self) -> bool:
+        """Whether there is more to it than its number."""
+        return bool(self.network or self.user is not None or self.max_age)
+
+    def come_of_age(self) -> None:
+        """End it: it is old. By the clock's thread."""
+        self.end(1001, _OLD)
+
+    def end(self, code: int, reason: str) -> None:
+        """End it, as soon as it is open; by the clock's thread."""
+        if self.close is not None and not self.close(code, reason):
+            self.clock.call_later(_SOON, partial(self.end, code, reason))
+
+
+class _Refusal(NamedTuple):
+    """Why one cannot come.
+
+    :ivar limit: the field of :class:`Rules` that says so.
+    """
+
+    limit: str
+    status: int
+    description: str
+
+
+_TOO_MANY = _Refusal("max_connections", 503, "too many connections")
+_OF_ADDRESS = _Refusal(
+    "max_connections_per_address", 429, "too many connections from your address; close some"
+)
+_OF_USER = _Refusal("max_connections_per_user", 429, "too many connections of yours; close some")
+_TOO_FAST = _Refusal("max_handshake_rate", 503, "too many connect at once; come back later")
+_FAST = _Refusal("max_handshake_rate_per_address", 429, "you connect too often; come back later")
+
+
+class Admission:
+    """Who is here.
+
+    :param counters: to count in.
+
+    :ivar connections: WebSockets that are open.
+    :ivar streams: the same of event streams.
+    """
+
+    def __init__(self, counters: Counters) -> None:
+        self.connections: set[Any] = set()
+        self.streams: set[Any] = set()
+        self._counters = counters
+        self._log = SeldomLog(logger)
+        # Guards all below, and adding to what is above. Nothing waits while it is held: brokers
+        # deliver orders wherever they are.
+        self._lock = native_lock()
+        self._guests: dict[Any, Guest] = {}  # those with more to them, by connection or stream
+        self._networks: Counter[str] = Counter()
+        self._users: dict[str, dict[Guest, None]] = {}
+        self._rate: TokenBucket | None = None
+        self._rates = Buckets()
+        self._ages: dict[Clock, Ages] = {}
+        self._heard = 0  # orders, ever; and the last of them, with their numbers
+        self._orders: deque[tuple[int, str]] = deque(maxlen=_ORDERS)
+
+    def expect(self, rules: Rules, address: str | None, what: str) -> Guest:
+        """Take note of a request for a connection, and see whether it may have one by now.
+
+        :param address: of the client, None where the server knows none.
+        :param what: is asked for, for the log.
+        :raises HandshakeError: when it may not; 429 or 503.
+        """
+        guest = Guest(rules, what, address or "", self._heard)
+        by_address = rules.max_connections_per_address or rules.max_handshake_rate_per_address
+        network = network_of(address) if address and by_address else None
+        if rules.max_connections_per_address is not None:
+            guest.network = network
+        now = monotonic()
+        with self._lock:
+            wait, refusal = self._take_token(rules, network, now)
+        if refusal is not None:
+            raise self._refused(guest, refusal, wait)
+        self.check(guest)
+        return guest
+
+    def _take_token(
+        self, rules: Rules, network: str | None, now: float
+    ) -> tuple[float, _Refusal | None]:
+        """See whether it comes too soon; the address first, so that one does not use up what is
+        there for all."""
+        rate = rules.max_handshake_rate_per_address
+        if rate is not None and network is not None:
+            wait = self._rates.take(network, rate, now)
+            if wait:
+                return wait, _FAST
+        rate = rules.max_handshake_rate
+        if rate is not None:
+            if self._rate is None or self._rate.rate != rate:
+                self._rate = TokenBucket(rate, now)
+            wait = self._rate.take(now)
+            if wait:
+                return wait, _TOO_FAST
+        return 0.0, None
+
+    def check(self, guest: Guest) -> None:
+        """See whether there is room, before it costs anything.
+
+        :raises HandshakeError: when there is none.
+        """
+        with self._lock:
+            refusal = self._full(guest)
+        if refusal is not None:
+            raise self._refused(guest, refusal)
+
+    def _full(self, guest: Guest) -> _Refusal | None:
+        rules, user = guest.rules, guest.user
+        here = len(self.connections) + len(self.streams)
+        if rules.max_connections is not None and here >= rules.max_connections:
+            return _TOO_MANY
+        most = rules.max_connections_per_address
+        if most is not None and guest.network and self._networks[guest.network] >= most:
+            return _OF_ADDRESS
+        most = rules.max_connections_per_user
+        if most is not None and user is not None and len(self._users.get(user, ())) >= most:
+            return _OF_USER
+        return None
+
+    def _refused(self, guest: Guest, refusal: _Refusal, wait: float = _LATER) -> HandshakeError:
+        """Count and log it, and return what to answer."""
+        limit = refusal.limit
+        with self._lock:
+            self._counters.refused[limit] += 1
+        self._log.warning(
+            limit,
+            "refused %s: SOCKETS_%s is reached (%s)%s",
+            guest.what,
+            limit.upper(),
+            getattr(guest.rules, limit),
+            _by(guest, refusal),
+        )
+        later = (("Retry-After", str(ceil(max(1.0, wait)))),)
+        return HandshakeError(refusal.status, refusal.description, later)
+
+    # -- here ------------------------------------------------------------------------------
+
+    def enter(
+        self,
+        here: set[Any],
+        one: Any,
+        guest: Guest,
+        clock: Clock | None,
+        close: Callable[[int, str], bool],
+    ) -> None:
+        """Count one, where there is room for it: two threads must not both find the last place.
+
+        :param here: :attr:`connections` or :attr:`streams`.
+        :param clock: the hub or selector thread that may close it; None where the guest is not
+            :attr:`~Guest.remarkable`.
+        :param close: called there with a code and a reason; says False as long as it cannot.
+        :raises HandshakeError: when there is none.
+        """
+        with self._lock:
+            refusal = self._full(guest)
+            ordered = refusal is None and self._was_disconnected(guest)
+            if refusal is None and not ordered:
+                here.add(one)
+                if clock is not None and guest.remarkable:
+                    guest.clock, guest.close = clock, close
+                    self._keep(one, guest)
+        if refusal is not None:
+            raise self._refused(guest, refusal)
+        if ordered:
+            again = (("Retry-After", "1"),)
+            raise HandshakeError(503, "disconnected meanwhile; connect again", again)
+
+    def _keep(self, one: Any, guest: Guest) -> None:
+        self._guests[one] = guest
+        if guest.network:
+            self._networks[guest.network] += 1
+        if guest.user is not None:
+            self._users.setdefault(guest.user, {})[guest] = None
+        if guest.max_age:
+            ages = self._ages.get(guest.clock)
+            if ages is None:
+                ages = self._ages[guest.clock] = Ages(guest.clock, self._lock)
+            guest.ages = ages
+            ages.add(guest, guest.max_age)
+
+    def leave(self, here: set[Any], one: Any) -> bool:
+        """Count one no longer; can be repeated.
+
+        :returns: whether it was counted.
+        """
+        with self._lock:
+            if one not in here:
+                return False
+            here.discard(one)
+            guest = self._guests.pop(one, None)
+            if guest is not None:
+                self._forget(guest)
+        return True
+
+    def _forget(self, guest: Guest) -> None:
+        guest.close = None
+        if guest.network:
+            self._networks[guest.network] -= 1
+            if not self._networks[guest.network]:
+                del self._networks[guest.network]
+        if guest.user is not None:
+            of_user = self._users[guest.user]
+            del of_user[guest]
+            if not of_user:
+                del self._users[guest.user]
+        if guest.ages is not None:
+            guest.ages.remove(guest)
+
+    # -- orders ----------------------------------------------------------------------------
+
+    def obey(self, message: Message) -> None:
+        """Take an order; in whatever thread the broker delivers it, and without waiting."""
+        order = Order.parse(message.data)
+        if order is None:
+            logger.warning("an order at %s makes no sense to this version", message.position)
+            return
+        with self._lock:
+            self._heard += 1
+            self._orders.append((self._heard, order.user))
+            guests = list(self._users.get(order.user, ()))
+            self._counters.disconnected += len(guests)
+        for guest in guests:
+            guest.clock.call_soon(partial(guest.end, order.code, order.reason))
+
+    def _was_disconnected(self, guest: Guest) -> bool:
+        """Whether an order for its user came since it was asked who it is."""
+        if guest.user is None or guest.heard == self._heard:
+            return False
+        if self._orders[0][0] > guest.heard + 1:
+            return True  # too long ago to know
+        return any(heard > guest.heard and user == guest.user for heard, user in self._orders)
+
+
+def _by(guest: Guest, refusal: _Refusal) -> str:
+    """Whose doing it is, for the log."""
+    if refusal is _OF_USER:
+        return f" by user {guest.user!r:.200}"
+    if refusal.status == 429:
+        return f" by {guest.address!r:.200}; if that is a proxy, use ProxyFix"
+    return ""
+
+
+def network_of(address: str) -> str:
+    """Return what addresses of one client have in common: of IPv6 the /64.
+
+    Some proxies forward a port with the address, which is another one each time.
+    """
+    if address.count(":") == 1 or address.startswith("["):
+        address = address.rpartition(":")[0] if address[-1] != "]" else address
+        address = address.strip("[]")
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return address[:_LONGEST]  # of no network that is known here
+    if isinstance(parsed, IPv6Address):
+        if parsed.ipv4_mapped is not None:
+            return str(parsed.ipv4_mapped)
+        return f"{IPv6Address(int(parsed) & _NETWORK)}/64"
+    return str(parsed)

@@ -1,0 +1,600 @@
+"""Who may come, who is here and who has to go, without a server."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from flask import Flask, abort, request
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+from flask_sockets2 import Sockets, Turbo, WebSocketRejected
+from flask_sockets2 import admission as admission_module
+from flask_sockets2.admission import Admission, Rules, network_of
+from flask_sockets2.brokers.base import JSON, Message, Position
+from flask_sockets2.event_stream import stream_response
+from flask_sockets2.exceptions import HandshakeError
+from flask_sockets2.extension import state_of
+from flask_sockets2.orders import ORDERS, Order
+from flask_sockets2.stats import Counters
+from flask_sockets2.testing import SocketsClient, WebSocketSession
+from tests.processes import wait_until
+
+TIMEOUT = 5.0  # seconds, for each wait
+
+
+@pytest.fixture
+def app() -> Flask:
+    return Flask(__name__)
+
+
+@pytest.fixture
+def sockets(app: Flask) -> Sockets:
+    sockets = Sockets(app)
+    sockets.add_url_rule("/echo", "echo", echo)
+    sockets.add_url_rule("/news", "news", lambda ws: ws.subscribe("news") and None)
+    app.add_url_rule("/events", view_func=lambda: stream_response(app, [("news", None)]))
+    return sockets
+
+
+@pytest.fixture
+def client(app: Flask, sockets: Sockets) -> SocketsClient:
+    return sockets.test_client(app)
+
+
+def echo(ws: Any) -> None:
+    for message in ws:
+        ws.send(message)
+
+
+def of(address: str) -> dict[str, Any]:
+    return {"environ_base": {"REMOTE_ADDR": address}}
+
+
+def named(user: str) -> dict[str, Any]:
+    return {"headers": {"X-User": user}}
+
+
+def refusal(client: SocketsClient, path: str = "/echo", **how: Any) -> Any:
+    with pytest.raises(WebSocketRejected) as refused:
+        client.connect(path, **how)
+    return refused.value.response
+
+
+def identify(sockets: Sockets) -> None:
+    @sockets.user_id
+    def user_id() -> str | None:
+        return request.headers.get("X-User")
+
+
+def closing(ws: WebSocketSession) -> tuple[int | None, str | None]:
+    while ws.receive(timeout=TIMEOUT) is not None:
+        pass
+    return ws.close_code, ws.close_reason
+
+
+# -- addresses -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("203.0.113.7", "203.0.113.7", True),
+        ("203.0.113.7", "203.0.113.8", False),
+        ("2001:db8:0:1::1", "2001:DB8:0:1:ffff:ffff:ffff:ffff", True),
+        ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
+        ("::ffff:203.0.113.7", "203.0.113.7", True),
+        ("fe80::1%eth0", "fe80::2%eth0", True),
+        ("203.0.113.7:1234", "203.0.113.7:5678", True),
+        ("[2001:db8::1]:1234", "[2001:db8::2]", True),
+        ("unknown", "other", False),
+        ("x" * 100, "x" * 10_000, True),
+    ],
+)
+def test_addresses_of_one_client(one: str, other: str, same: bool) -> None:
+    assert (network_of(one) == network_of(other)) is same
+    assert len(network_of(other)) <= 64
+
+
+def test_one_address_has_so_many_and_others_have_theirs(app: Flask, client: SocketsClient) -> None:
+    app.config["SOCKETS_MAX_CONNECTIONS_PER_ADDRESS"] = 2
+    with ExitStack() as stack:
+        for _ in range(2):
+            stack.enter_context(client.connect("/echo", **of("2001:db8::1")))
+        response = refusal(client, **of("2001:db8::2"))
+        assert (response.status_code, response.headers["Retry-After"]) == (429, "5")
+        assert "too many connections from your address" in response.text
+        with client.connect("/echo", **of("203.0.113.7")):
+            pass
+    with client.connect("/echo", **of("2001:db8::1")):
+        pass
+
+
+def test_the_address_is_the_one_that_proxy_fix_found(app: Flask, client: SocketsClient) -> None:
+    app.config["SOCKETS_MAX_CONNECTIONS_PER_ADDRESS"] = 1
+    app.wsgi_app = ProxyFix(app.wsgi_app)  # type: ignore[method-assign]
+    with (
+        client.connect("/echo", headers={"X-Forwarded-For": "203.0.113.7"}),
+        client.connect("/echo", headers={"X-Forwarded-For": "203.0.113.8"}),
+    ):
+        assert refusal(client, headers={"X-Forwarded-For": "203.0.113.7"}).status_code == 429
+
+
+@pytest.mark.parametrize("address", ["", None])
+def test_who_has_no_address_is_not_counted_by_it(
+    address: Any, app: Flask, client: SocketsClient
+) -> None:
+    """As behind a Unix socket without ProxyFix: all would be one."""
+    app.config["SOCKETS_MAX_CONNECTIONS_PER_ADDRESS"] = 1
+    app.config["SOCKETS_MAX_HANDSHAKE_RATE_PER_ADDRESS"] = 0.01
+    with client.connect("/echo", **of(address)), client.connect("/echo", **of(address)):
+        pass
+
+
+def test_event_streams_count_with_websockets(app: Flask, client: SocketsClient) -> None:
+    app.config["SOCKETS_MAX_CONNECTIONS_PER_ADDRESS"] = 2
+    http = app.test_client()
+    with client.connect("/echo"):
+        stream = http.get("/events")
+        assert stream.status_code == 200
+        refused = http.get("/events")
+        assert (refused.status_code, refused.headers["Retry-After"]) == (429, "5")
+        assert refusal(client).status_code == 429
+        stream.close()
+        http.get("/events").close()
+
+
+def test_of_threads_that_want_the_last_place_of_an_address_one_gets_it(
+    app: Flask, sockets: Sockets
+) -> None:
+    app.config["SOCKETS_MAX_CONNECTIONS_PER_ADDRESS"] = 2
+    all_are_there = threading.Barrier(6)
+
+    @sockets.route("/late", accept=False)
+    def late(ws: Any) -> None:
+        all_are_there.wait(TIMEOUT)
+        ws.accept()
+        echo(ws)
+
+    def attempt(number: int) -> WebSocketSession | int:
+        try:
+            return sockets.test_client(app).connect("/late")
+        except WebSocketRejected as refused:
+            return refused.response.status_code
+
+    with ThreadPoolExecutor(6) as pool, ExitStack() as stack:
+        came = list(pool.map(attempt, range(6)))
+        for session in came:
+            if isinstance(session, WebSocketSession):
+                stack.enter_context(session)
+        assert [answer for answer in came if isinstance(answer, int)] == [429] * 4
+    assert refused_by(sockets) == {"max_connections_per_address": 4}
+
+
+def refused_by(sockets: Sockets) -> dict[str, int]:
+    refused: dict[str, int] = sockets.stats()["refused"]
+    return {limit: times for limit, times in refused.items() if times}
+
+
+# -- users -----------------------------------------------------------------------------------
+
+
+def test_one_user_has_so_many_and_strangers_are_not_counted(
+    app: Flask, sockets: Sockets, client: SocketsClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    app.config["SOCKETS_MAX_CONNECTIONS_PER_USER"] = 1
+    identify(sockets)
+    with client.connect("/echo", **named("ann")), client.connect("/echo", **named("bob")):
+        response = refusal(client, **named("ann"))
+        assert (response.status_code, response.headers["Retry-After"]) == (429, "5")
+        assert app.test_client().get("/events", headers={"X-User": "ann"}).status_code == 429
+        with client.connect("/echo"), client.connect("/echo"):
+            pass
+    assert caplog.messages == [
+        "refused a WebSocket: SOCKETS_MAX_CONNECTIONS_PER_USER is reached (1) by user 'ann'"
+    ]
+    assert refused_by(sockets) == {"max_connections_per_user": 2}
+    with client.connect("/echo", **named("ann")):
+        pass
+
+
+def test_who_cannot_say_who_it_is_gets_what_the_callback_raises(
+    app: Flask, sockets: Sockets, client: SocketsClient
+) -> None:
+    sockets.user_id(lambda: abort(401))
+    assert refusal(client).status_code == 401
+    assert app.test_client().get("/events").status_code == 401
+
+
+def test_a_user_id_that_is_registered_first_serves_applications_to_come() -> None:
+    sockets = Sockets()
+    sockets.route("/echo")(echo)
+    identify(sockets)
+    app = Flask("later")
+    sockets.init_app(app)
+    with sockets.test_client(app).connect("/echo", **named("ann")) as ws:
+        with app.app_context():
+            sockets.disconnect(user="ann")
+        assert closing(ws) == (1008, "")
+
+
+def test_the_user_id_of_turbo_does_as_well_and_that_of_sockets_wins() -> None:
+    app = Flask("turbo")
+    app.secret_key = "secret"
+    sockets, turbo = Sockets(app), Turbo(app)
+    sockets.route("/echo")(echo)
+    client = sockets.test_client(app)
+    turbo.user_id(lambda: 5)
+    with client.connect("/echo") as ws:
+        sockets.disconnect(user="5")
+        assert closing(ws) == (1008, "")
+    turbo.user_id(lambda: 1 / 0)
+    with client.connect("/echo"):
+        pass  # as of who is not logged in
+    sockets.user_id(lambda: "ann")
+    with client.connect("/echo") as ws:
+        sockets.disconnect(user="ann")
+        assert closing(ws) == (1008, "")
+
+
+def test_a_turbo_without_users_asks_nobody(sockets: Sockets, app: Flask) -> None:
+    Turbo(app)
+    with sockets.test_client(app).connect("/echo"):
+        assert state_of(app).admission._users == {}
+
+
+# -- disconnect ------------------------------------------------------------------------------
+
+
+def test_disconnect_ends_what_a_user_has_and_nothing_else(
+    app: Flask, sockets: Sockets, client: SocketsClient
+) -> None:
+    identify(sockets)
+    http = app.test_client()
+    stream = http.get("/events", headers={"X-User": "ann"})
+    others = http.get("/events", headers={"X-User": "bob"})
+    with (
+        client.connect("/echo", **named("ann")) as talks,
+        client.connect("/news", **named("ann")) as listens,
+        client.connect("/echo", **named("bob")) as other,
+        client.connect("/echo") as stranger,
+    ):
+        sockets.disconnect(user="ann", code=4001, reason="logged out")
+        assert closing(talks) == closing(listens) == (4001, "logged out")
+        assert b"".join(stream.response).count(b"data:") == 2  # and ends
+        for ws in (other, stranger):
+            ws.send("still")
+            assert ws.receive(timeout=TIMEOUT) == "still"
+        assert len(state_of(app).streams) == 1
+    others.close()
+    assert sockets.stats()["disconnected"] == 3
+    with client.connect("/echo", **named("ann")) as again:  # who comes back is asked anew
+        again.send("here")
+        assert again.receive(timeout=TIMEOUT) == "here"
+
+
+def test_disconnecting_who_is_not_there_does_nothing(sockets: Sockets) -> None:
+    sockets.disconnect(user="nobody")
+    assert sockets.stats()["disconnected"] == 0
+
+
+@pytest.mark.parametrize("how", [{"user": None}, {"user": 5, "code": 1006}])
+def test_an_order_that_makes_no_sense_is_refused(how: dict[str, Any], sockets: Sockets) -> None:
+    with pytest.raises(ValueError):
+        sockets.disconnect(**how)
+
+
+def test_the_channel_of_orders_is_no_clients(sockets: Sockets, client: SocketsClient) -> None:
+    for use in (sockets.publish, sockets.publisher.publish):
+        with pytest.raises(ValueError, match="cannot begin with 'flask_sockets2:'"):
+            use(ORDERS, "{}")
+    with pytest.raises(ValueError, match="cannot begin with"):
+        sockets.position(ORDERS)
+
+
+def test_who_is_disconnected_while_it_comes_does_not_get_in(
+    app: Flask, sockets: Sockets, client: SocketsClient
+) -> None:
+    """It was asked who it is before its permission was taken away."""
+    identify(sockets)
+
+    @sockets.route("/late", accept=False)
+    def late(ws: Any) -> None:
+        sockets.disconnect(user=request.args["who"])
+        ws.accept()
+        echo(ws)
+
+    response = refusal(client, "/late?who=ann", **named("ann"))
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
+    with client.connect("/late?who=bob", **named("ann")):
+        pass
+
+
+def test_who_is_disconnected_while_it_is_accepted_is_closed(
+    app: Flask, sockets: Sockets, client: SocketsClient
+) -> None:
+    from flask_sockets2.signals import connection_opened
+
+    identify(sockets)
+
+    def order(app: Flask, **extra: Any) -> None:  # it is counted, and has no transport yet
+        sockets.disconnect(user="ann")
+
+    with connection_opened.connected_to(order, app), client.connect("/echo", **named("ann")) as ws:
+        assert closing(ws) == (1008, "")
+
+
+def test_with_more_orders_than_are_remembered_one_that_comes_has_to_come_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(admission_module, "_ORDERS", 3)
+    admission = Admission(Counters())
+    guest = admission.expect(Rules(), None, "a WebSocket")
+    guest.user = "ann"
+
+    def order(user: str) -> None:
+        data = Order.of(user, 1008, "").serialize()
+        admission.obey(Message(ORDERS, JSON, data, Position("0" * 16, 1)))
+
+    def enter() -> None:
+        admission.enter(admission.streams, object(), guest, None, lambda code, reason: True)
+
+    for _ in range(3):
+        order("bob")
+    enter()
+    order("bob")
+    with pytest.raises(HandshakeError, match="disconnected meanwhile"):
+        enter()
+
+
+def test_an_order_of_another_version_is_passed_over(
+    sockets: Sockets, client: SocketsClient, app: Flask, caplog: pytest.LogCaptureFixture
+) -> None:
+    admission = state_of(app).admission
+    admission.obey(Message(ORDERS, JSON, b'{"restart": 1}', Position("0" * 16, 1)))
+    assert "an order at 0000000000000000-1 makes no sense" in caplog.text
+
+
+def test_a_child_of_a_fork_has_none_of_its_parents_guests(
+    app: Flask, sockets: Sockets, client: SocketsClient
+) -> None:
+    identify(sockets)
+    with client.connect("/echo", **named("ann")):
+        state = state_of(app)
+        parents = state.admission
+        state.forked()
+        assert state.connections == set()
+        assert state.admission is not parents
+        with client.connect("/echo", **named("ann")) as ws:
+            sockets.disconnect(user="ann")
+            assert closing(ws) == (1008, "")
+
+
+# -- rates -----------------------------------------------------------------------------------
+
+
+def test_who_connects_too_often_is_told_when_to_come_back(
+    app: Flask, sockets: Sockets, client: SocketsClient
+) -> None:
+    app.config["SOCKETS_MAX_HANDSHAKE_RATE_PER_ADDRESS"] = 0.01
+    with client.connect("/echo", **of("203.0.113.7")):
+        pass
+    response = refusal(client, **of("203.0.113.7"))
+    assert response.status_code == 429
+    assert 90 <= int(response.headers["Retry-After"]) <= 100
+    assert app.test_client().get("/events", environ_base={"REMOTE_ADDR": "203.0.113.7"}).status == (
+        "429 TOO MANY REQUESTS"
+    )
+    with client.connect("/echo", **of("203.0.113.8")):
+        pass
+    assert refused_by(sockets) == {"max_handshake_rate_per_address": 2}
+
+
+def test_beyond_what_the_process_takes_a_second_it_is_503(
+    app: Flask, sockets: Sockets, client: SocketsClient
+) -> None:
+    app.config["SOCKETS_MAX_HANDSHAKE_RATE"] = 2
+    answers = []
+    for number in range(20):
+        try:
+            client.connect("/echo", **of(f"203.0.113.{number}")).close()
+        except WebSocketRejected as refused:
+            answers.append((refused.response.status_code, refused.response.headers["Retry-After"]))
+    assert set(answers) == {(503, "1")}
+    assert refused_by(sockets) == {"max_handshake_rate": len(answers)}
+
+
+def test_one_address_does_not_use_up_what_all_have(app: Flask, client: SocketsClient) -> None:
+    app.config["SOCKETS_MAX_HANDSHAKE_RATE"] = 5
+    app.config["SOCKETS_MAX_HANDSHAKE_RATE_PER_ADDRESS"] = 1e-6
+    client.connect("/echo", **of("203.0.113.7")).close()
+    for _ in range(50):
+        assert refusal(client, **of("203.0.113.7")).status_code == 429
+    with client.connect("/echo", **of("203.0.113.8")):
+        pass
+
+
+def test_what_is_refused_for_its_origin_costs_nobody_a_token(
+    app: Flask, client: SocketsClient
+) -> None:
+    """Else a page elsewhere could keep its visitors from connecting here."""
+    app.config["SOCKETS_MAX_HANDSHAKE_RATE_PER_ADDRESS"] = 1e-6
+    for _ in range(3):
+        assert refusal(client, origin="https://evil.example").status_code == 403
+    with client.connect("/echo"):
+        pass
+
+
+def test_a_flood_of_refusals_is_a_line_a_second(
+    app: Flask, client: SocketsClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    app.config["SOCKETS_MAX_CONNECTIONS"] = 0
+    begun = time.monotonic()
+    for _ in range(100):
+        assert refusal(client).status_code == 503
+    lines = [message for message in caplog.messages if "SOCKETS_MAX_CONNECTIONS is" in message]
+    assert 1 <= len(lines) <= 1 + (time.monotonic() - begun)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("SOCKETS_MAX_CONNECTIONS", -1),
+        ("SOCKETS_MAX_CONNECTIONS_PER_ADDRESS", "5"),
+        ("SOCKETS_MAX_CONNECTIONS_PER_USER", 1.5),
+        ("SOCKETS_MAX_HANDSHAKE_RATE", 0),
+        ("SOCKETS_MAX_HANDSHAKE_RATE", True),
+        ("SOCKETS_MAX_HANDSHAKE_RATE_PER_ADDRESS", float("inf")),
+        ("SOCKETS_MAX_MESSAGE_RATE", 0.5),
+        ("SOCKETS_MAX_MESSAGE_RATE", "10"),
+        ("SOCKETS_MAX_CONNECTION_AGE", 0),
+    ],
+)
+def test_a_limit_that_is_none_is_named_before_anything_is_served(
+    setting: str, value: Any, app: Flask
+) -> None:
+    app.config[setting] = value
+    with pytest.raises(ValueError, match=f"^{setting} must be .*"):
+        Sockets(app)
+
+
+# -- messages --------------------------------------------------------------------------------
+
+
+def test_who_sends_too_much_has_to_wait_and_loses_nothing(
+    sockets: Sockets, client: SocketsClient
+) -> None:
+    sockets.add_url_rule("/slow", "slow", echo, max_message_rate=100)
+    with client.connect("/slow") as ws:
+        begun = time.monotonic()
+        for number in range(200):
+            ws.send(f"{number}")
+        assert [ws.receive(timeout=TIMEOUT) for _ in range(200)] == [f"{n}" for n in range(200)]
+        # 100 at once, and up to 64 more with one read.
+        assert time.monotonic() - begun > 0.3
+    assert sockets.stats()["routes"]["/slow"]["slowed"] >= 1
+
+
+def test_who_keeps_to_the_rate_never_waits(sockets: Sockets, client: SocketsClient) -> None:
+    sockets.add_url_rule("/slow", "slow", echo, max_message_rate=1000)
+    with client.connect("/slow") as ws:
+        for number in range(500):
+            ws.send(f"{number}")
+            assert ws.receive(timeout=TIMEOUT) == f"{number}"
+    assert sockets.stats()["routes"]["/slow"]["slowed"] == 0
+
+
+def test_a_listener_that_sends_has_to_wait_too(
+    app: Flask, sockets: Sockets, client: SocketsClient
+) -> None:
+    sockets.add_url_rule(
+        "/slowed", "slowed", lambda ws: ws.subscribe("news") and None, max_message_rate=10
+    )
+    with client.connect("/slowed") as ws:
+        for _ in range(80):
+            ws.send("x")
+        counted = state_of(app).counters.of_route("/slowed")
+        wait_until(lambda: counted.slowed, "the rate to be noticed")
+        sockets.publish("news", "still")
+        assert ws.receive(timeout=TIMEOUT) == "still"
+
+
+def test_a_connection_that_waits_for_its_rate_can_be_closed(
+    sockets: Sockets, client: SocketsClient
+) -> None:
+    ready = threading.Event()
+
+    @sockets.route("/slow", max_message_rate=1)
+    def slow(ws: Any) -> None:
+        ws.receive()
+        ready.wait(TIMEOUT)
+        ws.close(4000, "enough")
+
+    with client.connect("/slow") as ws:
+        for _ in range(100):
+            ws.send("x")
+        ready.set()
+        begun = time.monotonic()
+        assert closing(ws) == (4000, "enough")
+        assert time.monotonic() - begun < 3.0  # and not the minute that it owes
+
+
+# -- age -------------------------------------------------------------------------------------
+
+
+def test_an_old_connection_is_closed_and_comes_back_without_a_loss(
+    app: Flask, sockets: Sockets
+) -> None:
+    @sockets.route("/old", max_connection_age=1)
+    def old(ws: Any) -> None:
+        ws.subscribe("news", request.args["since"], envelope=True)
+
+    client = sockets.test_client(app)
+    position = str(sockets.position("news"))
+    published = ended = 0
+    received: list[int] = []
+    while ended < 2 or len(received) < published:
+        with client.connect(f"/old?since={position}") as ws:
+            while ended < 2 or len(received) < published:
+                if ended < 2:
+                    sockets.publish("news", published)
+                    published += 1
+                message = ws.receive(timeout=TIMEOUT)
+                if message is None:
+                    assert ws.close_code == 1001
+                    assert ws.close_reason == "open for long enough; connect again"
+                    ended += 1
+                    break
+                envelope = json.loads(message)
+                position = envelope["position"]
+                received.append(envelope["data"])
+    assert received == list(range(published))
+
+
+def test_an_old_event_stream_ends(app: Flask, sockets: Sockets) -> None:
+    app.config["SOCKETS_MAX_CONNECTION_AGE"] = 1
+    begun = time.monotonic()
+    response = app.test_client().get("/events")
+    assert b"".join(response.response).count(b"data:") == 2
+    assert 0.5 < time.monotonic() - begun < 4.0
+    wait_until(lambda: not state_of(app).streams, "the stream to be counted no longer")
+
+
+def test_who_leaves_before_is_forgotten(app: Flask, client: SocketsClient) -> None:
+    app.config.update(SOCKETS_MAX_CONNECTION_AGE=1000, SOCKETS_MAX_CONNECTIONS_PER_ADDRESS=10)
+    for _ in range(3):
+        client.connect("/echo").close()
+    admission = state_of(app).admission
+    assert (admission._guests, admission._networks) == ({}, {})
+    (ages,) = admission._ages.values()
+    assert ages._due == {}
+
+
+# -- nothing set -----------------------------------------------------------------------------
+
+
+def test_without_limits_nothing_is_kept_of_a_connection(app: Flask, client: SocketsClient) -> None:
+    with client.connect("/echo"):
+        admission = state_of(app).admission
+        assert len(admission.connections) == 1
+        assert (admission._guests, admission._networks, admission._users) == ({}, {}, {})
+        assert (admission._ages, len(admission._rates)) == ({}, 0)
+
+
+def test_the_refusals_are_metrics(app: Flask) -> None:
+    app.config.update(SOCKETS_METRICS_ROUTE="/metrics", SOCKETS_MAX_CONNECTIONS=0)
+    sockets = Sockets(app)
+    sockets.route("/echo")(echo)
+    for _ in range(3):
+        refusal(sockets.test_client(app))
+    text = app.test_client().get("/metrics").text
+    assert 'flask_sockets2_refused_total{limit="max_connections"} 3.0' in text
+    assert 'flask_sockets2_refused_total{limit="max_handshake_rate"} 0.0' in text
+    assert "flask_sockets2_disconnected_total 0.0" in text
