@@ -173,9 +173,11 @@ class Admission:
         :raises HandshakeError: when it may not; 429 or 503.
         """
         guest = Guest(rules, what, address or "", self._heard)
-        by_address = rules.max_connections_per_address or rules.max_handshake_rate_per_address
-        network = network_of(address) if address and by_address else None
-        if rules.max_connections_per_address is not None:
+        counted = rules.max_connections_per_address is not None
+        network = None
+        if address and (counted or rules.max_handshake_rate_per_address is not None):
+            network = network_of(address)
+        if counted:
             guest.network = network
         now = monotonic()
         with self._lock:

@@ -123,10 +123,10 @@ class _Client:
         :param guest: of its request, None where it is not counted.
         :raises HandshakeError: when there is no room for it.
         """
+        self.outlet = self._state.channels.outlet_of(stream, self, self.limits)
+        self.stream = stream  # before it is counted, for then it may be ended at any time
         if guest is not None:
             self._state.admit_stream(stream, guest)
-        self.stream = stream
-        self.outlet = self._state.channels.outlet_of(stream, self, self.limits)
         return self.outlet
 
     def too_slow(self) -> None:

@@ -197,6 +197,15 @@ FINDINGS = {
         "The application is full: {answer}",
         "SOCKETS_MAX_CONNECTIONS is reached: raise it, or add workers.",
     ),
+    "crowded": (
+        "Too many connect at once: {answer}",
+        "SOCKETS_MAX_HANDSHAKE_RATE is reached: try again in a moment, raise it, or add workers.",
+    ),
+    "limited": (
+        "This client has or asks for too much: {answer}",
+        "A limit per address or user is reached, of the application (docs/limits.rst) or of a "
+        "proxy; without ProxyFix all clients of a proxy have one address.",
+    ),
     "stopping": (
         "The server is just stopping or restarting: {answer}",
         "Try again in a moment.",
@@ -273,9 +282,11 @@ ANSWERS = (
     ("403", "", "forbidden"),
     ("404", "404 Not Found nginx", "not found by nginx"),
     ("404", "", "not found"),
+    ("429", "", "limited"),
     ("501", "", "no socket"),
     ("502", "", "bad gateway"),
     ("503", "too many connections", "full"),
+    ("503", "too many connect at once", "crowded"),
     ("503", "is stopping", "stopping"),
     ("503", "", "unavailable"),
     ("504", "", "gateway timeout"),

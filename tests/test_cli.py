@@ -366,7 +366,7 @@ def test_a_redirect_is_named_and_not_followed(fake: Callable[..., Fake]) -> None
 def test_every_answer_is_explained(
     status: str, words: str, key: str, fake: Callable[..., Fake]
 ) -> None:
-    code = "429" if status == "..." else re.sub(r"\[(\d)\d*\]", r"\1", status.split("|")[0])
+    code = "418" if status == "..." else re.sub(r"\[(\d)\d*\]", r"\1", status.split("|")[0])
     code = code.replace("..", "00") if code != "5.." else "500"
     body = words.split("|")[0].replace("\\", "")
     result = doctor(fake(http_answer(f"{code} Reason", body)).url())
@@ -446,6 +446,25 @@ def test_header_fields_that_are_twice_or_senseless_do_no_harm(
 def test_a_length_of_thousands_of_digits_does_no_harm(fake: Callable[..., Fake]) -> None:
     head = b"HTTP/1.1 500 No\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n"
     finds(doctor(fake(head, stays=False).url()), "The server failed")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("MAX_CONNECTIONS", "SOCKETS_MAX_CONNECTIONS is reached"),
+        ("MAX_CONNECTIONS_PER_ADDRESS", "without ProxyFix all clients of a proxy have one address"),
+    ],
+)
+def test_a_limit_is_named(gunicorn: StartServer, setting: str, words: str) -> None:
+    limit = f'\n    app.config["SOCKETS_{setting}"] = 0\n'
+    finds(doctor(gunicorn(PROGRAM + limit).ws_url("/echo")), words)
+
+
+def test_too_many_handshakes_are_named(gunicorn: StartServer) -> None:
+    limit = '\n    app.config["SOCKETS_MAX_HANDSHAKE_RATE"] = 0.01\n'
+    url = gunicorn(PROGRAM + limit).ws_url("/echo")
+    doctor(url)
+    finds(doctor(url), "SOCKETS_MAX_HANDSHAKE_RATE is reached")
 
 
 def test_a_second_connection_that_is_refused_is_told(gunicorn: StartServer) -> None:

@@ -310,6 +310,23 @@ def test_streams_are_counted_and_told(app: Flask, sockets: Sockets) -> None:
     assert reader.stream.path == "/events"
 
 
+def test_a_stream_that_is_ended_as_soon_as_it_is_counted_leaves_nothing_behind(
+    app: Flask, sockets: Sockets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by an order to disconnect its user, in another thread."""
+    admit = State.admit_stream
+
+    def admit_and_end(state: State, stream: Stream, guest: Guest) -> None:
+        admit(state, stream, guest)
+        stream.end()
+
+    monkeypatch.setattr(State, "admit_stream", admit_and_end)
+    app.add_url_rule("/events", view_func=lambda: stream_response(app, [("news", None)]))
+    assert app.test_client().get("/events").data.count(b"data:") == 2
+    assert not state_of(app).streams
+    assert subscribers(app, sockets) == 0
+
+
 # -- the end ---------------------------------------------------------------------------------------
 
 
