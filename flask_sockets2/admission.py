@@ -9,7 +9,7 @@ least, and what counts is only known late::
 
 Of three limits on their number each may refuse: of all, of one address, of one user. An address is
 that of the request, so behind a proxy it is ``ProxyFix`` that makes it the client's. Of IPv6 it is
-the /64, since every client has as many addresses as it likes within one (RFC 6177 §2).
+the /64, within which every client takes the addresses it likes (RFC 4291 §2.5.1, RFC 8981).
 
 What is the client's own doing is answered with 429 (RFC 6585 §4), what is everybody's with 503
 (RFC 9110 §15.6.4), both with ``Retry-After``.
@@ -35,7 +35,7 @@ from .rates import Buckets, SeldomLog, TokenBucket
 from .stats import Counters
 from .transports.base import Clock
 
-__all__ = ["Admission", "Guest", "Rules", "network_of"]
+__all__ = ["NO_RULES", "Admission", "Guest", "Rules", "network_of"]
 
 logger = logging.getLogger("flask_sockets2.sockets")
 
@@ -63,6 +63,9 @@ class Rules:
     max_connections_per_user: int | None = None
     max_handshake_rate: float | None = None
     max_handshake_rate_per_address: float | None = None
+
+
+NO_RULES = Rules()
 
 
 class Guest:
@@ -173,6 +176,8 @@ class Admission:
         :raises HandshakeError: when it may not; 429 or 503.
         """
         guest = Guest(rules, what, address or "", self._heard)
+        if rules is NO_RULES:
+            return guest
         counted = rules.max_connections_per_address is not None
         network = None
         if address and (counted or rules.max_handshake_rate_per_address is not None):

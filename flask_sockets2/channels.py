@@ -16,6 +16,7 @@ from .outlet import Outlet, Owner, SocketWriter
 from .publisher import Publisher, check_channel, dumps_of, payload_of
 from .signals import broker_reconnected, client_too_slow, gap_told, message_dropped, tell
 from .stats import Counters
+from .writer import Clock
 
 __all__ = ["Channels", "Subscriber"]
 
@@ -149,9 +150,15 @@ class Channels(Publisher):
         """Return a new outlet that writes to a transport."""
         return Outlet(transport, owner, self._fanout, limits.send_buffer, limits.slow_client)
 
-    def listen(self, name: str, listener: Callable[[Message], None]) -> None:
-        """Take part in a channel of the processes' own; see :meth:`Fanout.listen`."""
-        self._fanout.listen(name, listener)
+    def listen(
+        self, name: str, listener: Callable[[Message], None], clock: Clock, environ: Any
+    ) -> None:
+        """Take part in a channel of the processes' own; see :meth:`Fanout.listen`.
+
+        :param environ: WSGI environ of the request that asks for it.
+        """
+        self._warn_of_processes(environ)
+        self._fanout.listen(name, listener, clock)
 
     def check(self, channel: str) -> None:
         """See that a channel can be subscribed to: its name, and that the broker is there."""

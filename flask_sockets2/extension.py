@@ -58,7 +58,7 @@ from weakref import WeakSet
 
 from flask import Flask, Response, current_app, request
 
-from .admission import Admission, Guest, Rules
+from .admission import NO_RULES, Admission, Guest, Rules
 from .brokers.base import BrokerOptions
 from .channels import Channels
 from .connection import Connection, Limits
@@ -104,7 +104,6 @@ _MAY_BE_NONE = frozenset(
 )
 
 _RULES = tuple((limit.name, f"SOCKETS_{limit.name.upper()}") for limit in fields(Rules))
-_NO_RULES = Rules()
 _MAY_BE_FRACTIONS = frozenset(("max_handshake_rate", "max_handshake_rate_per_address"))
 
 
@@ -188,7 +187,8 @@ class State:
         if self.user_id is not None:
             user = self.user_id()
             if user is not None and not self._obeying:
-                self.channels.listen(ORDERS, self.admission.obey)
+                obey, clock = self.admission.obey, waiter().clock
+                self.channels.listen(ORDERS, obey, clock, request.environ)
                 self._obeying = True
                 user = self.user_id()  # again: an order may have come before
             if user is not None:
@@ -416,4 +416,4 @@ def rules_of(config: Mapping[str, Any]) -> Rules:
         elif type(value) is not int or value < 0:
             raise ValueError(f"{setting} must be a whole number or None, got {value!r}")
         values[name] = value
-    return Rules(**values) if values else _NO_RULES
+    return Rules(**values) if values else NO_RULES

@@ -36,7 +36,7 @@ from .outlet import Batch, Outlet, Owner
 from .presence import RollCall
 from .recent import Recent
 from .stats import ChannelCounters, Counters
-from .writer import Writer
+from .writer import Clock, Writer
 
 __all__ = ["ALL", "Fanout", "Observer", "Subscription"]
 
@@ -243,6 +243,7 @@ class Fanout:
         self._listeners: dict[str, Callable[[Message], None]] = {}
         self._heard: set[str] = set()
         self._listening = threading.Lock()
+        self._not_listening: tuple[float, BrokerError | None] = (0.0, None)  # when, why
         #: Told what happens; see :class:`Observer`.
         self.observer = Observer()
         self.broker = make_broker(self)
@@ -393,19 +394,31 @@ class Fanout:
             self._leave(outlet, name, entry)
             raise
 
-    def listen(self, name: str, listener: Callable[[Message], None]) -> None:
+    def listen(self, name: str, listener: Callable[[Message], None], clock: Clock) -> None:
         """Have a function called with what is published to a channel that no client can have.
 
         :param listener: called by the broker wherever it delivers, and must not wait.
+        :param clock: of who asks.
         :raises BrokerError: when the broker cannot be reached; nobody listens then.
         """
         if name in self._heard:
             return
+        if self.broker.waits and clock.blocks:
+            raise BrokerError(_UNPATCHED)
+        begun = monotonic()
         with self._listening:
-            if name not in self._heard:
-                self._listeners[name] = listener
+            failed, error = self._not_listening
+            if error is not None and failed >= begun:  # while we waited: it is as much ours
+                raise BrokerError(error.description) from error
+            if name in self._heard:
+                return
+            self._listeners[name] = listener
+            try:
                 self.broker.subscribe(name)
-                self._heard.add(name)
+            except BrokerError as exc:
+                self._not_listening = (monotonic(), exc)
+                raise
+            self._heard.add(name)
 
     def _open(self, name: str) -> _Channel:
         """Return a channel that the broker delivers, and count one more subscriber."""

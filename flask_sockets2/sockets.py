@@ -217,8 +217,10 @@ class Sockets:
         def register(app: Flask) -> None:
             state_of(app).user_id = f
 
-        for app in self._served():
-            register(app)
+        apps = self._served()
+        for app in apps:
+            if app is apps[-1] or state_of(app).user_id is None:
+                register(app)
         self._recorded["user_id"] = register
         return f
 

@@ -316,6 +316,24 @@ def test_who_is_disconnected_while_it_comes_does_not_get_in(
         pass
 
 
+def test_who_loses_its_permission_before_orders_are_listened_to_is_asked_again(
+    app: Flask, sockets: Sockets, client: SocketsClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the first of a process could slip in: its order came when nobody heard it."""
+    users = ["ann"]
+    sockets.user_id(lambda: users[0] if users else abort(401))
+    channels = state_of(app).channels
+    listen = channels.listen
+
+    def listen_late(*how: Any) -> None:
+        users.clear()
+        sockets.disconnect(user="ann")
+        listen(*how)
+
+    monkeypatch.setattr(channels, "listen", listen_late)
+    assert refusal(client).status_code == 401
+
+
 def test_who_is_disconnected_while_it_is_accepted_is_closed(
     app: Flask, sockets: Sockets, client: SocketsClient
 ) -> None:

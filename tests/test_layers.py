@@ -52,7 +52,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         {"ages", "brokers.base", "orders", "rates", "stats", "transports.base", "exceptions"}
     ),
     "channels": frozenset(
-        {"brokers", "encoding", "fanout", "outlet", "publisher", "signals", "stats"}
+        {"brokers", "encoding", "fanout", "outlet", "publisher", "signals", "stats", "writer"}
     ),
     "servers": frozenset({"connection", "transports", "keepalive", "wire", "exceptions"}),
     "extension": frozenset(

@@ -1,0 +1,92 @@
+"""Channels of the processes' own, which the fan-out listens to without a client."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from flask_sockets2 import BrokerError, fanout
+from flask_sockets2.brokers.base import Message
+from tests.fanning import Hub, Process
+from tests.processes import wait_until
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_who_listens_hears_each_message_from_then_on(far: bool) -> None:
+    process = Process(far=far)
+    heard: list[Message] = []
+    process.publish("before", channel="own")
+    process.fanout.listen("own", heard.append, process.hub)
+    process.fanout.listen("own", heard.append, process.hub)  # once is enough
+    process.publish("one", "two", channel="own")
+    process.publish("other", channel="news")
+    process.settle()
+    assert [message.data for message in heard] == [b"one", b"two"]
+    assert process.fanout.channels() == {}
+
+
+def test_the_broker_is_asked_once() -> None:
+    process = Process(far=True)
+    for _ in range(3):
+        process.fanout.listen("own", lambda message: None, process.hub)
+    assert process.broker.calls == ["subscribe", "subscribed"]
+
+
+def test_what_is_lost_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    process = Process(far=True)
+    process.fanout.listen("own", lambda message: None, process.hub)
+    process.broker.lose("own")
+    assert caplog.messages == ["what was told on 'own' before 0000000000000000-0 is lost"]
+
+
+def test_where_the_broker_is_away_nobody_listens_until_it_is_back() -> None:
+    process = Process(far=True)
+    process.broker.fails.add("subscribe")
+    heard: list[Message] = []
+    for _ in range(2):
+        with pytest.raises(BrokerError, match="subscribe cannot reach the broker"):
+            process.fanout.listen("own", heard.append, process.hub)
+    process.broker.fails.clear()
+    process.fanout.listen("own", heard.append, process.hub)
+    process.publish("one", channel="own")
+    process.settle()
+    assert [message.data for message in heard] == [b"one"]
+
+
+def test_those_who_wait_for_a_broker_that_is_away_fail_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else a thousand of them would wait for its timeout one after the other."""
+    process = Process(far=True)
+    process.broker.fails.add("subscribe")
+    begun: list[float] = []
+
+    def note_the_time() -> float:
+        begun.append(time.monotonic())
+        return begun[-1]
+
+    monkeypatch.setattr(fanout, "monotonic", note_the_time)
+    process.broker.hook = lambda name: wait_until(lambda: len(begun) == 5, "all to have begun")
+
+    def listen(number: int) -> str:
+        try:
+            process.fanout.listen("own", lambda message: None, process.hub)
+        except BrokerError as exc:
+            return str(exc)
+        return ""
+
+    with ThreadPoolExecutor(5) as pool:
+        answers = pool.map(listen, range(5))
+        assert set(answers) == {"subscribe cannot reach the broker"}
+    assert process.broker.calls == ["subscribe"]
+
+
+def test_where_waiting_would_stop_all_others_it_is_refused() -> None:
+    process = Process(far=True)
+    hub = Hub()
+    hub.blocks = True
+    with pytest.raises(BrokerError, match="gevent has not patched"):
+        process.fanout.listen("own", lambda message: None, hub)
+    assert process.broker.calls == []
