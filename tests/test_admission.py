@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import threading
 import time
+import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -22,6 +25,8 @@ from flask_sockets2.event_stream import stream_response
 from flask_sockets2.exceptions import HandshakeError
 from flask_sockets2.extension import state_of
 from flask_sockets2.orders import ORDERS, Order
+from flask_sockets2.servers.environ import waiter
+from flask_sockets2.signals import connection_opened
 from flask_sockets2.stats import Counters
 from flask_sockets2.testing import SocketsClient, WebSocketSession
 from tests.processes import wait_until
@@ -337,15 +342,50 @@ def test_who_loses_its_permission_before_orders_are_listened_to_is_asked_again(
 def test_who_is_disconnected_while_it_is_accepted_is_closed(
     app: Flask, sockets: Sockets, client: SocketsClient
 ) -> None:
-    from flask_sockets2.signals import connection_opened
-
     identify(sockets)
 
     def order(app: Flask, **extra: Any) -> None:  # it is counted, and has no transport yet
         sockets.disconnect(user="ann")
+        tried = threading.Event()
+        waiter().clock.call_soon(tried.set)
+        assert tried.wait(TIMEOUT)
 
     with connection_opened.connected_to(order, app), client.connect("/echo", **named("ann")) as ws:
         assert closing(ws) == (1008, "")
+
+
+def test_one_that_is_to_be_closed_and_never_opens_is_forgotten() -> None:
+    admission = Admission(Counters())
+    guest = admission.expect(Rules(), None, "a WebSocket")
+    guest.user = "ann"
+    calls: list[Callable[[], None]] = []
+    tried: list[int] = []
+
+    class Clock:
+        def call_soon(self, function: Callable[[], None]) -> None:
+            calls.append(function)
+
+        def call_later(self, delay: float, function: Callable[[], None]) -> None:
+            calls.append(function)
+
+    def close(code: int, reason: str) -> bool:
+        tried.append(code)
+        return False
+
+    one, clock = object(), Clock()
+    admission.enter(admission.connections, one, guest, clock, close)  # type: ignore[arg-type]
+    admission.obey(order_for("ann"))
+    for _ in range(3):
+        calls.pop()()
+    assert tried == [1008] * 3
+    admission.leave(admission.connections, one)
+    calls.pop()()
+    assert (tried, calls) == ([1008] * 3, [])
+
+
+def order_for(user: str) -> Message:
+    data = Order.of(user, 1008, "").serialize()
+    return Message(ORDERS, JSON, data, Position("0" * 16, 1))
 
 
 def test_with_more_orders_than_are_remembered_one_that_comes_has_to_come_again(
@@ -356,17 +396,13 @@ def test_with_more_orders_than_are_remembered_one_that_comes_has_to_come_again(
     guest = admission.expect(Rules(), None, "a WebSocket")
     guest.user = "ann"
 
-    def order(user: str) -> None:
-        data = Order.of(user, 1008, "").serialize()
-        admission.obey(Message(ORDERS, JSON, data, Position("0" * 16, 1)))
-
     def enter() -> None:
         admission.enter(admission.streams, object(), guest, None, lambda code, reason: True)
 
     for _ in range(3):
-        order("bob")
+        admission.obey(order_for("bob"))
     enter()
-    order("bob")
+    admission.obey(order_for("bob"))
     with pytest.raises(HandshakeError, match="disconnected meanwhile"):
         enter()
 
@@ -528,9 +564,11 @@ def test_a_connection_that_waits_for_its_rate_can_be_closed(
     sockets: Sockets, client: SocketsClient
 ) -> None:
     ready = threading.Event()
+    kept: list[weakref.ref[Any]] = []
 
-    @sockets.route("/slow", max_message_rate=1)
+    @sockets.route("/slow", max_message_rate=1, send_timeout=0.2)
     def slow(ws: Any) -> None:
+        kept.append(weakref.ref(ws))
         ws.receive()
         ready.wait(TIMEOUT)
         ws.close(4000, "enough")
@@ -542,6 +580,7 @@ def test_a_connection_that_waits_for_its_rate_can_be_closed(
         begun = time.monotonic()
         assert closing(ws) == (4000, "enough")
         assert time.monotonic() - begun < 3.0  # and not the minute that it owes
+    wait_until(lambda: gc.collect() is not None and kept[0]() is None, "it to be let go of")
 
 
 # -- age -------------------------------------------------------------------------------------
