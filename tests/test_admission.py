@@ -350,7 +350,13 @@ def test_who_is_disconnected_while_it_is_accepted_is_closed(
         waiter().clock.call_soon(tried.set)
         assert tried.wait(TIMEOUT)
 
-    with connection_opened.connected_to(order, app), client.connect("/echo", **named("ann")) as ws:
+    @sockets.route("/late", accept=False)
+    def late(ws: Any) -> None:
+        ws.accept(headers=[("X-Number", "7")])
+        echo(ws)
+
+    with connection_opened.connected_to(order, app), client.connect("/late", **named("ann")) as ws:
+        assert ws.headers["X-Number"] == "7"  # the handler has accepted it, and nobody else
         assert closing(ws) == (1008, "")
 
 
