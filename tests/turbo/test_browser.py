@@ -19,6 +19,7 @@ from tests.clients import http
 from tests.processes import Server, servers_in, wait_until
 from tests.turbo.browser import (
     APP,
+    PATIENCE,
     Network,
     Since,
     Window,
@@ -708,6 +709,32 @@ def test_a_network_that_is_cut_loses_nothing_and_the_page_says_so(
     assert stream.get_attribute("connected") == ""
     assert window.page.evaluate("told") == ["connected", "disconnected", "connected"]
     assert window.loaded_once
+
+
+@pytest.mark.parametrize("way", ["opened", "events"])
+def test_a_page_whose_connections_grow_old_loses_nothing(
+    way: str,
+    gunicorn: StartServer,
+    environ: dict[str, str],
+    open_window: Callable[..., Window],
+) -> None:
+    """``SOCKETS_MAX_CONNECTION_AGE``, for WebSockets and for Server-Sent Events."""
+    server = gunicorn(
+        APP, args=QUICK_TO_STOP, environ={**environ, "FLASK_SOCKETS_MAX_CONNECTION_AGE": "1"}
+    )
+    with network_to(server) as network:
+        network.refuse_upgrades = way == "events"
+        window = open_window(network)
+        window.go("/page/home")
+        since, deadline = Since(server), monotonic() + PATIENCE
+        pushed: list[object] = []
+        while since[way] < 3:
+            assert monotonic() < deadline, "the connection was to end by now"
+            push(server, item(len(pushed)))
+            pushed.append(len(pushed))
+            window.page.wait_for_timeout(50)  # the pace of what is pushed
+        window.wait_for_log(*pushed)
+        assert since["pages"] == 0
 
 
 def test_attempts_become_seldom(network: Network, open_window: Callable[..., Window]) -> None:
