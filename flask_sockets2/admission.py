@@ -20,9 +20,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from ipaddress import IPv6Address, ip_address
 from math import ceil
 from time import monotonic
 from typing import Any, NamedTuple
@@ -30,96 +28,18 @@ from typing import Any, NamedTuple
 from .ages import Ages
 from .brokers.base import Message, native_lock
 from .exceptions import HandshakeError
+from .guests import NO_RULES, Guest, Rules, network_of
 from .orders import Order
 from .rates import Buckets, SeldomLog, TokenBucket
 from .stats import Counters
 from .transports.base import Clock
 
-__all__ = ["NO_RULES", "Admission", "Guest", "Rules", "network_of"]
+__all__ = ["Admission"]
 
 logger = logging.getLogger("flask_sockets2.sockets")
 
 _LATER = 5.0  # seconds after which there may be room
-_SOON = 0.05  # seconds between two looks whether a connection has been accepted
 _ORDERS = 1000  # that are remembered for those who are just coming
-_NETWORK = 0xFFFF_FFFF_FFFF_FFFF << 64  # the first 64 bits
-_LONGEST = 64  # letters of an address that is none
-_OLD = "open for long enough; connect again"
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What an application takes in one process; None for any number.
-
-    :ivar max_connections: WebSockets and event streams that are open.
-    :ivar max_connections_per_address: the same of one client address, of IPv6 of one /64.
-    :ivar max_connections_per_user: the same of one user.
-    :ivar max_handshake_rate: requests for one, a second.
-    :ivar max_handshake_rate_per_address: the same of one client address.
-    """
-
-    max_connections: int | None = None
-    max_connections_per_address: int | None = None
-    max_connections_per_user: int | None = None
-    max_handshake_rate: float | None = None
-    max_handshake_rate_per_address: float | None = None
-
-
-NO_RULES = Rules()
-
-
-class Guest:
-    """Who asks for a connection, and later has it.
-
-    :param rules: what it is measured by.
-    :param what: it is, for the log.
-    :param address: of the client, as the request has it.
-    :param heard: how many orders there had been when it came.
-
-    :ivar user: the id as text, None for nobody.
-    :ivar max_age: seconds after which it has to come anew, None for as long as it likes.
-    """
-
-    __slots__ = (
-        "address",
-        "ages",
-        "clock",
-        "close",
-        "due",
-        "heard",
-        "max_age",
-        "network",
-        "rules",
-        "user",
-        "what",
-    )
-
-    def __init__(self, rules: Rules, what: str, address: str, heard: int) -> None:
-        self.rules = rules
-        self.what = what
-        self.address = address
-        self.heard = heard
-        self.network: str | None = None  # of the address, where it is counted
-        self.user: str | None = None
-        self.max_age: float | None = None
-        self.clock: Clock
-        self.close: Callable[[int, str], bool] | None = None  # None: it is not here
-        self.ages: Ages | None = None
-        self.due = 0
-
-    @property
-    def remarkable(self) -> bool:
-        """Whether there is more to it than its number."""
-        return bool(self.network or self.user is not None or self.max_age)
-
-    def come_of_age(self) -> None:
-        """End it: it is old. By the clock's thread."""
-        self.end(1001, _OLD)
-
-    def end(self, code: int, reason: str) -> None:
-        """End it, as soon as it is open; by the clock's thread."""
-        if self.close is not None and not self.close(code, reason):
-            self.clock.call_later(_SOON, partial(self.end, code, reason))
 
 
 class _Refusal(NamedTuple):
@@ -355,22 +275,3 @@ def _by(guest: Guest, refusal: _Refusal) -> str:
     if refusal.status == 429:
         return f" by {guest.address!r:.200}; if that is a proxy, use ProxyFix"
     return ""
-
-
-def network_of(address: str) -> str:
-    """Return what addresses of one client have in common: of IPv6 the /64.
-
-    Some proxies forward a port with the address, which is another one each time.
-    """
-    if address.count(":") == 1 or address.startswith("["):
-        address = address.rpartition(":")[0] if address[-1] != "]" else address
-        address = address.strip("[]")
-    try:
-        parsed = ip_address(address)
-    except ValueError:
-        return address[:_LONGEST]  # of no network that is known here
-    if isinstance(parsed, IPv6Address):
-        if parsed.ipv4_mapped is not None:
-            return str(parsed.ipv4_mapped)
-        return f"{IPv6Address(int(parsed) & _NETWORK)}/64"
-    return str(parsed)

@@ -844,9 +844,10 @@ class Connection:
 
     def _slow_down(self, seconds: float) -> None:
         """The peer has sent more than its rate allows: TCP tells it to wait."""
-        if seconds and self._slowed is None and self._state is OPEN:
-            self.counters.slowed += 1
-            self._slowed = self._transport.call_later(seconds, self._speed_up)
+        if seconds and self._state is OPEN:
+            if self._slowed is None:
+                self.counters.slowed += 1
+                self._slowed = self._transport.call_later(seconds, self._speed_up)
             self._paused = True
             self._transport.pause()
 

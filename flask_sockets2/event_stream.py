@@ -28,13 +28,13 @@ from typing import Any
 from flask import Flask, Response, request
 from werkzeug.exceptions import ServiceUnavailable, TooManyRequests
 
-from .admission import Guest
 from .brokers.base import Message
 from .connection import Limits
 from .encoding import GAP, Encoding, Frames
 from .exceptions import BrokerError, HandshakeError
 from .extension import State, limits_of, state_of
 from .fanout import Subscription
+from .guests import Guest
 from .outlet import Outlet
 from .servers.stream import Body, Stream
 from .transports.base import StreamTransport

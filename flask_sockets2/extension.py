@@ -58,10 +58,11 @@ from weakref import WeakSet
 
 from flask import Flask, Response, current_app, request
 
-from .admission import NO_RULES, Admission, Guest, Rules
+from .admission import Admission
 from .brokers.base import BrokerOptions
 from .channels import Channels
 from .connection import Connection, Limits
+from .guests import NO_RULES, Guest, Rules
 from .orders import ORDERS, user_text
 from .outlet import POLICIES
 from .servers.environ import waiter

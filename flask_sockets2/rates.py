@@ -2,13 +2,14 @@
 
 A token bucket holds what one second allows, at least one token, and fills as fast as it may be
 emptied. So a page may open three connections at once, and nobody saves up for an hour. Times are
-seconds of :func:`time.monotonic`, given by the caller, who also guards all of this.
+seconds of :func:`time.monotonic`, given by the caller, who also guards the buckets.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from threading import Lock
 from time import monotonic
 
 __all__ = ["Buckets", "SeldomLog", "TokenBucket"]
@@ -92,23 +93,27 @@ class SeldomLog:
     """Logs each kind of line once a second at most, and how many were left out since.
 
     :param logger: where to.
+
+    Any thread may log.
     """
 
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
         self._kinds: dict[str, tuple[float, int]] = {}  # when logged last, and left out since
+        self._lock = Lock()  # guards them
 
     def warning(self, kind: str, message: str, *args: object) -> None:
         """Log a warning, or count it.
 
         :param kind: of few there are.
         """
-        now = monotonic()
-        at, left_out = self._kinds.get(kind, (now - 1.0, 0))
-        if now - at < 1.0:
-            self._kinds[kind] = (at, left_out + 1)
+        with self._lock:
+            now = monotonic()
+            at, left_out = self._kinds.get(kind, (now - 1.0, 0))
+            seldom = now - at >= 1.0
+            self._kinds[kind] = (now, 0) if seldom else (at, left_out + 1)
+        if not seldom:
             return
-        self._kinds[kind] = (now, 0)
         if left_out:
             message, args = f"{message} (and %s times since it was logged last)", (*args, left_out)
         self._logger.warning(message, *args)

@@ -35,7 +35,7 @@ from flask_sockets2 import (
     extension,
     signals,
 )
-from flask_sockets2.admission import Rules, _Refusal
+from flask_sockets2.admission import _Refusal
 from flask_sockets2.brokers.base import (
     BINARY,
     JSON,
@@ -46,6 +46,7 @@ from flask_sockets2.brokers.base import (
     Message,
 )
 from flask_sockets2.encoding import Frames, gap_message, presence_message
+from flask_sockets2.guests import Rules
 from flask_sockets2.metrics import _CHANNELS, _ROUTES, Metrics
 from flask_sockets2.signing import MAX_AGE
 from flask_sockets2.stats import LIMITS, ChannelCounters, Counters, RouteCounters

@@ -48,8 +48,18 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
         }
     ),
     "publisher": frozenset({"brokers", "encoding", "orders", "exceptions"}),
+    "guests": frozenset({"ages", "transports.base"}),
     "admission": frozenset(
-        {"ages", "brokers.base", "orders", "rates", "stats", "transports.base", "exceptions"}
+        {
+            "ages",
+            "brokers.base",
+            "guests",
+            "orders",
+            "rates",
+            "stats",
+            "transports.base",
+            "exceptions",
+        }
     ),
     "channels": frozenset(
         {"brokers", "encoding", "fanout", "outlet", "publisher", "signals", "stats", "writer"}
@@ -61,6 +71,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "brokers.base",
             "channels",
             "connection",
+            "guests",
             "orders",
             "outlet",
             "servers.environ",
@@ -71,12 +82,12 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     ),
     "event_stream": frozenset(
         {
-            "admission",
             "brokers.base",
             "connection",
             "encoding",
             "extension",
             "fanout",
+            "guests",
             "outlet",
             "servers.stream",
             "transports.base",
