@@ -18,6 +18,7 @@ status  code
 400     4400   what was asked for makes no sense, or is too much
 403     4403   a name is forged or another user's, or ``@turbo.authorize`` says no
 410     4410   a name is older than ``TURBO_STREAM_MAX_AGE``; a page loaded anew has a new one
+429            its address or user has too many connections, or connects too often
 503     1013   the broker is away, or what was announced did not come in time
 ======  =====  ==================================================================================
 
