@@ -22,7 +22,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from flask import Flask, Response, request
@@ -46,6 +47,7 @@ __all__ = [
     "answer",
     "event",
     "open_body",
+    "refusals",
     "respond",
     "stream_response",
 ]
@@ -207,18 +209,25 @@ def answer(
         return respond(())
     state = state_of(app)
     limits = limits or limits_of(app.config, {})
-    try:
+    with refusals():
         guest = state.expect(limits, "an event stream")
         body = open_body(
             state, request.environ, fill, heartbeat=heartbeat, limits=limits, guest=guest
         )
+    return respond(body)
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Answer the current request with why it has no stream, where the block says so."""
+    try:
+        yield
     except HandshakeError as exc:
         kind = TooManyRequests if exc.status == 429 else ServiceUnavailable
         raise kind(exc.description, retry_after=int(dict(exc.headers)["Retry-After"])) from exc
     except BrokerError as exc:
         logger.error("a stream of %s has to come back later: %s", request.url_rule, exc)
         raise ServiceUnavailable(_NO_BROKER, retry_after=_RETRY_AFTER) from exc
-    return respond(body)
 
 
 def open_body(

@@ -53,7 +53,7 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from math import inf
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
 from flask import Flask, Response, current_app, request
@@ -66,7 +66,6 @@ from .guests import NO_RULES, Guest, Rules
 from .orders import ORDERS, user_text
 from .outlet import POLICIES
 from .servers.environ import waiter
-from .servers.stream import Stream
 from .signals import (
     connection_closed,
     connection_opened,
@@ -75,12 +74,15 @@ from .signals import (
     tell,
 )
 from .stats import Counters
+from .transports.base import Clock
 
 if TYPE_CHECKING:
     from .metrics import Metrics
 
 __all__ = [
+    "EXTENSION",
     "LIMITS",
+    "EventStream",
     "State",
     "broker_options_of",
     "broker_url_of",
@@ -106,6 +108,18 @@ _MAY_BE_NONE = frozenset(
 
 _RULES = tuple((limit.name, f"SOCKETS_{limit.name.upper()}") for limit in fields(Rules))
 _MAY_BE_FRACTIONS = frozenset(("max_handshake_rate", "max_handshake_rate_per_address"))
+
+
+class EventStream(Protocol):
+    """One that is counted.
+
+    :ivar path: of its request.
+    """
+
+    path: Any
+
+    def end(self) -> None:
+        """End it soon; any thread."""
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
@@ -140,7 +154,7 @@ class State:
         return self.admission.connections
 
     @property
-    def streams(self) -> set[Stream]:
+    def streams(self) -> set[EventStream]:
         """Event streams that are open."""
         return self.admission.streams
 
@@ -203,9 +217,8 @@ class State:
         :param guest: of its request.
         :raises HandshakeError: when there is no room for it any more.
         """
-        clock = waiter().clock if guest.remarkable else None
         close = partial(_close, connection)
-        self.admission.enter(self.connections, connection, guest, clock, close)
+        self.admission.enter(self.connections, connection, guest, _clock_of(guest), close)
         try:
             connection_opened.send(self.app, connection=connection)
         except BaseException:
@@ -217,17 +230,22 @@ class State:
         self.admission.leave(self.connections, connection)
         tell(connection_closed, self.app, connection=connection)
 
-    def admit_stream(self, stream: Stream, guest: Guest) -> None:
+    def admit_stream(self, stream: EventStream, guest: Guest) -> None:
         """Count an event stream; as :meth:`admit`."""
-        self.admission.enter(self.streams, stream, guest, stream.clock, partial(_end, stream))
+        end = partial(_end, stream)
+        self.admission.enter(self.streams, stream, guest, _clock_of(guest), end)
         self.counters.streams_opened += 1
         tell(stream_opened, self.app, stream=stream)
 
-    def stream_ended(self, stream: Stream) -> None:
+    def stream_ended(self, stream: EventStream) -> None:
         """Count an event stream no longer, where it was counted."""
         if self.admission.leave(self.streams, stream):
             self.counters.streams_closed += 1
             tell(stream_closed, self.app, stream=stream)
+
+
+def _clock_of(guest: Guest) -> Clock | None:
+    return waiter().clock if guest.remarkable else None
 
 
 def _close(connection: Connection, code: int, reason: str) -> bool:
@@ -238,7 +256,7 @@ def _close(connection: Connection, code: int, reason: str) -> bool:
     return True
 
 
-def _end(stream: Stream, code: int, reason: str) -> bool:
+def _end(stream: EventStream, code: int, reason: str) -> bool:
     """End a stream, which has no room for a reason."""
     stream.end()
     return True

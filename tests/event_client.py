@@ -62,6 +62,8 @@ class Dispatcher:
 class EventClient:
     """One request for a stream on a server of 127.0.0.1, or its socket, TLS for one.
 
+    :param address: that it comes from, as a proxy would say.
+
     :ivar head: status line and header fields, as they came.
     :ivar raw: all bytes of the body so far, as they came.
     """
@@ -75,6 +77,7 @@ class EventClient:
         receive_buffer: int | None = None,
         context: Any = None,
         last_event_id: str = "",
+        address: str = "",
     ) -> None:
         self.sock = socket.socket()
         self.sock.settimeout(TIMEOUT)
@@ -84,7 +87,8 @@ class EventClient:
         if context is not None:
             self.sock = context.wrap_socket(self.sock, server_hostname="127.0.0.1")
         last = f"Last-Event-ID: {last_event_id}\r\n" if last_event_id else ""
-        self.sock.sendall(f"GET {path} {version}\r\nHost: 127.0.0.1\r\n{last}\r\n".encode())
+        by = f"X-Forwarded-For: {address}\r\n" if address else ""
+        self.sock.sendall(f"GET {path} {version}\r\nHost: 127.0.0.1\r\n{last}{by}\r\n".encode())
         self.dispatcher = Dispatcher()
         self.head = b""
         self.raw = b""

