@@ -30,6 +30,9 @@ setting                          default      meaning
 ``SOCKETS_HANDSHAKE_TIMEOUT``    10           seconds for the head of a request, under our worker
 ``SOCKETS_METRICS_ROUTE``        None         where Prometheus finds metrics, as ``"/metrics"``;
                                               needs the extra ``metrics``
+``SOCKETS_HEALTH_ROUTE``         None         where a load balancer asks whether to send anybody, as
+                                              ``"/health"``
+``SOCKETS_DRAIN_FILE``           None         path of a file; while it is there, the answer is no
 ``SOCKETS_BROKER_URL``           memory://    where channels are: in this process, or ``redis://``,
                                               ``rediss://``, ``unix://`` for several
 ``SOCKETS_HISTORY_SIZE``         100          messages kept for each channel
@@ -157,6 +160,11 @@ class State:
     def streams(self) -> set[EventStream]:
         """Event streams that are open."""
         return self.admission.streams
+
+    @property
+    def broker_away(self) -> bool | None:
+        """Whether the broker is known to be out of reach; None where nobody knows."""
+        return None if self._channels is None else self._channels.broker.away()
 
     @property
     def channels(self) -> Channels:

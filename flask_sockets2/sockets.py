@@ -36,6 +36,7 @@ from .extension import (
     serve_metrics,
     state_of,
 )
+from .health import serve_health
 from .middleware import SocketMiddleware
 from .publisher import Publisher
 from .view import OPTIONS, View, mismatch
@@ -89,7 +90,9 @@ class Sockets:
         rules_of(app.config)
         open_broker(broker_url_of(app), broker_options_of(app.config))  # is it there?
         if EXTENSION not in app.extensions:
-            serve_metrics(make_state(app))
+            state = make_state(app)
+            serve_metrics(state)
+            serve_health(state)
             # The bound method: calling an object that has __call__ goes through C, whose stack
             # each waiting greenlet keeps a copy of.
             app.wsgi_app = SocketMiddleware(app.wsgi_app, app, self).__call__  # type: ignore[method-assign]  # as Flask documents it

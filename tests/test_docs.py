@@ -80,6 +80,8 @@ APPLICATION = {
     **asdict(Rules()),
     "handshake_timeout": WebSocketHandler.handshake_timeout,
     "metrics_route": None,
+    "health_route": None,
+    "drain_file": None,
     "broker_url": "memory://",
     "channel_prefix": BrokerOptions().prefix,
     **{name: value for name, value in asdict(BrokerOptions()).items() if name != "prefix"},

@@ -97,7 +97,10 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "signing": frozenset(),
     "view": frozenset({"extension", "connection", "wire.handshake", "exceptions"}),
     "middleware": frozenset({"servers", "connection", "wire.handshake"}),
-    "sockets": frozenset({"brokers", "channels", "extension", "publisher", "view", "middleware"}),
+    "health": frozenset({"extension", "servers.environ"}),
+    "sockets": frozenset(
+        {"brokers", "channels", "extension", "health", "publisher", "view", "middleware"}
+    ),
     "turbo": frozenset(
         {
             "brokers",
@@ -173,6 +176,7 @@ FLASK = frozenset(
         "event_stream",
         "extension",
         "firehose",
+        "health",
         "middleware",
         "orders",
         "publisher",

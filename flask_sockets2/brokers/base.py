@@ -244,6 +244,11 @@ class Broker(ABC):
     def history(self, channel: str, since: Position | None) -> History:
         """Return what was published after a position, None: all that is kept."""
 
+    def away(self) -> bool | None:
+        """Return whether it is out of reach, None where nobody knows without asking; never
+        waits."""
+        return False
+
     # -- who is there ----------------------------------------------------------------------
 
     @abstractmethod

@@ -230,6 +230,12 @@ class Listener:
         self._readers[node] = reader
         return reader
 
+    def away(self) -> bool | None:
+        """Return whether a connection that listens is lost; None where there is none to lose."""
+        with self._lock:
+            readers = list(self._readers.values())
+        return any(reader.away for reader in readers) if readers else None
+
     # -- for readers -----------------------------------------------------------------------
 
     def begin(self, reader: Reader) -> list[Feed]:
@@ -399,6 +405,11 @@ class Reader:
             self._listener.drop(self)
             self._close_wakers()
             self._finished.set()
+
+    @property
+    def away(self) -> bool:
+        """Whether its connection is lost, and has not come back with all that was missed."""
+        return self._recovering or self.failure is not None
 
     def pause(self, seconds: float) -> None:
         """Wait, unless it is to end. Called in the thread."""

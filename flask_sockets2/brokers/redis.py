@@ -192,6 +192,9 @@ class RedisBroker(Broker):
     def unsubscribe(self, channel: str) -> None:
         self._listener.unsubscribe(channel)
 
+    def away(self) -> bool | None:
+        return self._listener.away()
+
     def position(self, channel: str) -> Position:
         [position] = self.positions([channel])
         return position

@@ -27,9 +27,12 @@ from typing import Any
 from ..connection import Connection
 from ..transports.base import StreamTransport, Waiter, read_ahead
 
-__all__ = ["Takeover", "client_socket", "take_over", "waiter"]
+__all__ = ["STOPPING", "Takeover", "client_socket", "take_over", "waiter"]
 
 logger = logging.getLogger("flask_sockets2.servers")
+
+STOPPING = "flask_sockets2.stopping"
+"""In the environ of a request that our servers answer while they stop."""
 
 _CLOSING_TIME = 2.0  # seconds that connections get to close when the process ends
 

@@ -14,6 +14,7 @@ from typing import Any
 import gevent
 from gunicorn.workers.ggevent import GeventPyWSGIWorker, PyWSGIHandler
 
+from .environ import STOPPING
 from .gevent import WebSocketHandler, WebSocketServer, drain
 
 __all__ = ["Worker"]
@@ -74,6 +75,8 @@ class Worker(GeventPyWSGIWorker):  # type: ignore[misc]  # gunicorn is untyped
             if self.nr >= self.max_requests and self.alive:
                 self.log.info("Autorestarting worker after current request.")
                 self.alive = False
+            if not self.alive:  # it accepts for up to a second more
+                environ[STOPPING] = True
             return application(environ, start_response)
 
         return counted

