@@ -151,14 +151,20 @@ class Channels(Publisher):
         return Outlet(transport, owner, self._fanout, limits.send_buffer, limits.slow_client)
 
     def listen(
-        self, name: str, listener: Callable[[Message], None], clock: Clock, environ: Any
+        self,
+        name: str,
+        listener: Callable[[Message], None],
+        clock: Clock,
+        environ: Any,
+        *,
+        lasting: bool = True,
     ) -> None:
         """Take part in a channel of the processes' own; see :meth:`Fanout.listen`.
 
         :param environ: WSGI environ of the request that asks for it.
         """
         self._warn_of_processes(environ)
-        self._fanout.listen(name, listener, clock)
+        self._fanout.listen(name, listener, clock, lasting=lasting)
 
     def check(self, channel: str) -> None:
         """See that a channel can be subscribed to: its name, and that the broker is there."""

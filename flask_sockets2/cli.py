@@ -1,15 +1,18 @@
 """``flask sockets routes`` lists the WebSocket rules; ``flask sockets publish`` and ``listen`` are
-at the other end of a channel; ``flask sockets doctor URL`` finds out why a browser cannot connect,
+at the other end of a channel; ``flask sockets top`` shows what all workers do; ``flask sockets
+doctor URL`` finds out why a browser cannot connect,
 without an application at hand.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
 from collections.abc import Iterator
 from queue import SimpleQueue
+from time import sleep
 from typing import Any
 
 import click
@@ -18,13 +21,14 @@ from flask.cli import AppGroup
 from websockets.exceptions import InvalidURI
 from websockets.uri import WebSocketURI, parse_uri
 
-from .brokers.base import History, Message, Position
+from .brokers.base import History, Message, Position, Receiver
 from .doctor import Case, examine
 from .encoding import Frames, gap_message
 from .exceptions import BrokerError
 from .extension import broker_options_of, broker_url_of, limits_of
 from .findings import Finding
 from .publisher import Publisher, check_channel, dumps_of
+from .top import INTERVAL, Top
 from .view import View
 
 __all__ = ["sockets_cli"]
@@ -152,9 +156,43 @@ def listen(channel: str, since: str, count: int | None) -> None:
         pass
 
 
-def _publisher(receiver: _Receiver | None = None) -> Publisher:
+@sockets_cli.command("top")
+@click.option("--once", is_flag=True, help="Print it once, after two seconds, and end.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object in each line.")
+def top(once: bool, as_json: bool) -> None:
+    """Show who is connected to which worker, and what they do, every second until Ctrl-C."""
+    shown = Top()
+    if broker_url_of(_app()).startswith("memory:"):
+        raise click.ClickException(
+            "with memory:// what a worker counts stays within it; set SOCKETS_BROKER_URL to a "
+            "redis:// URL, the same for the workers and here"
+        )
+    try:
+        with _publisher(shown) as publisher:
+            shown.begin(publisher.broker)
+            while True:
+                shown.look()
+                if once:
+                    sleep(INTERVAL)
+                    shown.look()
+                sleep(INTERVAL)
+                if as_json:
+                    click.echo(json.dumps(shown.as_dict()))
+                else:
+                    if not once:
+                        click.clear()  # does nothing where there is no terminal
+                    click.echo(shown.table())
+                if once:
+                    return
+    except (BrokerError, ValueError) as exc:
+        raise click.ClickException(str(exc)) from exc
+    except KeyboardInterrupt:
+        pass
+
+
+def _publisher(receiver: Receiver | None = None) -> Publisher:
     """A publisher with the application's settings."""
-    app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # a proxy, as Flask documents it
+    app = _app()
     config = app.config
     options = broker_options_of(config)
     return Publisher(
@@ -166,6 +204,10 @@ def _publisher(receiver: _Receiver | None = None) -> Publisher:
         dumps=dumps_of(app),
         receiver=receiver,
     )
+
+
+def _app() -> Flask:
+    return current_app._get_current_object()  # type: ignore[attr-defined, no-any-return]  # a proxy, as Flask documents it
 
 
 class _Receiver:

@@ -68,6 +68,7 @@ from .connection import Connection, Limits
 from .guests import NO_RULES, Guest, Rules
 from .orders import ORDERS, user_text
 from .outlet import POLICIES
+from .reports import Reporter
 from .servers.environ import waiter
 from .signals import (
     connection_closed,
@@ -135,6 +136,7 @@ class State:
         not there.
     :ivar user_id: returns the id of the user of the current request, None for nobody.
     :ivar admission: who is here.
+    :ivar reporter: tells who looks.
     """
 
     app: Flask
@@ -144,12 +146,14 @@ class State:
     broker_settings: list[str] = field(default_factory=list)
     user_id: Callable[[], Any] | None = None
     admission: Admission = field(init=False)
+    reporter: Reporter = field(init=False)
     _channels: Channels | None = None
     _lock: Lock = field(default_factory=Lock)  # guards making the channels
     _obeying: bool = False  # orders are listened to
 
     def __post_init__(self) -> None:
         self.admission = Admission(self.counters)
+        self.reporter = Reporter(self.counters, self.admission)
 
     @property
     def connections(self) -> set[Connection]:
@@ -185,6 +189,7 @@ class State:
         """Begin anew in a child: connections, counts and channels are the parent's."""
         self.counters = Counters()
         self.admission = Admission(self.counters)
+        self.reporter = Reporter(self.counters, self.admission)
         self._channels = None
         self._obeying = False
         self._lock = Lock()
@@ -193,6 +198,7 @@ class State:
 
     def close(self) -> None:
         """Let go of the broker."""
+        self.reporter.close()
         if self._channels is not None:
             self._channels.close()
 
@@ -232,6 +238,12 @@ class State:
         except BaseException:
             self.admission.leave(self.connections, connection)
             raise
+        self._report()
+
+    def _report(self) -> None:
+        """Have who looks told of this process: it has somebody."""
+        if not self.reporter.begun:
+            self.reporter.begin(self.channels, waiter().clock)
 
     def ended(self, connection: Connection) -> None:
         """Count a connection no longer."""
@@ -244,6 +256,7 @@ class State:
         self.admission.enter(self.streams, stream, guest, _clock_of(guest), end)
         self.counters.streams_opened += 1
         tell(stream_opened, self.app, stream=stream)
+        self._report()
 
     def stream_ended(self, stream: EventStream) -> None:
         """Count an event stream no longer, where it was counted."""

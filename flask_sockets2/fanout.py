@@ -238,9 +238,10 @@ class Fanout:
         self._channels: dict[str, _Channel] = {}
         self._writers: dict[Any, Writer] = {}
         self._lingering = Later(_LINGER)
-        # Of channels that no client has: who takes them, and those that the broker delivers; the
-        # second lock is held while it is asked to.
+        # Of channels that no client has: who takes them, those of which nothing may be missed, and
+        # those that the broker delivers; the second lock is held while it is asked to.
         self._listeners: dict[str, Callable[[Message], None]] = {}
+        self._missable: set[str] = set()
         self._heard: set[str] = set()
         self._listening = threading.Lock()
         self._not_listening: tuple[float, BrokerError | None] = (0.0, None)  # when, why
@@ -274,7 +275,7 @@ class Fanout:
         with self._lock:
             known = self._channels.get(channel)
             if known is None:
-                if channel in self._listeners:
+                if channel in self._missable:
                     logger.warning("what was told on %r before %s is lost", channel, position)
                 return
             known.position = position
@@ -394,11 +395,19 @@ class Fanout:
             self._leave(outlet, name, entry)
             raise
 
-    def listen(self, name: str, listener: Callable[[Message], None], clock: Clock) -> None:
+    def listen(
+        self,
+        name: str,
+        listener: Callable[[Message], None],
+        clock: Clock,
+        *,
+        lasting: bool = True,
+    ) -> None:
         """Have a function called with what is published to a channel that no client can have.
 
         :param listener: called by the broker wherever it delivers, and must not wait.
         :param clock: of who asks.
+        :param lasting: False where all that is published is transient, so that none is missed.
         :raises BrokerError: when the broker cannot be reached; nobody listens then.
         """
         if name in self._heard:
@@ -413,6 +422,8 @@ class Fanout:
             if name in self._heard:
                 return
             self._listeners[name] = listener
+            if lasting:
+                self._missable.add(name)
             try:
                 self.broker.subscribe(name)
             except BrokerError as exc:

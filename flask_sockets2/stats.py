@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -112,6 +113,23 @@ class Counters:
             "streams_opened": self.streams_opened,
             "streams_closed": self.streams_closed,
             "refused": dict(self.refused),
+            "disconnected": self.disconnected,
+        }
+
+    def totals(self) -> dict[str, int]:
+        """Return each count over all routes, prefixes and limits; any thread may ask."""
+        all_of: list[RouteCounters | ChannelCounters] = [RouteCounters(), ChannelCounters()]
+        all_of += [*self.routes.values()]
+        all_of += [*self.channels.values()]
+        total: Counter[str] = Counter()
+        for counters in all_of:
+            total.update(_as_dict(counters))
+        return {
+            **total,
+            "broker_reconnects": self.broker_reconnects,
+            "streams_opened": self.streams_opened,
+            "streams_closed": self.streams_closed,
+            "refused": sum(self.refused.values()),
             "disconnected": self.disconnected,
         }
 

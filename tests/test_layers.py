@@ -64,6 +64,18 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "channels": frozenset(
         {"brokers", "encoding", "fanout", "outlet", "publisher", "signals", "stats", "writer"}
     ),
+    "reports": frozenset(
+        {
+            "admission",
+            "brokers",
+            "channels",
+            "orders",
+            "stats",
+            "transports.base",
+            "exceptions",
+        }
+    ),
+    "top": frozenset({"brokers.base", "reports"}),
     "servers": frozenset({"connection", "transports", "keepalive", "wire", "exceptions"}),
     "extension": frozenset(
         {
@@ -74,6 +86,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "guests",
             "orders",
             "outlet",
+            "reports",
             "servers.environ",
             "signals",
             "stats",

@@ -1,0 +1,163 @@
+"""Reports: what each process says of itself, while somebody looks (``flask sockets top``).
+
+Who looks publishes to one channel, once a second, and each process answers on another. Both are
+transient, so nothing of it is kept anywhere, and a process that has died is one that does not
+answer. While nobody looks a process is subscribed to one channel more, and that is all it costs;
+however many look, it answers every half second at most.
+
+A process takes part from its first connection on: one that only publishes, such as Celery's,
+listens to nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import socket
+from dataclasses import asdict, dataclass
+from functools import partial
+from time import monotonic
+
+from .admission import Admission
+from .brokers.base import JSON, Broker, Draft, Message
+from .brokers.later import Later
+from .channels import Channels
+from .exceptions import BrokerError
+from .orders import RESERVED
+from .stats import Counters
+from .transports.base import Clock
+
+__all__ = ["LOOKS", "REPORTS", "Report", "Reporter", "look"]
+
+logger = logging.getLogger("flask_sockets2.channels")
+
+LOOKS = f"{RESERVED}looks"
+"""The channel of those who look."""
+
+REPORTS = f"{RESERVED}reports"
+"""The channel of the answers."""
+
+_SELDOM = 0.5  # seconds between two answers
+_RETRY = 5.0  # seconds after which it is tried again to listen
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a process says of itself.
+
+    :ivar process: its name, which no other process ever has.
+    :ivar host: where it runs.
+    :ivar at: seconds of its own clock, to tell by how long ago the last one was.
+    :ivar connections: WebSockets that are open.
+    :ivar streams: event streams that are open.
+    :ivar channels: those with subscribers in the process.
+    :ivar counts: as :meth:`Counters.totals`, since the process began.
+    """
+
+    process: str
+    host: str
+    pid: int
+    at: float
+    connections: int
+    streams: int
+    channels: int
+    counts: dict[str, int]
+
+    def serialize(self) -> bytes:
+        """Return it as the data of a message."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def parse(cls, data: bytes) -> Report | None:
+        """Read the data of a message; None for what is no report, as of another version."""
+        try:
+            fields = json.loads(data)
+            return cls(
+                process=str(fields["process"]),
+                host=str(fields["host"]),
+                pid=int(fields["pid"]),
+                at=float(fields["at"]),
+                connections=int(fields["connections"]),
+                streams=int(fields["streams"]),
+                channels=int(fields["channels"]),
+                counts={str(name): int(count) for name, count in fields["counts"].items()},
+            )
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+            return None
+
+
+class Reporter:
+    """Answers who looks, for one application in this process.
+
+    :param counters: what was counted.
+    :param admission: who is here.
+    """
+
+    def __init__(self, counters: Counters, admission: Admission) -> None:
+        self.begun = False
+        self._counters = counters
+        self._admission = admission
+        self._process = secrets.token_hex(8)
+        self._answered = 0.0  # when; written by whom the broker delivers by, one after another
+        self._soon = Later(0.0)
+        self._again = Later(_RETRY)
+
+    def begin(self, channels: Channels, clock: Clock) -> None:
+        """Answer from now on, where others can ask; does not wait and never fails.
+
+        :param clock: of who is here.
+        """
+        self.begun = True
+        if channels.broker.shared:
+            self._soon.call(partial(self._listen, channels, clock))
+
+    def _listen(self, channels: Channels, clock: Clock) -> None:
+        try:
+            channels.listen(LOOKS, partial(self._asked, channels), clock, {}, lasting=False)
+        except BrokerError as exc:
+            logger.debug("cannot take part in flask sockets top: %s; trying again", exc)
+            self._again.call(partial(self._listen, channels, clock))
+
+    def _asked(self, channels: Channels, message: Message) -> None:
+        now = monotonic()
+        if now - self._answered >= _SELDOM:
+            self._answered = now
+            self._soon.call(partial(self._answer, channels))
+
+    def _answer(self, channels: Channels) -> None:
+        report = self.report(len(channels.here()))
+        try:
+            _publish(channels.broker, REPORTS, report.serialize())
+        except BrokerError as exc:
+            logger.debug("could not tell who looks: %s", exc)
+
+    def report(self, channels: int) -> Report:
+        """Return what there is to say now."""
+        return Report(
+            process=self._process,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            at=monotonic(),
+            connections=len(self._admission.connections),
+            streams=len(self._admission.streams),
+            channels=channels,
+            counts=self._counters.totals(),
+        )
+
+    def close(self) -> None:
+        """Listen no more, where that was still to come."""
+        self._again.close()
+
+
+def look(broker: Broker) -> None:
+    """Ask all processes for their reports.
+
+    :raises BrokerError: when the broker cannot be reached.
+    """
+    _publish(broker, LOOKS, b"{}")
+
+
+def _publish(broker: Broker, channel: str, data: bytes) -> None:
+    broker.publish([Draft(channel, JSON, data, transient=True)])

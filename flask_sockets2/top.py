@@ -1,0 +1,174 @@
+"""What ``flask sockets top`` shows: the reports of all processes, and how fast they count."""
+
+from __future__ import annotations
+
+from collections import Counter
+from threading import Lock
+from time import monotonic
+from typing import Any, NamedTuple
+
+from .brokers.base import Broker, Message, Position
+from .reports import REPORTS, Report, look
+
+__all__ = ["INTERVAL", "Top"]
+
+INTERVAL = 1.0  # seconds
+_SILENT = 3.5  # seconds after which a process that does not answer is gone
+_MOST = 10_000  # processes
+
+_RATES = {
+    "IN/S": "messages_in",
+    "OUT/S": "messages_out",
+    "PUBLISHED/S": "published",
+    "DELIVERED/S": "delivered",
+}
+_COUNTS = {
+    "DROPPED": "dropped",
+    "TOO SLOW": "slow_disconnects",
+    "GAPS": "gaps",
+    "REFUSED": "refused",
+}
+_HEADS = ("WORKER", "WEBSOCKETS", "STREAMS", "CHANNELS", *_RATES, *_COUNTS)
+
+
+class _Row(NamedTuple):
+    """What is known of a process.
+
+    :ivar heard: when, by our clock.
+    :ivar rates: what its counts grew by a second, none at first.
+    """
+
+    report: Report
+    heard: float
+    rates: dict[str, float]
+
+
+class Top:
+    """Collects reports; the receiver of its broker."""
+
+    def __init__(self) -> None:
+        self._broker: Broker | None = None
+        self._rows: dict[str, _Row] = {}
+        self._lock = Lock()  # guards them
+
+    def begin(self, broker: Broker) -> None:
+        """Have reports delivered.
+
+        :raises BrokerError: when the broker cannot be reached.
+        """
+        self._broker = broker
+        broker.subscribe(REPORTS)
+
+    def look(self) -> None:
+        """Ask for new ones; they come a moment later.
+
+        :raises BrokerError: when the broker cannot be reached.
+        """
+        assert self._broker is not None
+        look(self._broker)
+
+    # -- the receiver ----------------------------------------------------------------------
+
+    def deliver(self, message: Message) -> None:
+        report = Report.parse(message.data)
+        if report is None:
+            return
+        with self._lock:
+            last = self._rows.get(report.process)
+            if last is None and len(self._rows) >= _MOST:
+                return
+            rates = {} if last is None else _rates(last.report, report)
+            self._rows[report.process] = _Row(report, monotonic(), rates)
+
+    def missed(self, channel: str, position: Position) -> None:
+        pass  # the next report comes in a second
+
+    def resumed(self, channel: str) -> None:
+        pass
+
+    def reconnected(self) -> None:
+        pass
+
+    # -- what is shown ---------------------------------------------------------------------
+
+    def _alive(self) -> list[_Row]:
+        now = monotonic()
+        with self._lock:
+            self._rows = {n: row for n, row in self._rows.items() if now - row.heard < _SILENT}
+            rows = list(self._rows.values())
+        return sorted(rows, key=lambda row: (row.report.host, row.report.pid))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all that is known: each worker's report and rates, and the sums."""
+        rows = self._alive()
+        counts: Counter[str] = Counter()
+        rates: dict[str, float] = {}
+        for row in rows:
+            counts.update(row.report.counts)
+            for name, rate in row.rates.items():
+                rates[name] = round(rates.get(name, 0.0) + rate, 1)
+        return {
+            "workers": [
+                {
+                    "host": row.report.host,
+                    "pid": row.report.pid,
+                    "connections": row.report.connections,
+                    "streams": row.report.streams,
+                    "channels": row.report.channels,
+                    "counts": row.report.counts,
+                    "rates": row.rates,
+                }
+                for row in rows
+            ],
+            "connections": sum(row.report.connections for row in rows),
+            "streams": sum(row.report.streams for row in rows),
+            "counts": dict(counts),
+            "rates": rates,
+        }
+
+    def table(self) -> str:
+        """Return it as text for a terminal."""
+        known = self.as_dict()
+        if not known["workers"]:
+            return (
+                "No worker has answered. They do from their first WebSocket or event stream on, "
+                "with SOCKETS_BROKER_URL and SOCKETS_CHANNEL_PREFIX as they are here."
+            )
+        lines = [_HEADS, *(_line(_name(worker), worker) for worker in known["workers"])]
+        # A channel may be in several of them, so there is no sum.
+        lines.append(_line(f"all {len(known['workers'])}", {**known, "channels": ""}))
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        first = widths.pop(0)
+        return "\n".join(
+            "  ".join([f"{name:{first}}", *map(str.rjust, cells, widths)]).rstrip()
+            for name, *cells in lines
+        )
+
+
+def _rates(before: Report, now: Report) -> dict[str, float]:
+    seconds = now.at - before.at
+    if seconds <= 0:
+        return {}
+    return {
+        name: round((count - before.counts.get(name, 0)) / seconds, 1)
+        for name, count in now.counts.items()
+    }
+
+
+def _name(worker: dict[str, Any]) -> str:
+    # What another program wrote there must not command the terminal.
+    host = "".join(letter if letter.isprintable() else "?" for letter in worker["host"][:64])
+    return f"{host}:{worker['pid']}"
+
+
+def _line(name: str, of: dict[str, Any]) -> tuple[str, ...]:
+    rates = (f"{of['rates'].get(field, 0):.1f}" for field in _RATES.values())
+    counts = (str(of["counts"].get(field, 0)) for field in _COUNTS.values())
+    return (
+        name,
+        str(of["connections"]),
+        str(of["streams"]),
+        str(of["channels"]),
+        *rates,
+        *counts,
+    )

