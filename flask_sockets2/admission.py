@@ -166,6 +166,12 @@ class Admission:
             limit.upper(),
             getattr(guest.rules, limit),
             _by(guest, refusal),
+            extra={
+                "event": "refused",
+                "reason": limit,
+                "address": guest.address,
+                "user": guest.user,
+            },
         )
         later = (("Retry-After", str(ceil(max(1.0, wait)))),)
         return HandshakeError(refusal.status, refusal.description, later)

@@ -366,7 +366,13 @@ class Connection:
                 transport.call_soon(lambda: self._take_early(early))
         if self.ping_interval:
             transport.call_inside(self._watch)
-        logger.info("open %.200r from %s", self.path, self.environ.get("REMOTE_ADDR"))
+        address = self.environ.get("REMOTE_ADDR")
+        logger.info(
+            "open %.200r from %s",
+            self.path,
+            address,
+            extra={"event": "open", "path": self.path, "address": address},
+        )
 
     def _admit(self) -> bool:
         """Tell that it is about to open; False where that has opened it: who is told may send."""
@@ -636,6 +642,7 @@ class Connection:
             "too slow %.200r: more than %s bytes kept back (SOCKETS_SEND_BUFFER)",
             self.path,
             self.limits.send_buffer,
+            extra={"event": "too_slow", "path": self.path},
         )
         self.fail(1013, "too slow; connect again")
 
@@ -777,7 +784,19 @@ class Connection:
             transport.call_inside(lambda: keepalive_of(transport.clock).forget(self))
         if was_open:
             self._announce_end()
-        logger.info("closed %.200r with %s %.200r", self.path, self.close_code, self.close_reason)
+        code, reason = self.close_code, self.close_reason
+        logger.info(
+            "closed %.200r with %s %.200r",
+            self.path,
+            code,
+            reason,
+            extra={
+                "event": "closed",
+                "path": self.path,
+                "close_code": code,
+                "close_reason": reason,
+            },
+        )
         try:
             if self.on_end is not None:
                 self.on_end(self)
@@ -951,7 +970,12 @@ class Connection:
         """End it for a peer that is too slow."""
         if self._state is not CLOSED:
             reason = f"{why} for {self.limits.send_timeout} s (SOCKETS_SEND_TIMEOUT)"
-            logger.info("dropped %.200r: %s", self.path, reason)
+            logger.info(
+                "dropped %.200r: %s",
+                self.path,
+                reason,
+                extra={"event": "dropped", "path": self.path},
+            )
             self.abort(reason)
 
     # -- keepalive -------------------------------------------------------------------------

@@ -283,7 +283,12 @@ class Fanout:
                 self._recent.begin(channel, position)
             self._put(known, gap_message(channel, position))
             known.counters.gaps += known.subscribers
-        logger.warning("messages of channel %.200r were lost before %s", channel, position)
+        logger.warning(
+            "messages of channel %.200r were lost before %s",
+            channel,
+            position,
+            extra={"event": "gap", "channel": channel, "position": str(position)},
+        )
         self.observer.gap(channel)
 
     def resumed(self, channel: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from collections.abc import Mapping
 from threading import Lock
 from time import monotonic
 
@@ -102,10 +103,13 @@ class SeldomLog:
         self._kinds: dict[str, tuple[float, int]] = {}  # when logged last, and left out since
         self._lock = Lock()  # guards them
 
-    def warning(self, kind: str, message: str, *args: object) -> None:
+    def warning(
+        self, kind: str, message: str, *args: object, extra: Mapping[str, object] | None = None
+    ) -> None:
         """Log a warning, or count it.
 
         :param kind: of few there are.
+        :param extra: fields of the line.
         """
         with self._lock:
             now = monotonic()
@@ -116,4 +120,4 @@ class SeldomLog:
             return
         if left_out:
             message, args = f"{message} (and %s times since it was logged last)", (*args, left_out)
-        self._logger.warning(message, *args)
+        self._logger.warning(message, *args, extra=extra)

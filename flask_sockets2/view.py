@@ -171,6 +171,12 @@ def check_origin(app: Flask, allowed: Iterable[str] | None = None) -> None:
             origin,
             request.host,
             setting,
+            extra={
+                "event": "refused",
+                "reason": "origin",
+                "origin": origin,
+                "host": request.host,
+            },
         )
         abort(403, f"pages of this origin may not connect ({setting})")
 

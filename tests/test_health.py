@@ -164,7 +164,7 @@ def test_haproxy_sends_nobody_to_a_server_that_drains_and_cuts_nobody_off(
     for name in ("a", "b"):
         environ = {"NAME": name, "FLASK_SOCKETS_DRAIN_FILE": str(tmp_path / f"drain-{name}")}
         servers[name] = server_factory.gunicorn(PROGRAM, args=["--workers", "2"], environ=environ)
-    (text,) = blocks(OPERATIONS, "text")
+    (text,) = [block for block in blocks(OPERATIONS, "text") if "backend" in block]
     text = text.replace("127.0.0.1:8001", f"127.0.0.1:{servers['b'].port}")
     proxy = haproxy_in_front(server_factory, servers["a"].port, text)
 

@@ -436,7 +436,11 @@ class Reader:
         if not isinstance(exc, (errors.RedisError, OSError)):
             logger.exception("the listener failed and begins anew")
         elif self._connected:
-            logger.warning("lost the connection that listens: %s; reconnecting", error)
+            logger.warning(
+                "lost the connection that listens: %s; reconnecting",
+                error,
+                extra={"event": "broker_away", "broker": self._listener.servers.shown},
+            )
         if self._connected:
             self._recovering = True
         else:
@@ -708,7 +712,10 @@ class Reader:
                     self._returning.discard(feed)
         if self._recovering and not self._returning and not self._asked:
             self._recovering = False
-            logger.info("listening again to %s", self._listener.servers.shown)
+            shown = self._listener.servers.shown
+            logger.info(
+                "listening again to %s", shown, extra={"event": "broker_back", "broker": shown}
+            )
             if self._receiver is not None:
                 self._receiver.reconnected()
 

@@ -132,7 +132,13 @@ class Stream:
         _register(self._waiter, environ)
         _opened.add(self)
         self._inside(self._watch)
-        logger.info("open %.200r from %s", self.path, environ.get("REMOTE_ADDR"))
+        address = environ.get("REMOTE_ADDR")
+        logger.info(
+            "open %.200r from %s",
+            self.path,
+            address,
+            extra={"event": "open", "path": self.path, "address": address},
+        )
 
     @staticmethod
     def opened() -> list[Stream]:
@@ -263,7 +269,7 @@ class Stream:
                 keeper, self.keeper = self.keeper, None
                 if keeper is not None:
                     keeper.forget(self)
-        logger.info("closed %.200r", self.path)
+        logger.info("closed %.200r", self.path, extra={"event": "closed", "path": self.path})
 
     def _tell_end(self) -> None:
         writing, self._writing = self._writing, None
@@ -298,6 +304,7 @@ class Stream:
             "dropped %.200r: the peer took nothing for %s s (SOCKETS_SEND_TIMEOUT)",
             self.path,
             self.send_timeout,
+            extra={"event": "dropped", "path": self.path},
         )
         self.abort()
 

@@ -64,12 +64,17 @@ def asked_for(app: Flask, authorizer: Authorizer | None, *, guarded: bool) -> li
             "opens all of them, as Flask-SSE does",
             names,
             DEFAULT,
+            extra={"event": "refused", "reason": "not_open", "channels": names},
         )
         abort(403, "these channels are not open")
     if authorizer is not None:
         for name in names:
             if not authorizer(name):
-                logger.warning("refused the channel %.200r: not authorized", name)
+                logger.warning(
+                    "refused the channel %.200r: not authorized",
+                    name,
+                    extra={"event": "refused", "reason": "not_authorized", "channels": [name]},
+                )
                 abort(403, "this channel is not for you")
     return names
 
@@ -108,7 +113,9 @@ def _unsigned(app: Flask, signed: str) -> list[str]:
             raise Forged("there is no SECRET_KEY that it could be signed with")
         names = _signer(app).unsign(signed)
     except InvalidName as exc:
-        logger.warning("refused a stream: %s", exc)
+        logger.warning(
+            "refused a stream: %s", exc, extra={"event": "refused", "reason": "not_valid"}
+        )
         if isinstance(exc, Expired):
             abort(410, "the address of the stream has expired; load the page again")
         abort(403, "the address of the stream is not valid")

@@ -243,7 +243,11 @@ def _user_of_connection(audience: Audience) -> str | None:
     try:
         user_id = audience.user_id_callback()
     except HTTPException as exc:  # all else Flask logs
-        logger.warning("refused a page's connection: the user id callback answers %s", exc)
+        logger.warning(
+            "refused a page's connection: the user id callback answers %s",
+            exc,
+            extra={"event": "refused", "reason": "no_user"},
+        )
         raise
     return None if user_id is None else user_channel(user_id)
 
@@ -320,7 +324,12 @@ def _verified(signer: StreamSigner | None, name: str) -> str:
             raise Forged("there is no SECRET_KEY that it could be signed with")
         return signer.unsign(name)
     except InvalidName as exc:
-        logger.warning("refused the stream %.80r: %s", name, exc)
+        logger.warning(
+            "refused the stream %.80r: %s",
+            name,
+            exc,
+            extra={"event": "refused", "reason": "not_valid"},
+        )
         if isinstance(exc, Expired):
             abort(410, "the name of a stream has expired; load the page again")
         abort(403, "the name of a stream is not valid")
@@ -334,6 +343,7 @@ def _check_user(channel: str, user: str | None) -> None:
             "to return the same at each request of a user",
             channel,
             user,
+            extra={"event": "refused", "reason": "other_user", "channel": channel},
         )
         abort(403, "the page is another user's; load it again")
 
@@ -344,7 +354,11 @@ def _authorize(audience: Audience, channel: str) -> None:
     if parts is None or audience.authorizer is None:
         return
     if not audience.authorizer(*parts):
-        logger.warning("refused the stream %.80r: not authorized", ":".join(parts))
+        logger.warning(
+            "refused the stream %.80r: not authorized",
+            ":".join(parts),
+            extra={"event": "refused", "reason": "not_authorized", "channel": channel},
+        )
         abort(403, "this stream is not for you")
 
 
