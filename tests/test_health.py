@@ -130,6 +130,14 @@ def test_a_worker_that_stops_says_no_to_who_can_still_ask(
     assert json.loads(body)["status"] == "draining"
 
 
+def test_the_last_request_of_a_worker_is_told_that_it_is(
+    gunicorn: Callable[..., Server],
+) -> None:
+    """It accepts for up to a second more."""
+    server = gunicorn(PROGRAM, args=["--max-requests", "2"])
+    assert [http(server.url("/health"))[0] for _ in range(2)] == [200, 503]
+
+
 @pytest.fixture
 def redis_server() -> Iterator[RedisServer]:
     if server_binary() is None:

@@ -32,7 +32,7 @@ __all__ = ["STOPPING", "Takeover", "client_socket", "take_over", "waiter"]
 logger = logging.getLogger("flask_sockets2.servers")
 
 STOPPING = "flask_sockets2.stopping"
-"""In the environ of a request that our servers answer while they stop."""
+"""In the environ of a request that our worker answers while it stops."""
 
 _CLOSING_TIME = 2.0  # seconds that connections get to close when the process ends
 

@@ -30,7 +30,6 @@ from ..exceptions import ConnectionClosed, HandshakeError
 from ..transports.base import StreamTransport, read_ahead
 from ..transports.green import GreenTransport
 from ..wire.handshake import is_upgrade
-from .environ import STOPPING
 from .stream import Body, Stream
 
 __all__ = ["GreenConnection", "WebSocketHandler", "WebSocketServer"]
@@ -234,8 +233,6 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
         # pywsgi gives the bare stream to what looks like an upgrade; its end is the connection's.
         environ["wsgi.input"] = self.wsgi_input
         environ["wsgi.input_terminated"] = True
-        if self.server.closed:
-            environ[STOPPING] = True
         environ["wsgi.early_hints"] = partial(self._send_early_hints, self._requests)
         return environ
 
