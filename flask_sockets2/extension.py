@@ -198,7 +198,6 @@ class State:
 
     def close(self) -> None:
         """Let go of the broker."""
-        self.reporter.close()
         if self._channels is not None:
             self._channels.close()
 

@@ -40,7 +40,7 @@ REPORTS = f"{RESERVED}reports"
 """The channel of the answers."""
 
 _SELDOM = 0.5  # seconds between two answers
-_RETRY = 5.0  # seconds after which it is tried again to listen
+_RETRY = 5.0  # seconds after which the next connection has it try again to listen
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +93,8 @@ class Reporter:
 
     :param counters: what was counted.
     :param admission: who is here.
+
+    :ivar begun: whether it does, or need not.
     """
 
     def __init__(self, counters: Counters, admission: Admission) -> None:
@@ -101,14 +103,16 @@ class Reporter:
         self._admission = admission
         self._process = secrets.token_hex(8)
         self._answered = 0.0  # when; written by whom the broker delivers by, one after another
+        self._not_before = 0.0  # to try again
         self._soon = Later(0.0)
-        self._again = Later(_RETRY)
 
     def begin(self, channels: Channels, clock: Clock) -> None:
         """Answer from now on, where others can ask; does not wait and never fails.
 
         :param clock: of who is here.
         """
+        if monotonic() < self._not_before:
+            return
         self.begun = True
         if channels.broker.shared:
             self._soon.call(partial(self._listen, channels, clock))
@@ -117,8 +121,9 @@ class Reporter:
         try:
             channels.listen(LOOKS, partial(self._asked, channels), clock, {}, lasting=False)
         except BrokerError as exc:
-            logger.debug("cannot take part in flask sockets top: %s; trying again", exc)
-            self._again.call(partial(self._listen, channels, clock))
+            logger.debug("cannot take part in flask sockets top: %s", exc)
+            self._not_before = monotonic() + _RETRY
+            self.begun = False  # not by a timer: the next who comes has it try again
 
     def _asked(self, channels: Channels, message: Message) -> None:
         now = monotonic()
@@ -145,10 +150,6 @@ class Reporter:
             channels=channels,
             counts=self._counters.totals(),
         )
-
-    def close(self) -> None:
-        """Listen no more, where that was still to come."""
-        self._again.close()
 
 
 def look(broker: Broker) -> None:
