@@ -368,7 +368,7 @@ class Connection:
             transport.call_inside(self._watch)
         address = self.environ.get("REMOTE_ADDR")
         logger.info(
-            "open %.200r from %s",
+            "open %.200r from %.100r",
             self.path,
             address,
             extra={"event": "open", "path": self.path, "address": address},

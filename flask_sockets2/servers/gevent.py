@@ -32,7 +32,7 @@ from ..transports.green import GreenTransport
 from ..wire.handshake import is_upgrade
 from .stream import Body, Stream
 
-__all__ = ["GreenConnection", "WebSocketHandler", "WebSocketServer"]
+__all__ = ["GreenConnection", "WebSocketHandler", "WebSocketServer", "printable"]
 
 logger = logging.getLogger("flask_sockets2.servers")
 
@@ -45,6 +45,7 @@ _MAX_HEAD = 65536  # bytes of all header lines together
 
 _NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # a token, RFC 9110 §5.6.2
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_CONTROL_IN_LINE = re.compile("[\x00-\x1f\x7f]")
 
 _REQUEST_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
@@ -131,6 +132,11 @@ def _head_error(line: bytes, left: int) -> str:
     return "a header line is not 'name: value' (RFC 9112 §5)"
 
 
+def printable(text: str) -> str:
+    """Return what a client sent as a log may have it: in one line, and nothing for a terminal."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
 class GreenConnectionClosed(ConnectionClosed, GeventWebSocketError):  # type: ignore[misc]  # untyped base
     """ConnectionClosed that handlers written for gevent-websocket catch, too."""
 
@@ -172,6 +178,7 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
 
     socket: Any
     rfile: Any
+    requestline: Any
     response_headers: list[tuple[bytes, bytes]]
     environ: Any
     headers: Any
@@ -197,6 +204,8 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
         return line
 
     def read_request(self, raw_requestline: str) -> bool:
+        if _CONTROL_IN_LINE.search(raw_requestline.removesuffix("\n").removesuffix("\r")):
+            raise ValueError("the request line holds a control character")  # RFC 9112 §3
         valid: bool = super().read_request(raw_requestline)
         self._stop_timeout()
         if self.request_version == "HTTP/1.1" and len(self.headers.get_all("host")) != 1:
@@ -290,6 +299,10 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
             if connection.accepted:
                 self._log_as_upgraded()
             connection.handler = None
+
+    def log_request(self) -> None:
+        self.requestline = printable((self.requestline or "").rstrip())
+        super().log_request()
 
     def _refuse(self, error: HandshakeError) -> None:
         status = f"{error.status} {responses.get(error.status, '')}"

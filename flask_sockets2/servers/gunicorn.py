@@ -15,7 +15,7 @@ import gevent
 from gunicorn.workers.ggevent import GeventPyWSGIWorker, PyWSGIHandler
 
 from .environ import STOPPING
-from .gevent import WebSocketHandler, WebSocketServer, drain
+from .gevent import WebSocketHandler, WebSocketServer, drain, printable
 
 __all__ = ["Worker"]
 
@@ -24,6 +24,31 @@ _DRAIN_SHARE = 0.7  # of the graceful timeout; the rest is for the last closing 
 
 class _Handler(WebSocketHandler, PyWSGIHandler):  # type: ignore[misc]  # gunicorn is untyped
     """Our handler with gunicorn's access log."""
+
+    headers: Any
+    client_address: Any
+
+    def log_request(self) -> None:
+        if self.environ is None:  # it was no request, for which gunicorn's log is not prepared
+            self.environ, self.headers, self.response_headers = self._of_no_request(), {}, []
+        # What clients say of themselves is in there, decoded: %0a in a path is a line break.
+        self.environ = {
+            name: printable(value) if isinstance(value, str) else value
+            for name, value in self.environ.items()
+        }
+        self.headers = {name: printable(value) for name, value in self.headers.items()}
+        super().log_request()
+
+    def _of_no_request(self) -> dict[str, str]:
+        method, _, rest = self.requestline.rstrip().partition(" ")
+        target, _, version = rest.rpartition(" ")
+        address = self.client_address
+        return {
+            "REMOTE_ADDR": str(address[0]) if isinstance(address, tuple) and address else "-",
+            "REQUEST_METHOD": method,
+            "RAW_URI": target,
+            "SERVER_PROTOCOL": version,
+        }
 
 
 class _Server(WebSocketServer):
