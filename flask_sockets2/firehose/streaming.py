@@ -154,8 +154,8 @@ def _body(app: Flask, response: Response, head: str, pieces: Iterator[str]) -> I
     yield "".join(waiting)
     if dict(session) != saved:
         logger.error(
-            "the session was changed below {{ flush() }} of %s, after its cookie was sent, and the "
-            "change is lost: do it in the view or above the mark, and call csrf_token() and "
+            "the session was changed below {{ flush() }} of %.200r, after its cookie was sent, and "
+            "the change is lost: do it in the view or above the mark, and call csrf_token() and "
             "get_flashed_messages() there, too",
             request.path,
         )

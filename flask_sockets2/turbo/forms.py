@@ -297,7 +297,7 @@ def _is_refused(response: Response) -> bool:
 
 def _warn() -> None:
     logger.warning(
-        "%s %s (endpoint %r) answered a Turbo form with HTML and status 200, so turbo.js shows "
+        "%s %.200r (endpoint %r) answered a Turbo form with HTML and status 200, so turbo.js shows "
         "nothing (Form responses must redirect to another location); return "
         "turbo.render_form(template, form=form) where the form is shown again, "
         "turbo.redirect(url) where it is done, or turbo.stream(...)",

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from flask import Flask, session
+from jinja2 import DictLoader
 
+from flask_sockets2 import Firehose
+from flask_sockets2.firehose import flush
+from flask_sockets2.turbo import Turbo
 from tests.processes import Server, servers_in, unused_port
 from tests.wire_client import WireClient, close_frame, request
 
@@ -100,3 +106,30 @@ def test_what_is_no_request_is_a_line_in_the_log_and_no_traceback(
         assert client.response().status == status
     server.wait_for(lambda: server.output.count(f" {status} ") > before, "a line in the log")
     assert_clean(server)
+
+
+def test_a_path_makes_no_line_where_a_page_is_warned_about(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = Flask(__name__)
+    app.config.update(SECRET_KEY="x", DEBUG=True)
+    app.jinja_loader = DictLoader({"page.html": "<head></head>{{ flush() }}{{ late() }}"})
+    Firehose(app)
+    Turbo(app)
+
+    @app.get("/<path:name>")
+    def changes_the_session_too_late(name: str) -> Any:
+        return flush("page.html", late=lambda: session.update(late=True))
+
+    @app.post("/<path:name>")
+    def answers_a_form_with_200(name: str) -> str:
+        return "<p>"
+
+    client = app.test_client()
+    client.get("/%0aCRITICAL%20forged%1b", buffered=True)
+    client.post("/%0aCRITICAL%20forged%1b", headers={"Accept": "text/vnd.turbo-stream.html"})
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    for message in messages:
+        assert "CRITICAL forged" in message
+        assert message.isprintable()

@@ -176,7 +176,7 @@ def test_html_with_200_in_answer_to_a_form_is_warned_of_once_for_an_endpoint(
     warnings = [record for record in caplog.records if record.name == LOGGER]
     assert [record.levelno for record in warnings] == [logging.WARNING] * 2
     first, second = (record.getMessage() for record in warnings)
-    assert first.startswith("POST /answer/200 (endpoint 'answer') answered a Turbo form")
+    assert first.startswith("POST '/answer/200' (endpoint 'answer') answered a Turbo form")
     assert "turbo.render_form(" in first
     assert "turbo.redirect(" in first
     assert "(endpoint 'other')" in second
