@@ -1,21 +1,23 @@
 # make demo   serve the examples on http://127.0.0.1:5000 (HOST=, PORT=, SOCKETS_BROKER_URL=)
 # make test   run the tests (ARGS="-k echo" to choose)
+# make fuzz   try what no test names, for a minute (SECONDS=600, TARGETS="frames heads")
 #
-# Both need Python 3.11 or newer and nothing else; what they install goes into .venv.
+# They need Python 3.11 or newer and nothing else; what they install goes into .venv.
 
 PYTHON ?= python3
 VENV ?= .venv
 HOST ?= 127.0.0.1
 PORT ?= 5000
 ARGS ?= -n auto
+SECONDS ?= 60
 BIN := $(VENV)/bin
 TURBO_JS := flask_sockets2/turbo/vendored/turbo.es2017-umd.js
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types bench clean
+.PHONY: help demo test fuzz lint types bench clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 4
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 5
 	@echo 'also: make lint, make types, make bench, make clean'
 
 $(BIN)/python:
@@ -45,6 +47,9 @@ demo: $(VENV)/.installed-redis $(VENV)/.demo-key $(TURBO_JS)
 test: $(VENV)/.installed-test
 	@tests/system-packages.sh
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+fuzz: $(VENV)/.installed-test
+	$(BIN)/python -m tests.fuzz $(SECONDS) $(TARGETS)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
