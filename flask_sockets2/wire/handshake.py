@@ -7,11 +7,11 @@ the application routes the request and asks who is there in between.
 from __future__ import annotations
 
 import binascii
+import re
 from base64 import b64decode
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from websockets.exceptions import InvalidHeader, NegotiationError
 from websockets.extensions import Extension
@@ -38,6 +38,9 @@ _DEFLATE = ServerPerMessageDeflateFactory(
 _OURS = frozenset(
     f"sec-websocket-{name}" for name in ("accept", "extensions", "protocol", "version")
 ) | {"upgrade", "connection"}
+
+# RFC 6454 §6.2: scheme, host and perhaps a port, and no more.
+_ORIGIN = re.compile(r"(https?)://((?:\[[0-9a-f:.]+\]|[^\x00-\x20\x7f\[\]/?#@\\:]+)(?::[0-9]+)?)")
 
 _PORTS = {"http": ":80", "https": ":443"}
 
@@ -210,13 +213,11 @@ def origin_allowed(
         return True
     if allowed is not None:
         return any(_origin_matches(origin.lower(), pattern.lower()) for pattern in allowed)
-    try:
-        parts = urlsplit(origin)
-    except ValueError:
+    # Not by urlsplit(), which overlooks control characters and a path.
+    parts = _ORIGIN.fullmatch(origin.lower())
+    if parts is None or (secure and parts[1] == "http"):
         return False
-    if parts.scheme not in _PORTS or (secure and parts.scheme == "http"):
-        return False
-    return _netloc(parts.netloc, parts.scheme) == _netloc(host, parts.scheme)
+    return _netloc(parts[2], parts[1]) == _netloc(host, parts[1])
 
 
 def _netloc(netloc: str, scheme: str) -> str:

@@ -248,11 +248,10 @@ def origins(origin: str, host: str) -> None:
     """No page of another host may connect, whatever it calls itself."""
     for secure in (False, True):
         if origin_allowed(origin, host, secure=secure):
-            scheme, _, rest = origin.partition("://")
-            authority = re.split("[/?#]", rest)[0].lower()
-            port = {"http": ":80", "https": ":443"}[scheme.lower()]
+            scheme, _, authority = origin.lower().partition("://")
+            port = {"http": ":80", "https": ":443"}[scheme]
             assert authority.removesuffix(port) == host.lower().removesuffix(port)
-            assert not (secure and scheme.lower() == "http")
+            assert not (secure and scheme == "http")
     if re.fullmatch(r"https?://[a-z0-9.-]+(:[0-9]+)?", origin):  # as browsers write one
         name = re.split(":[0-9]|$", origin.partition("://")[2])[0]
         if origin_allowed(origin, host, ["https://*.example.com"]):

@@ -449,6 +449,10 @@ def test_a_client_that_says_nothing_of_its_window_may_use_the_largest() -> None:
         ("example.com", "example.com", False),
         ("file://example.com", "example.com", False),
         ("http://[::1", "[::1", False),
+        ("http://", "", False),
+        ("http://example.com/", "example.com", False),
+        ("http://exa\tmple.com", "example.com", False),
+        ("\r\nhttp://example.com", "example.com", False),
     ],
 )
 def test_the_same_host_and_port_is_the_same_origin(
