@@ -22,7 +22,7 @@ from .exceptions import BrokerError, ConnectionClosed, HandshakeError, WebSocket
 from .extension import LIMITS, check_limit, limits_of, state_of
 from .wire.handshake import origin_allowed, parse_upgrade, select_subprotocol
 
-__all__ = ["OPTIONS", "Refusal", "View", "check_origin", "mismatch"]
+__all__ = ["OPTIONS", "Refusal", "View", "check_origin", "check_site", "mismatch"]
 
 logger = logging.getLogger("flask_sockets2.sockets")
 
@@ -179,6 +179,17 @@ def check_origin(app: Flask, allowed: Iterable[str] | None = None) -> None:
             },
         )
         abort(403, f"pages of this origin may not connect ({setting})")
+
+
+def check_site() -> None:
+    """See that the current request for a stream is not made by a page of another site in mode
+    no-cors, as for an image: it could not read the stream, but hold it open with the cookies of its
+    visitor.
+
+    :raises werkzeug.exceptions.Forbidden: when it is.
+    """
+    if "Origin" not in request.headers and request.headers.get("Sec-Fetch-Site") == "cross-site":
+        abort(403, "pages of other sites ask in mode cors")
 
 
 def _as_tuple(value: Iterable[str] | str) -> tuple[str, ...]:

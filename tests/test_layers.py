@@ -139,6 +139,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "servers.environ",
             "signing",
             "sockets",
+            "view",
             "exceptions",
         }
     ),

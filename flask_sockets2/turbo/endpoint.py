@@ -64,7 +64,7 @@ from ..event_stream import stream_response
 from ..extension import limits_of, state_of
 from ..signing import Expired, Forged, InvalidName
 from ..sockets import Sockets
-from ..view import check_origin, mismatch
+from ..view import check_origin, check_site, mismatch
 from .markup import stream_tag
 from .names import (
     ALL,
@@ -204,9 +204,7 @@ def _events(**_: str) -> Any:
     if not accepts("text/event-stream"):
         return mismatch(WebsocketMismatch())
     check_origin(current_app)
-    if "Origin" not in request.headers and request.headers.get("Sec-Fetch-Site") == "cross-site":
-        # It could not read the stream, but hold it open with the cookies of its visitor.
-        abort(403, "pages of other sites ask in mode cors")
+    check_site()
     if "s" not in request.args:
         abort(400, "name the streams: ?s=<name>&at=<position>")
     audience = _audience()
