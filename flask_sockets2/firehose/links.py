@@ -21,9 +21,9 @@ _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 §5.6.2
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _IN_URLS = ":/?#[]@!$&'()*+,;=%"  # reserved characters and those encoded already, RFC 3986 §2
 
-_TARGET = re.compile(r"[\s,]*<([^>]*)>")
+_TARGET = re.compile(r"(?:[\s;]*,)?[\s,]*<([^>]*)>")
 _ATTRIBUTE = re.compile(
-    r"""\s*;\s*([!#$%&'*+\-.^_`|~0-9A-Za-z]+)(?:\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s";,]*)))?"""
+    r"""\s*(?:;\s*)+([!#$%&'*+\-.^_`|~0-9A-Za-z]+)(?:\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s";,]*)))?"""
 )
 
 _DESTINATIONS = {

@@ -124,6 +124,15 @@ def test_what_is_no_link_is_refused(what: str) -> None:
         link_of(what)
 
 
+def test_an_attribute_that_is_empty_is_none() -> None:
+    """RFC 8288 appendix B.2: nor is the value that has it in the way of ours."""
+    assert parse("</a>; ;rel=x;;, </b>;") == [Link("/a", (("rel", "x"),)), Link("/b")]
+    value, _ = joined(["</b>;"], [link("/a", rel="x")], 1000)
+    assert parse(value) == [Link("/b"), Link("/a", (("rel", "x"),))]
+    with pytest.raises(ValueError):
+        parse("</a>; </b>")
+
+
 def test_a_list_is_read() -> None:
     first, second, third = parse(
         '</a,b>; rel="preload"; title="a \\"; , <c>" ,, <b>;REL=next;rel=prev , <c>'
