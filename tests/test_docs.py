@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import logging
 import os
 import re
 import shlex
@@ -35,6 +36,7 @@ from flask_sockets2 import (
     extension,
     signals,
 )
+from flask_sockets2._version import __version__
 from flask_sockets2.admission import _Refusal
 from flask_sockets2.brokers.base import (
     BINARY,
@@ -69,6 +71,7 @@ RECIPES = ROOT / "docs" / "recipes.rst"
 CHANNELS = ROOT / "docs" / "channels.rst"
 DEPLOYMENT = ROOT / "docs" / "deployment.rst"
 FIREHOSE = ROOT / "docs" / "firehose.rst"
+SECURITY = ROOT / "docs" / "security.rst"
 TURBO = ROOT / "docs" / "turbo.rst"
 TURBO_FLASK = ROOT / "docs" / "migrating-from-turbo-flask.rst"
 
@@ -791,6 +794,44 @@ def test_the_page_about_limits_says_with_what_each_of_them_refuses() -> None:
     refusals = [value for value in vars(admission).values() if isinstance(value, _Refusal)]
     assert statuses == {refusal.limit: refusal.status for refusal in refusals}
     assert statuses.keys() == asdict(Rules()).keys() == set(LIMITS)
+
+
+def test_the_tests_that_the_page_about_security_names_exist() -> None:
+    row = r"^     - ``(tests/\S+\.py)``\n     - ``(test_\w+)``$"
+    rows = re.findall(row, SECURITY.read_text(), re.MULTILINE)
+    assert len(rows) == SECURITY.read_text().count("``test_")
+    for path, name in rows:
+        assert f"def {name}(" in (ROOT / path).read_text(), name
+
+
+def test_the_ticket_of_the_page_about_security_is_asked_for_first() -> None:
+    namespace = run(SECURITY)
+    for first, code in (("made up", 4401), (b"\0", 4401)):
+        with connect(namespace, "/feed") as ws:
+            ws.send(first)
+            assert ws.receive(timeout=TIMEOUT) is None
+            assert ws.close_code == code
+    with connect(namespace, "/feed") as ws:
+        ws.send(namespace["tickets"].dumps("ann"))
+        assert ws.receive(timeout=TIMEOUT) == "hello, ann"
+
+
+def test_what_users_say_is_escaped_on_the_page_about_security() -> None:
+    namespace = run(SECURITY)
+    client = namespace["app"].test_client()
+    text = client.post("/say", data={"text": "<script>"}).text
+    assert "<li>&lt;script&gt;</li>" in text
+
+
+def test_the_formatter_of_the_page_about_security_makes_one_line_of_all() -> None:
+    formatter = run(SECURITY)["OneLine"]("%(message)s")
+    record = logging.makeLogRecord({"msg": "%s", "args": ("a\nCRITICAL\x1b[31m",)})
+    assert formatter.format(record) == r"a\nCRITICAL\x1b[31m"
+
+
+def test_what_may_be_reported_is_said_of_the_version_that_there_is() -> None:
+    minor = ".".join(__version__.split(".")[:2])
+    assert f"| {minor}     | yes   |" in (ROOT / "SECURITY.md").read_text()
 
 
 def outcome(before: bool, handler: Callable[..., Any]) -> Any:
