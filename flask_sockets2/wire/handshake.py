@@ -181,7 +181,7 @@ def _check_upgrade(environ: Mapping[str, Any]) -> None:
             'it, nginx needs: proxy_set_header Connection "upgrade";',
             _UPGRADE,
         )
-    if environ.get("HTTP_UPGRADE", "").strip().lower() != "websocket":
+    if environ.get("HTTP_UPGRADE", "").strip(" \t").lower() != "websocket":
         raise HandshakeError(426, "expected the header field 'Upgrade: websocket'", _UPGRADE)
     version = environ.get("HTTP_SEC_WEBSOCKET_VERSION", "")
     if version != "13":

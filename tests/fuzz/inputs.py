@@ -48,9 +48,14 @@ def inputs(target: str, *, narrow: bool) -> st.SearchStrategy[tuple[str, ...]]:
     seeds = seeds_of(target)
 
     def near(seed: tuple[str, ...]) -> st.SearchStrategy[tuple[str, ...]]:
-        return st.tuples(
-            *(st.builds(_changed, st.just(text), st.lists(change, max_size=4)) for text in seed)
-        )
+        """All of it changed, or one text of it: what else is there may have to be good."""
+        changed = [
+            st.builds(_changed, st.just(text), st.lists(change, min_size=1, max_size=4))
+            for text in seed
+        ]
+        kept = [st.just(text) for text in seed]
+        ones = [st.tuples(*kept[:i], changed[i], *kept[i + 1 :]) for i in range(len(seed))]
+        return st.one_of(st.tuples(*changed), *ones)
 
     wild = st.lists(anything, max_size=12).map("".join)
     far = st.tuples(*[wild] * len(seeds[0]))

@@ -98,7 +98,9 @@ def test_upgrade_is_compared_without_regard_to_case(upgrade: str) -> None:
     assert parse_upgrade(request(HTTP_UPGRADE=upgrade)).key == KEY
 
 
-@pytest.mark.parametrize("upgrade", [ABSENT, "", "h2c", "websocketx", "websocket2"])
+@pytest.mark.parametrize(
+    "upgrade", [ABSENT, "", "h2c", "websocketx", "websocket2", "\xa0websocket"]
+)
 def test_another_upgrade_is_refused_with_the_one_required(upgrade: str) -> None:
     """§4.2.1 item 3; RFC 9110 §15.5.22: 426 says which upgrade."""
     error = refusal(HTTP_UPGRADE=upgrade)
