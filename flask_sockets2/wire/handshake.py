@@ -42,6 +42,10 @@ _OURS = frozenset(
 # RFC 6454 §6.2: scheme, host and perhaps a port, and no more.
 _ORIGIN = re.compile(r"(https?)://((?:\[[0-9a-f:.]+\]|[^\x00-\x20\x7f\[\]/?#@\\:]+)(?::[0-9]+)?)")
 
+# A list of 60 KiB takes as long to be read as some hundred requests, and holds everybody up.
+_LISTS = ("HTTP_CONNECTION", "HTTP_SEC_WEBSOCKET_EXTENSIONS", "HTTP_SEC_WEBSOCKET_PROTOCOL")
+_LONGEST = 8192  # bytes, as nginx lets through
+
 _PORTS = {"http": ":80", "https": ":443"}
 
 
@@ -153,6 +157,10 @@ def parse_upgrade(environ: Mapping[str, Any]) -> Upgrade:
 
 def _check_request(environ: Mapping[str, Any]) -> None:
     """What HTTP itself asks of the request (§4.2.1 items 1 and 2, RFC 9112 §3.2)."""
+    if any(len(environ.get(field, "")) > _LONGEST for field in _LISTS):
+        raise HandshakeError(
+            431, f"a list in the header is longer than {_LONGEST} bytes, which no browser sends"
+        )
     if environ.get("REQUEST_METHOD") != "GET":
         raise HandshakeError(405, "a WebSocket is asked for with GET", (("Allow", "GET"),))
     if environ.get("SERVER_PROTOCOL") in ("HTTP/1.0", "HTTP/0.9"):

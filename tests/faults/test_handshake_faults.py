@@ -21,6 +21,7 @@ BAD_FIELDS = {
     "a key that is not ASCII": ({"Sec-WebSocket-Key": "\xe9" * 24}, 400, "16 bytes in base64"),
     "a short key": ({"Sec-WebSocket-Key": "c2hvcnQ="}, 400, "16 bytes in base64"),
     "bad extensions": ({"Sec-WebSocket-Extensions": "a;;b"}, 400, "Sec-WebSocket-Extensions"),
+    "long extensions": ({"Sec-WebSocket-Extensions": "a," * 5000}, 431, "longer than 8192 bytes"),
     "bad subprotocols": ({"Sec-WebSocket-Protocol": "a b"}, 400, "Sec-WebSocket-Protocol"),
 }
 

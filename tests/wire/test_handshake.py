@@ -185,6 +185,18 @@ def test_extensions_that_cannot_be_read_are_refused(field: str) -> None:
     assert "Sec-WebSocket-Extensions" in error.description
 
 
+@pytest.mark.parametrize(
+    "name", ["HTTP_CONNECTION", "HTTP_SEC_WEBSOCKET_EXTENSIONS", "HTTP_SEC_WEBSOCKET_PROTOCOL"]
+)
+def test_a_list_that_takes_long_to_read_is_refused_unread(name: str) -> None:
+    """RFC 6585 §5."""
+    error = refusal(**{name: "a," * 4097})
+    assert error.status == 431
+    assert "longer than 8192 bytes" in str(error)
+    fits = "Upgrade" + ",Upgrade" * 1000 if name == "HTTP_CONNECTION" else "a," * 4095 + "a"
+    parse_upgrade(request(**{name: fits}))
+
+
 @pytest.mark.parametrize("body", [{"CONTENT_LENGTH": "5"}, {"HTTP_TRANSFER_ENCODING": "chunked"}])
 def test_a_request_with_a_body_is_refused_lest_its_bytes_pass_for_frames(
     body: dict[str, str],
