@@ -371,6 +371,6 @@ def links(url: str, name: str, value: str, existing: str) -> None:
     except ValueError:
         return
     header, left_out = joined([existing], [made], 10_000)
-    assert left_out == 0
+    assert left_out == []
     assert [each.key for each in parse(header)][: len(before)] == [each.key for each in before]
     assert made.key in [each.key for each in parse(header)]
