@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from blinker import Signal
 from flask import Flask, abort, url_for
+from websockets.exceptions import InvalidStatus
 
 from flask_sockets2 import (
     Broker,
@@ -67,8 +68,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.rst"))
 PAGES = [ROOT / "README.rst", *DOCS]
+SERVERS = ROOT / "docs" / "servers.rst"
+SETTINGS = ROOT / "docs" / "settings.rst"
 RECIPES = ROOT / "docs" / "recipes.rst"
 CHANNELS = ROOT / "docs" / "channels.rst"
+METRICS = ROOT / "docs" / "metrics.rst"
 DEPLOYMENT = ROOT / "docs" / "deployment.rst"
 FIREHOSE = ROOT / "docs" / "firehose.rst"
 SECURITY = ROOT / "docs" / "security.rst"
@@ -77,6 +81,12 @@ TURBO_FLASK = ROOT / "docs" / "migrating-from-turbo-flask.rst"
 
 STARTED = {RECIPES: ["measure"], TURBO_FLASK: ["update_load"]}
 """The threads that the programs of a page start."""
+
+YOURS = {"app.py", "conftest.py", "tasks.py"}
+"""Files of a reader's own."""
+
+LEFT_OUT = {SERVERS: "patch_all"}
+"""What cannot be run in this process; tests/test_readme.py has it run in one of its own."""
 
 APPLICATION = {
     "allowed_origins": None,
@@ -152,12 +162,10 @@ def value_of(words: str) -> Any:
     return float(number) * {"": 1, "MiB": 2**20}[unit]
 
 
-def settings_of_the_readme() -> dict[str, str]:
-    """The settings of its tables and their defaults, in order."""
-    text = (ROOT / "README.rst").read_text()
-    _, _, tables = text.partition("\nSettings\n")[2].partition("\n===")
-    row = r"^``(SOCKETS_\w+)`` +(\S+(?: (?:MiB|origin))?) "
-    return dict(re.findall(row, tables, re.MULTILINE))
+def settings(prefix: str) -> dict[str, str]:
+    """The settings of the tables and their defaults, in order."""
+    row = rf"^``({prefix}\w+)`` +(\S+(?: (?:MiB|origin))?) "
+    return dict(re.findall(row, SETTINGS.read_text(), re.MULTILINE))
 
 
 def run(path: Path, leave_out: str = "nothing") -> dict[str, Any]:
@@ -189,7 +197,7 @@ def run(path: Path, leave_out: str = "nothing") -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", DOCS, ids=name_of)
 def test_the_programs_of_a_page_run_one_after_the_other(path: Path) -> None:
-    namespace = run(path)
+    namespace = run(path, LEFT_OUT.get(path, "nothing"))
     assert namespace["started"] == STARTED.get(path, [])
     if "engine" in namespace:  # of a database
         namespace["engine"].dispose()
@@ -222,17 +230,29 @@ def test_the_table_of_the_module_is_complete_and_its_defaults_are_the_real_ones(
     assert {setting: value_of(default) for setting, default in rows} == DEFAULTS
 
 
-def test_the_table_of_the_readme_is_complete_and_its_defaults_are_the_real_ones() -> None:
-    settings = settings_of_the_readme()
-    assert {setting: value_of(default) for setting, default in settings.items()} == DEFAULTS
+def test_the_settings_of_websockets_are_complete_and_their_defaults_are_the_real_ones() -> None:
+    shown = settings("SOCKETS_")
+    assert {setting: value_of(default) for setting, default in shown.items()} == DEFAULTS
 
 
-def test_no_setting_of_the_readme_is_wider_than_its_column() -> None:
-    rule, gaps = "", []
-    for line in (ROOT / "README.rst").read_text().splitlines():
-        if re.fullmatch("=+ =+ =+", line) and len(line) > 99:
-            rule, gaps = line, [column for column, letter in enumerate(line) if letter == " "]
-        elif line.startswith(("``SOCKETS_", "``TURBO_", "``FIREHOSE_")) and "  " in line:
+def test_the_tables_name_what_the_code_reads_and_nothing_else() -> None:
+    """What the code spells out, and what it makes of the names of limits and of the broker's."""
+    spelled = {
+        node.value
+        for path in (ROOT / "flask_sockets2").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if re.fullmatch(r"(SOCKETS|TURBO|SSE|FIREHOSE)_[A-Z_]+|REDIS_URL", node.value)
+    }
+    assert spelled | DEFAULTS.keys() == settings("").keys()
+
+
+def test_no_setting_is_wider_than_its_column() -> None:
+    lines = SETTINGS.read_text().splitlines()
+    rule = next(line for line in lines if re.fullmatch("=+( =+){3}", line))
+    gaps = [column for column, letter in enumerate(rule) if letter == " "]
+    for line in lines:
+        if re.match("``[A-Z_]+`` ", line):
             assert {line[gap] for gap in gaps} == {" "}, line
             assert len(line) <= len(rule), line
 
@@ -240,10 +260,10 @@ def test_no_setting_of_the_readme_is_wider_than_its_column() -> None:
 @pytest.mark.parametrize(
     ("path", "row"),
     [
-        (ROOT / "README.rst", r"^``(TURBO_\w+)`` +(\S+) "),
+        (SETTINGS, r"^``(TURBO_\w+)`` +(\S+) "),
         (TURBO, r"^   \* - ``(TURBO_\w+)``\n     - (?:``)?([^\s`]+)(?:``)?$"),
     ],
-    ids=["README.rst", "turbo.rst"],
+    ids=["settings.rst", "turbo.rst"],
 )
 def test_the_settings_of_turbo_are_complete_and_their_defaults_are_the_real_ones(
     path: Path, row: str
@@ -255,11 +275,11 @@ def test_the_settings_of_turbo_are_complete_and_their_defaults_are_the_real_ones
 @pytest.mark.parametrize(
     ("text", "row"),
     [
-        ((ROOT / "README.rst").read_text(), r"^``(FIREHOSE_\w+)`` +(\S+) "),
+        (SETTINGS.read_text(), r"^``(FIREHOSE_\w+)`` +(\S+) "),
         (FIREHOSE.read_text(), r"^   \* - ``(FIREHOSE_\w+)``\n     - (\S+)$"),
         (Firehose.__doc__ or "", r"^ *``(FIREHOSE_\w+)`` +(\S+) "),
     ],
-    ids=["README.rst", "firehose.rst", "docstring"],
+    ids=["settings.rst", "firehose.rst", "docstring"],
 )
 def test_the_settings_of_firehose_are_complete_and_their_defaults_are_the_real_ones(
     text: str, row: str
@@ -299,8 +319,8 @@ def test_every_method_of_turbo_that_a_page_names_exists(path: Path) -> None:
     assert set(named) <= set(dir(Turbo))
 
 
-def test_a_route_takes_the_settings_of_the_readme_before_the_handshake_timeout() -> None:
-    first, *others = [name.removeprefix("SOCKETS_").lower() for name in settings_of_the_readme()]
+def test_a_route_takes_the_settings_before_the_handshake_timeout() -> None:
+    first, *others = [name.removeprefix("SOCKETS_").lower() for name in settings("SOCKETS_")]
     last = others.index("handshake_timeout")
     assert first == "allowed_origins"
     assert set(others[:last]) == set(extension.LIMITS)
@@ -336,10 +356,11 @@ def test_a_page_gives_the_parameters_that_a_method_has(name: str) -> None:
         assert names == taken, method
 
 
-def test_the_readme_links_to_every_page() -> None:
-    text = (ROOT / "README.rst").read_text()
-    for path in DOCS:
-        assert f"``docs/{path.name}``" in text
+def test_the_index_names_every_page() -> None:
+    text = (ROOT / "docs" / "index.rst").read_text()
+    for path in [*DOCS, *(ROOT / "docs" / "reference").glob("*.rst")]:
+        name = path.relative_to(ROOT)
+        assert f"``{name}``" in text or name.name in ("index.rst", "changes.rst"), name
 
 
 def test_the_proxy_fix_of_the_deployment_page_makes_secure_urls() -> None:
@@ -747,8 +768,8 @@ def test_a_page_whose_broker_is_away_is_rendered_and_what_publishes_answers_503(
     app.extensions["flask_sockets2"].channels.close()
 
 
-def test_the_page_about_channels_names_all_counters_and_signals() -> None:
-    named = set(re.findall(r"``(\w+)``", CHANNELS.read_text()))
+def test_the_page_about_metrics_names_all_counters_and_signals() -> None:
+    named = set(re.findall(r"``(\w+)``", METRICS.read_text()))
     for kind in (ChannelCounters, RouteCounters):
         assert {field.name for field in fields(kind)} <= named
     assert {name for name, value in vars(signals).items() if isinstance(value, Signal)} <= named
@@ -756,9 +777,8 @@ def test_the_page_about_channels_names_all_counters_and_signals() -> None:
     assert set(stats) <= named
 
 
-def test_the_page_about_channels_names_the_metric_of_each_counter() -> None:
-    _, _, text = CHANNELS.read_text().partition("\nWhat to watch\n")
-    rows = re.findall(r"^   \* - ``(\w+)``\n     - ``(\w+)``$", text, re.MULTILINE)
+def test_the_page_about_metrics_names_the_metric_of_each_counter() -> None:
+    rows = re.findall(r"^   \* - ``(\w+)``\n     - ``(\w+)``$", METRICS.read_text(), re.MULTILINE)
     text, _ = Metrics(Counters).text()
     names = re.findall(r"^# HELP flask_sockets2_(\w+)", text.decode(), re.MULTILINE)
     metrics = [name for name in names if not name.endswith("_created")]
@@ -925,8 +945,8 @@ def test_who_subscribes_while_the_broker_is_away_is_asked_to_come_back(
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_every_file_that_a_page_names_exists(path: Path) -> None:
     for name in re.findall(r"``([a-z/_-]+\.(?:py|rst))``", path.read_text()):
-        assert any((root / name).exists() for root in (ROOT, ROOT / "flask_sockets2")) or (
-            name == "app.py"
+        assert name in YOURS or any(
+            (root / name).exists() for root in (ROOT, ROOT / "flask_sockets2")
         ), name
 
 
@@ -964,3 +984,167 @@ def test_the_gunicorn_command_of_the_deployment_page_starts(
     del words[bind : bind + 2]
     server = gunicorn(PROGRAM, worker=None, args=words[1:-1], target=words[-1])
     assert echoed(server.ws_url("/echo"), "hello") == "hello"
+
+
+# -- how-to ------------------------------------------------------------------------------------
+
+
+def page_of(name: str) -> dict[str, Any]:
+    """What the programs of a page define."""
+    return run(ROOT / "docs" / name)
+
+
+def test_the_tests_of_the_page_about_testing_pass() -> None:
+    page = page_of("testing.rst")
+    client = page["sockets"].test_client(page["app"])
+    tests = {name: value for name, value in page.items() if name.startswith("test_")}
+    assert [*tests] == ["test_echo", "test_echo_of_bytes", "test_members"]
+    for name, test in tests.items():
+        test(**{"sockets_client": client} if name == "test_echo_of_bytes" else {})
+
+
+def test_who_is_known_is_let_in_and_others_are_refused_before_the_handshake() -> None:
+    page = page_of("authentication.rst")
+    http = page["app"].test_client()
+    client = page["sockets"].test_client(http)
+
+    def status(path: str, **options: Any) -> int:
+        with pytest.raises(WebSocketRejected) as refusal:
+            client.connect(path, **options)
+        code: int = refusal.value.response.status_code
+        return code
+
+    assert status("/inbox") == 401
+    assert status("/members/news") == 401
+    assert status("/feed?ticket=forged") == 403
+    assert http.post("/ticket").status_code == 401
+    with http.session_transaction() as session:
+        session["user"] = "ada"
+    for path in ("/inbox", "/members/news"):
+        with client.connect(path):
+            pass
+    ticket = http.post("/ticket").get_json()["ticket"]
+    with client.connect(f"/feed?ticket={ticket}", subprotocols=["feed.v9", "feed.v1"]) as ws:
+        assert ws.subprotocol == "feed.v1"
+        assert ws.receive(timeout=TIMEOUT) == "hello, ada"
+    elsewhere = "https://evil.example"
+    assert status("/inbox", origin=elsewhere) == 403
+    with client.connect("/public", origin=elsewhere):
+        pass
+
+
+def test_a_task_reaches_the_inbox_of_its_user(
+    broker_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOCKETS_BROKER_URL", broker_url)
+    page = page_of("jobs.rst")
+    http = page["app"].test_client()
+    with http.session_transaction() as session:
+        session["user"] = "7"
+    try:
+        with page["sockets"].test_client(http).connect("/inbox?since=start") as ws:
+            page["make_report_or_log"](7)
+            assert envelope(ws)["data"] == {"report": "ready"}
+    finally:
+        page["publisher"].close()
+        page["app"].extensions["flask_sockets2"].channels.close()
+
+
+def test_the_commands_of_the_page_about_jobs_publish_and_listen(
+    broker_url: str, tmp_path: Path
+) -> None:
+    path = ROOT / "docs" / "jobs.rst"
+    (program,) = [block for block in blocks(path, "python") if "# app.py" in block]
+    (tmp_path / "app.py").write_text(program)
+    (block,) = blocks(path, "console")
+    for line in block.splitlines():
+        ran = subprocess.run(
+            [sys.executable, "-m", *shlex.split(line)],
+            cwd=tmp_path,
+            env={**os.environ, "SOCKETS_BROKER_URL": broker_url},
+            capture_output=True,
+            check=True,
+            text=True,
+            timeout=20,
+        )
+    assert json.loads(ran.stdout)["data"] == {"report": "ready"}
+
+
+def test_no_connection_to_the_database_is_kept_while_a_handler_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", f"sqlite:///{tmp_path / 'orders.db'}")
+    page = page_of("database-sessions.rst")
+    client = page["sockets"].test_client(page["app"])
+    pool = page["engine"].pool
+    assert pool.checkedout() == 0
+    try:
+        with client.connect("/find") as find, client.connect("/orders") as orders:
+            wait_until(lambda: page["sockets"].subscribers("orders"), "the subscription")
+            page["take"]("tea")
+            assert orders.receive(timeout=TIMEOUT) == "tea"
+            find.send("tea")
+            assert find.receive(timeout=TIMEOUT) == "1"
+            assert pool.checkedout() == 0
+    finally:
+        page["engine"].dispose()
+
+
+def test_each_route_of_the_page_about_slow_clients_has_its_policy() -> None:
+    page = page_of("slow-clients.rst")
+    policies = {}
+    for path in ("/chat", "/prices", "/sensors"):
+        with page["sockets"].test_client(page["app"]).connect(path):
+            (connection,) = [each for each in Connection.opened() if each.path == path]
+            policies[path] = connection.limits.slow_client
+    assert policies == {"/chat": "disconnect", "/prices": "coalesce", "/sensors": "drop_oldest"}
+
+
+def test_the_page_under_a_policy_shows_what_is_published(
+    gunicorn: Callable[..., Server], tmp_path: Path, page: Page
+) -> None:
+    path = ROOT / "docs" / "content-security-policy.rst"
+    (script,) = blocks(path, "javascript")
+    (tmp_path / "static").mkdir()
+    (tmp_path / "static" / "news.js").write_text(script)
+    server = gunicorn(
+        "".join(blocks(path, "python"))
+        + """
+
+@app.post("/say")
+def say():
+    return {"there": sockets.subscribers("news"), "at": sockets.publish("news", "<b>")}
+"""
+    )
+    page.goto(server.url("/"))
+    wait_until(lambda: json.loads(http(server.url("/say"), data=b"")[1])["there"], "the page")
+    page.wait_for_selector("#news li")
+    assert page.locator("#news li").last.inner_text() == "<b>"
+
+
+def test_the_metrics_are_where_the_page_has_them() -> None:
+    page = page_of("metrics.rst")
+    assert "flask_sockets2_connections" in page["app"].test_client().get("/metrics").text
+
+
+def test_the_page_about_logging_names_all_loggers_and_no_other() -> None:
+    used = {
+        name
+        for path in (ROOT / "flask_sockets2").rglob("*.py")
+        for name in re.findall(r'getLogger\("([^"]+)"\)', path.read_text())
+    }
+    text = (ROOT / "docs" / "logging.rst").read_text()
+    assert set(re.findall(r"``(flask_sockets2\.\w+)``", text)) == used
+
+
+def test_the_logging_of_the_page_says_who_is_refused_and_not_who_comes(
+    gunicorn: Callable[..., Server],
+) -> None:
+    (program,) = blocks(ROOT / "docs" / "logging.rst", "python")
+    program += '\n\n@sockets.route("/echo")\ndef echo(ws):\n    ws.send(ws.receive())\n'
+    server = gunicorn(program)
+    assert echoed(server.ws_url("/echo"), "hello") == "hello"
+    with pytest.raises(InvalidStatus):
+        echoed(server.ws_url("/echo"), "hello", origin="https://evil.example")
+    server.wait_for_output(r"\d+ WARNING flask_sockets2\.sockets: .*https://evil\.example")
+    assert "flask_sockets2.connection" not in server.output

@@ -1,4 +1,4 @@
-"""README.rst is run, not only read: its first program under every server that it names."""
+"""README.rst is run, not only read: its first program under every server that is documented."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
+from jinja2 import DictLoader
 from websockets.exceptions import ConnectionClosed
 
-from flask_sockets2 import WebSocketRejected
 from flask_sockets2.turbo.testing import assert_turbo_stream
 from tests.clients import TIMEOUT, echoed, http, websocket
 from tests.processes import Certificate, Server
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.rst").read_text()
+SERVERS = (ROOT / "docs" / "servers.rst").read_text()
 RECIPES = (ROOT / "docs" / "recipes.rst").read_text()
 
 StartServer = Callable[..., Server]
+
+REPORT = "<title>Report</title>{{ flush() }}<p>{{ rows() | join(', ') }}</p>"
 
 
 def python_blocks(text: str) -> list[str]:
@@ -39,10 +42,10 @@ def commands(text: str) -> list[str]:
 
 BLOCKS = python_blocks(README)
 PROGRAM = BLOCKS[0]
-(BEGINNING,) = [block for block in BLOCKS if "patch_all" in block]
-ENDINGS = [block for block in BLOCKS + python_blocks(RECIPES) if "serve_forever" in block]
-GUNICORN = [shlex.split(command)[1:] for command in commands(README) if "gunicorn" in command]
-FLASK = [shlex.split(command)[1:] for command in commands(README) if command.startswith("flask ")]
+BEGINNING, ENDING = python_blocks(SERVERS)
+ENDINGS = [ENDING, *(block for block in python_blocks(RECIPES) if "serve_forever" in block)]
+GUNICORN = [shlex.split(command)[1:] for command in commands(SERVERS) if "gunicorn" in command]
+FLASK = [shlex.split(command)[1:] for command in commands(SERVERS) if command.startswith("flask ")]
 
 
 def assert_it_works(server: Server, **options: Any) -> None:
@@ -52,7 +55,7 @@ def assert_it_works(server: Server, **options: Any) -> None:
         assert echoed(server.ws_url("/echo"), message, **options) == message
 
 
-def test_the_readme_names_the_servers_that_are_tested_here() -> None:
+def test_the_page_about_servers_names_those_that_are_tested_here() -> None:
     assert len(GUNICORN) == 4
     assert FLASK == [["run", "--debug"]]
     assert len(ENDINGS) == 3
@@ -134,8 +137,8 @@ def programs() -> dict[str, Any]:
     """What the programs define, run one after the other as one application."""
     namespace: dict[str, Any] = {"__name__": "readme"}
     for block in BLOCKS:
-        if block != BEGINNING:
-            exec(compile(block, "README.rst", "exec"), namespace)
+        exec(compile(block, "README.rst", "exec"), namespace)
+    namespace["app"].jinja_loader = DictLoader({"report.html": REPORT})
     return namespace
 
 
@@ -143,25 +146,19 @@ def connect(programs: dict[str, Any], path: str, **options: Any) -> Any:
     return programs["sockets"].test_client(programs["app"]).connect(path, **options)
 
 
-def test_the_tests_of_the_page_pass(programs: dict[str, Any]) -> None:
-    tests = [name for name in programs if name.startswith("test_")]
-    assert tests == ["test_echo"]
-    for name in tests:
-        programs[name]()
+def test_the_readme_is_one_page_with_the_commands_and_the_four_programs() -> None:
+    assert len(README.splitlines()) <= 150
+    for command in ("make demo", "make test"):
+        assert re.search(rf"^    {command} +# ", README, re.MULTILINE)
+    for name in ("Sockets(app)", "Turbo(app)", "import sse", "Firehose(app)"):
+        assert name in "".join(BLOCKS)
 
 
-def test_the_handler_that_refuses_accepts_who_knows_the_token(programs: dict[str, Any]) -> None:
-    with connect(programs, "/news/tea?token=secret", subprotocols=["news.v1"]) as ws:
-        assert ws.subprotocol == "news.v1"
-        assert ws.receive(timeout=1) == "news about tea"
-    with pytest.raises(WebSocketRejected) as refusal:
-        connect(programs, "/news/tea")
-    assert refusal.value.response.status_code == 403
-
-
-def test_a_client_without_a_common_subprotocol_is_accepted(programs: dict[str, Any]) -> None:
-    with connect(programs, "/news/tea?token=secret", subprotocols=["news.v9"]) as ws:
-        assert ws.subprotocol is None
+def test_the_headlines_reach_who_listens(programs: dict[str, Any]) -> None:
+    client = programs["app"].test_client()
+    with connect(programs, "/headlines?since=start") as ws:
+        assert client.post("/headlines", json="It rains").status_code == 204
+        assert json.loads(ws.receive(timeout=TIMEOUT))["data"] == "It rains"
 
 
 def test_a_vote_is_pushed_to_the_pages(programs: dict[str, Any]) -> None:
@@ -177,7 +174,25 @@ def test_a_vote_is_pushed_to_the_pages(programs: dict[str, Any]) -> None:
     assert_turbo_stream(markup, action="update", target="votes", text="1")
 
 
-def test_the_blueprint_is_found_under_its_prefix(programs: dict[str, Any]) -> None:
-    with connect(programs, "/clock/time") as ws:
-        ws.send("what time is it?")
-        assert ws.receive(timeout=1) == "noon"
+def test_the_greeting_reaches_the_stream(programs: dict[str, Any]) -> None:
+    sse, client = programs["sse"], programs["app"].test_client()
+    response = client.get("/stream")
+    assert response.mimetype == "text/event-stream"
+    (call,) = re.findall(r"# anywhere: (sse\.publish\(.*\))", BLOCKS[3])
+    with programs["app"].app_context():
+        assert eval(call, {"sse": sse}) == 1
+    blocks = iter(response.response)
+    text = ""
+    while "greeting" not in text:
+        piece = next(blocks)
+        text += piece if isinstance(piece, str) else piece.decode()
+    response.close()
+    assert 'event:greeting\ndata:{"message": "Hello!"}' in text
+
+
+def test_the_head_of_the_report_goes_out_first_and_names_its_styles(
+    programs: dict[str, Any],
+) -> None:
+    response = programs["app"].test_client().get("/report")
+    assert response.text == "<title>Report</title><p>1, 2, 3</p>"
+    assert "/static/app.css" in response.headers["Link"]

@@ -1,4 +1,7 @@
-"""What ``docs/sse.rst`` says is so: its programs, its lines, its tables and its numbers."""
+"""What ``docs/sse.rst`` says is so: its programs, its lines, its tables and its numbers.
+
+So are the numbers of the page for who comes from Flask-SSE.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 GUIDE = ROOT / "docs" / "sse.rst"
-TEXT = " ".join(GUIDE.read_text().split())
+MIGRATION = ROOT / "docs" / "migrating-from-flask-sse.rst"
+TEXT = " ".join((GUIDE.read_text() + MIGRATION.read_text()).split())
 
 DEFAULTS = {
     "SSE_HEARTBEAT": settings.settings_of({}).heartbeat,
