@@ -30,11 +30,15 @@ http {{
     fastcgi_temp_path fastcgi;
     uwsgi_temp_path uwsgi;
     scgi_temp_path scgi;
+{http}
+}}
+"""
+
+_SERVER = """\
 {top}
-    server {{
-        listen 127.0.0.1:{port}{listen};
+server {{
+    listen 127.0.0.1:{port}{listen};
 {inner}
-    }}
 }}
 """
 
@@ -66,13 +70,7 @@ def nginx_in_front(
     :param text: blocks of ``http``, then those of ``server``, from the first ``location`` on.
     :param certificate: it speaks TLS and HTTP/2 with it.
     """
-    program = nginx_program()
-    if program is None:
-        pytest.skip("no nginx: apt-get install nginx-light")
     port = unused_port()
-    prefix = servers.folder / f"nginx-{port}"
-    (prefix / "logs").mkdir(parents=True)
-    text = text.replace("127.0.0.1:8000", f"127.0.0.1:{upstream}")
     start = re.search(r"^location", text, re.MULTILINE)
     assert start is not None
     top, inner = text[: start.start()], text[start.start() :]
@@ -81,15 +79,33 @@ def nginx_in_front(
         listen = " ssl http2"  # a directive of its own from 1.25.1 on, which still takes this one
         top += f"ssl_certificate {certificate.certfile};\n"
         top += f"ssl_certificate_key {certificate.keyfile};\n"
+    text = _SERVER.format(top=top, inner=indent(inner, " " * 4), port=port, listen=listen)
+    return _start_nginx(servers, upstream, text, port, secure=certificate is not None)
+
+
+def nginx_with_site(servers: Servers, upstream: int, text: str) -> Server:
+    """Start nginx with a file of ``conf.d``.
+
+    :param upstream: port of the application, in place of the 8000 of ``text``.
+    :param text: blocks of ``http``, with one ``listen``, whose port is replaced.
+    """
+    port = unused_port()
+    text, count = re.subn(r"listen \d+;", f"listen 127.0.0.1:{port};", text)
+    assert count == 1
+    return _start_nginx(servers, upstream, text, port, secure=False)
+
+
+def _start_nginx(servers: Servers, upstream: int, text: str, port: int, *, secure: bool) -> Server:
+    program = nginx_program()
+    if program is None:
+        pytest.skip("no nginx: apt-get install nginx-light")
+    prefix = servers.folder / f"nginx-{port}"
+    (prefix / "logs").mkdir(parents=True)
+    text = text.replace("127.0.0.1:8000", f"127.0.0.1:{upstream}")
     config = prefix / "nginx.conf"
-    config.write_text(
-        _CONFIG.format(
-            top=indent(top, " " * 4), inner=indent(inner, " " * 8), port=port, listen=listen
-        )
-    )
+    config.write_text(_CONFIG.format(http=indent(text, " " * 4)))
     server = servers.start(
-        [program, "-p", prefix, "-c", config, "-e", prefix / "error.log"],
-        secure=certificate is not None,
+        [program, "-p", prefix, "-c", config, "-e", prefix / "error.log"], secure=secure
     )
     server.port = port
     server.wait_for(lambda: accepts(port), "it accepted connections")
