@@ -1,6 +1,7 @@
 # make demo   serve the examples on http://127.0.0.1:5000 (HOST=, PORT=, SOCKETS_BROKER_URL=)
 # make test   run the tests (ARGS="-k echo" to choose)
 # make fuzz   try what no test names, for a minute (SECONDS=600, TARGETS="frames heads")
+# make docs   build the documentation into docs/_build/html
 #
 # They need Python 3.11 or newer and nothing else; what they install goes into .venv.
 
@@ -14,10 +15,10 @@ BIN := $(VENV)/bin
 TURBO_JS := flask_sockets2/turbo/vendored/turbo.es2017-umd.js
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz lint types bench clean
+.PHONY: help demo test docs fuzz lint types bench clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 5
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 6
 	@echo 'also: make lint, make types, make bench, make clean'
 
 $(BIN)/python:
@@ -51,6 +52,10 @@ test: $(VENV)/.installed-test
 fuzz: $(VENV)/.installed-test
 	$(BIN)/python -m tests.fuzz $(SECONDS) $(TARGETS)
 
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
+	@echo 'Open docs/_build/html/index.html in a browser.'
+
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -62,5 +67,5 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 clean:
-	rm -rf $(VENV) .tox .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) docs/_build .tox .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +

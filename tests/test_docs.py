@@ -85,8 +85,8 @@ STARTED = {RECIPES: ["measure"], TURBO_FLASK: ["update_load"]}
 YOURS = {"app.py", "conftest.py", "tasks.py"}
 """Files of a reader's own."""
 
-LEFT_OUT = {SERVERS: "patch_all"}
-"""What cannot be run in this process; tests/test_readme.py has it run in one of its own."""
+LEFT_OUT = {SERVERS: "patch_all", ROOT / "docs" / "tutorial.rst": "# test_app.py"}
+"""What needs a process of its own, in ``tests/test_readme.py`` and ``tests/test_tutorial.py``."""
 
 APPLICATION = {
     "allowed_origins": None,

@@ -1,0 +1,105 @@
+"""How Sphinx makes the site of the pages in this folder; ``make docs`` runs it.
+
+The pages are written to be read as files, too: they name each other as ``docs/channels.rst``, which
+becomes a link here. Nothing is fetched while the site is built.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+from docutils import nodes
+from docutils.parsers.rst import Directive
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.transforms import SphinxTransform
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from flask_sockets2 import __version__  # noqa: E402
+
+project = "flask_sockets2"
+author = "the flask_sockets2 authors"
+copyright = author
+version = release = __version__
+
+extensions = ["sphinx.ext.autodoc"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"flask_sockets2 {version}"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+highlight_language = "text"
+
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_default_options = {"members": True}
+python_use_unqualified_type_names = True
+python_display_short_literal_types = True
+
+# Links have to lead somewhere, but for those to other projects, whose inventories would have to be
+# fetched, and for types of signatures that are in modules of our own use.
+nitpicky = True
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!flask_sockets2\b).*"),
+    ("py:.*", r"flask_sockets2\.\w+\.[a-z_.]+[A-Z]\w*"),
+    ("py:.*", r"flask_sockets2\.(brokers|channels|connection|fanout|sockets|stats|typing)\.\w+"),
+]
+
+
+class PageLinks(SphinxTransform):
+    """Makes links of the names of pages: ``docs/channels.rst`` becomes "Channels"."""
+
+    default_priority = 5
+
+    def apply(self, **kwargs: Any) -> None:
+        for literal in list(self.document.findall(nodes.literal)):
+            named = re.fullmatch(r"docs/([\w/-]+)\.rst|(CHANGES)\.rst", literal.astext())
+            if named is not None:
+                link = addnodes.pending_xref(
+                    "",
+                    nodes.inline("", literal.astext()),
+                    refdomain="std",
+                    reftype="doc",
+                    reftarget=f"/{named[1] or named[2].lower()}",
+                    refdoc=self.env.docname,
+                    refexplicit=False,
+                    refwarn=True,
+                )
+                literal.replace_self(link)
+
+
+class Commands(Directive):
+    """The help of each command of a group, as ``.. commands:: flask_sockets2.cli:sockets_cli``."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        module, _, name = self.arguments[0].partition(":")
+        group = getattr(import_module(module), name)
+        found: list[nodes.Node] = []
+        with click.Context(group, info_name=f"flask {group.name}") as above:
+            for each in group.list_commands(above):
+                command = group.get_command(above, each)
+                section = nodes.section(ids=[nodes.make_id(f"flask {group.name} {each}")])
+                section += nodes.title("", f"flask {group.name} {each}")
+                with click.Context(
+                    command, info_name=each, parent=above, max_content_width=88
+                ) as context:
+                    text = command.get_help(context)
+                section += nodes.literal_block(text, text, language="text")
+                found.append(section)
+        return found
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.add_transform(PageLinks)
+    app.add_directive("commands", Commands)
+    return {"parallel_read_safe": True}

@@ -1,0 +1,193 @@
+"""The site is built without a warning, has every public name, and no link within it is broken."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+import zlib
+from html.parser import HTMLParser
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from tests.test_docs import DOCS, ROOT
+
+SOURCE = ROOT / "docs"
+REFERENCE = sorted((SOURCE / "reference").glob("*.rst"))
+
+PUBLIC = {
+    "flask_sockets2": "flask_sockets2",
+    "flask_sockets2.turbo": "flask_sockets2",
+    "flask_sockets2.turbo.testing": "flask_sockets2.turbo.testing",
+    "flask_sockets2.sse": "flask_sockets2.sse",
+    "flask_sockets2.firehose": "flask_sockets2.firehose",
+    "flask_sockets2.testing": "flask_sockets2.testing",
+    "flask_sockets2.pytest_plugin": "flask_sockets2.pytest_plugin",
+    "flask_sockets2.signals": "flask_sockets2.signals",
+    "flask_sockets2.brokers.base": "flask_sockets2.brokers.base",
+}
+"""What may be imported, and where the reference has it, unless the package itself has it."""
+
+NOT_FOR_USERS = {"flask_sockets2.signals.tell", "flask_sockets2.brokers.base.native_lock"}
+
+
+_, _, _LISTED = (SOURCE / "websocket.rst").read_text().partition("\nNot for handlers\n")
+FOR_THE_SERVER = set(re.findall(r"``(\w+)``", _LISTED))
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built pages."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-E"]
+    ran = subprocess.run(
+        [*command, "-d", folder / "doctrees", SOURCE, folder / "html"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=55,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout
+    assert ran.stdout == ""
+    return folder / "html"
+
+
+class Page(HTMLParser):
+    """What a page leads to, and what can be led to in it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.links: set[str] = set()
+        self.ids: set[str] = set()
+        self.menu: set[str] = set()
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.ids.add(given.get("id") or "")
+        link = given.get("href") or given.get("src") or ""
+        if link:
+            self.links.add(link)
+            if "reference internal" in (given.get("class") or ""):
+                self.menu.add(link)
+
+
+@pytest.fixture(scope="module")
+def pages(site: Path) -> dict[Path, Page]:
+    return {path: Page(path) for path in site.rglob("*.html")}
+
+
+@pytest.fixture(scope="module")
+def names(site: Path) -> set[str]:
+    """Those that the reference has, from the inventory that other projects link by."""
+    head, _, packed = (site / "objects.inv").read_bytes().partition(b"zlib.\n")
+    assert b"# Project: flask_sockets2\n" in head
+    lines = zlib.decompress(packed).decode().splitlines()
+    return {name for name, role, *_ in map(str.split, lines) if role.startswith("py:")}
+
+
+def test_every_page_is_built_and_in_the_menu_of_every_page(
+    site: Path, pages: dict[Path, Page]
+) -> None:
+    built = [
+        path.relative_to(SOURCE).with_suffix(".html").as_posix() for path in [*DOCS, *REFERENCE]
+    ]
+    menu = {link.partition("#")[0] for link in pages[site / "index.html"].menu}
+    assert {name for name in built if name != "index.html"} <= menu
+
+
+def test_no_link_within_the_site_is_broken(site: Path, pages: dict[Path, Page]) -> None:
+    broken = []
+    for path, page in pages.items():
+        for link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            if not target.exists() or (
+                parts.fragment
+                and target in pages
+                and unquote(parts.fragment) not in pages[target].ids
+            ):
+                broken.append((path.relative_to(site).as_posix(), link))
+    assert broken == []
+
+
+def test_no_page_fetches_anything_from_elsewhere(pages: dict[Path, Page]) -> None:
+    for path, page in pages.items():
+        outside = [link for link in page.links if urlsplit(link).netloc and link.endswith(".js")]
+        assert outside == [], path.name
+
+
+def test_every_public_name_is_in_the_reference(names: set[str]) -> None:
+    missing = set()
+    for module, where in PUBLIC.items():
+        for name in import_module(module).__all__:
+            if f"{module}.{name}" not in NOT_FOR_USERS:
+                missing |= {f"{where}.{name}", f"flask_sockets2.{name}"} & names or {
+                    f"{module}.{name}"
+                }
+    assert missing <= names
+
+
+def members(cls: Any) -> set[str]:
+    """Public methods and properties of a class that are written in this package."""
+    found = set()
+    for name in dir(cls):
+        member = inspect.getattr_static(cls, name)
+        function = getattr(member, "fget", None) or getattr(member, "__func__", member)
+        written_in = str(getattr(function, "__module__", ""))
+        if not name.startswith("_") and written_in.startswith("flask_sockets2"):
+            found.add(name)
+    return found
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "flask_sockets2.Sockets",
+        "flask_sockets2.Connection",
+        "flask_sockets2.Publisher",
+        "flask_sockets2.Turbo",
+        "flask_sockets2.Firehose",
+        "flask_sockets2.sse.Progress",
+        "flask_sockets2.sse.PubSub",
+        "flask_sockets2.sse.ServerSentEventsBlueprint",
+        "flask_sockets2.testing.SocketsClient",
+        "flask_sockets2.testing.WebSocketSession",
+        "flask_sockets2.turbo.testing.Broadcasts",
+    ],
+)
+def test_every_method_of_a_class_is_in_the_reference(name: str, names: set[str]) -> None:
+    module, _, called = name.rpartition(".")
+    public = members(getattr(import_module(module), called))
+    public -= {"register"} | FOR_THE_SERVER  # the former is Flask's
+    assert public
+    assert {member for member in public if f"{name}.{member}" not in names} == set()
+
+
+def test_every_exception_and_every_command_is_in_the_reference(
+    site: Path, names: set[str], pages: dict[Path, Page]
+) -> None:
+    from flask_sockets2 import exceptions
+    from flask_sockets2.cli import sockets_cli
+    from flask_sockets2.firehose.cli import firehose_cli
+    from flask_sockets2.turbo.cli import turbo_cli
+
+    for name, value in vars(exceptions).items():
+        if inspect.isclass(value) and value.__module__ == exceptions.__name__:
+            assert f"flask_sockets2.{name}" in names
+    ids = pages[site / "reference" / "commands.html"].ids
+    for group in (sockets_cli, turbo_cli, firehose_cli):
+        assert {f"flask-{group.name}-{name}" for name in group.commands} <= ids
+
+
+def test_the_names_of_pages_are_links(pages: dict[Path, Page], site: Path) -> None:
+    assert "docs/channels.rst" not in (site / "websocket.html").read_text()
+    assert "channels.html" in pages[site / "websocket.html"].links
