@@ -32,6 +32,7 @@ version = release = __version__
 extensions = ["sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
+pygments_dark_style = "github-dark"  # furo's own underlines the names of modules
 html_title = f"flask_sockets2 {version}"
 html_static_path = ["static"]
 html_css_files = ["site.css"]

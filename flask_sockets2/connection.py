@@ -212,22 +212,27 @@ class Connection:
     )
 
     def __init__(self, environ: Mapping[str, Any], take: Take) -> None:
+        #: WSGI environ of the request; nothing but the path once its handler has ended.
         self.environ = environ
         #: The server's handler of the request, None where it has none.
         self.handler: Any = None
         #: Whether it has ended, as far as its handler is concerned: one that receives sees the
         #: messages that came before the end first.
         self.closed = False
-        #: Code and reason that it ended with (RFC 6455 §7.1.5): what the peer sent, else what we
-        #: sent, 1006 without either; None before.
+        #: Code that it ended with (RFC 6455 §7.1.5): what the peer sent, else what we sent, 1006
+        #: without either; None before.
         self.close_code: int | None = None
+        #: The reason to it, empty without one.
         self.close_reason = ""
         #: The subprotocol agreed to; before accept, the one that the route prefers.
         self.subprotocol: str | None = None
         #: Seconds from the last ping to its pong, None before.
         self.latency: float | None = None
+        #: What its route or its application has set; to be read.
         self.limits = Limits()
+        #: Seconds, of the keepalive; None for none, and before accept.
         self.ping_interval: float | None = None
+        #: Seconds, of the keepalive; None for ever, and before accept.
         self.ping_timeout: float | None = None
         #: Called once, when it is accepted, and when it has ended after that.
         self.on_open: Callable[[Connection], None] | None = None

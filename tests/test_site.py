@@ -172,6 +172,11 @@ def test_every_method_of_a_class_is_in_the_reference(name: str, names: set[str])
     assert {member for member in public if f"{name}.{member}" not in names} == set()
 
 
+def test_every_attribute_of_a_connection_is_in_the_reference(names: set[str]) -> None:
+    named = set(re.findall(r"``ws\.(\w+)", (SOURCE / "websocket.rst").read_text()))
+    assert {each for each in named if f"flask_sockets2.Connection.{each}" not in names} == set()
+
+
 def test_every_exception_and_every_command_is_in_the_reference(
     site: Path, names: set[str], pages: dict[Path, Page]
 ) -> None:
