@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
 from inspect import signature
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from blinker import Signal
 from flask import Flask, abort, url_for
+from packaging.requirements import Requirement
 from websockets.exceptions import InvalidStatus
 
 from flask_sockets2 import (
@@ -34,6 +36,7 @@ from flask_sockets2 import (
     WebSocketHandler,
     WebSocketRejected,
     admission,
+    exceptions,
     extension,
     signals,
 )
@@ -1037,6 +1040,75 @@ def test_the_gunicorn_command_of_the_deployment_page_starts(
     del words[bind : bind + 2]
     server = gunicorn(PROGRAM, worker=None, args=words[1:-1], target=words[-1])
     assert echoed(server.ws_url("/echo"), "hello") == "hello"
+
+
+def test_what_pages_say_to_install_is_this_package_with_extras_that_it_has() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    found = set()
+    for path in PAGES:
+        found |= set(re.findall(r'pip install "?(flask-sockets2[^\s"`]*)', path.read_text()))
+    assert len(found) >= 4
+    for each in map(Requirement, found):
+        assert each.name == project["name"]
+        assert each.extras <= project["optional-dependencies"].keys()
+
+
+def gunicorn_commands() -> set[str]:
+    """Those of the pages' console blocks, but for those that other tests start."""
+    return {
+        line
+        for path in PAGES
+        if path.name not in ("deployment.rst", "tutorial.rst")
+        for block in blocks(path, "console")
+        for line in block.splitlines()
+        if line.startswith("gunicorn ")
+    }
+
+
+@pytest.mark.parametrize("command", sorted(gunicorn_commands()))
+def test_a_gunicorn_command_of_a_page_starts(
+    command: str, gunicorn: Callable[..., Server], broker_url: str
+) -> None:
+    words = command.split()[1:]
+    server = gunicorn(PROGRAM, worker=None, args=words[:-1], target=words[-1])
+    assert echoed(server.ws_url("/echo"), "hello") == "hello"
+
+
+def test_the_tree_of_errors_is_the_real_one() -> None:
+    (tree,) = blocks(ROOT / "docs" / "websocket.rst", "text")
+    above: list[type] = [OSError]
+    assert tree.splitlines()[0] == "OSError"
+    for line in tree.splitlines()[1:]:
+        lead, name = re.match(r"([│ ]*[├└]── )(\w+)", line).groups()  # type: ignore[union-attr]
+        kind = getattr(exceptions, name)
+        depth = len(lead) // 4
+        assert kind.__bases__ == (above[depth - 1],)
+        above[depth:] = [kind]
+
+
+def test_the_program_from_flask_sse_publishes_to_its_stream(
+    broker_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", broker_url)
+    page = page_of("migrating-from-flask-sse.rst")
+    response = page["app"].test_client().get("/stream")
+    try:
+        assert page["app"].test_client().get("/hello").text == "Message sent!"
+        text = ""
+        for piece in response.response:
+            text += piece if isinstance(piece, str) else piece.decode()
+            if "Hello!" in text:
+                break
+        assert 'event:greeting\ndata:{"message": "Hello!"}' in text
+    finally:
+        response.close()
+        page["app"].extensions["flask_sockets2"].channels.close()
+
+
+def test_the_program_from_flask_firehose_pushes_once_in_a_session() -> None:
+    client = page_of("migrating-from-flask-firehose.rst")["app"].test_client()
+    assert "</static/app.css>" in client.get("/").headers["Link"]
+    assert "Link" not in client.get("/").headers
 
 
 # -- how-to ------------------------------------------------------------------------------------
