@@ -22,7 +22,7 @@ from tests.firehose.test_proxies import nginx_version
 from tests.firehose.test_wire import Client
 from tests.processes import Certificate, Server, Servers, nginx_program
 from tests.proxies import haproxy_in_front, nginx_in_front
-from tests.test_docs import FIREHOSE, blocks, run
+from tests.test_docs import FIREHOSE, ROOT, blocks, run
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -165,7 +165,8 @@ def test_the_command_of_the_guide_is_there(guide: SimpleNamespace) -> None:
 
 
 def test_the_guide_says_what_the_code_does() -> None:
-    words = " ".join(TEXT.split())
+    migration = (ROOT / "docs" / "migrating-from-flask-firehose.rst").read_text()
+    words = " ".join((TEXT + migration).split())
     assert f"at most {early._MAX_LEARNED} for an endpoint" in words
     assert f"up to {pushes._MAX_HEADER // 1024} KiB" in words
     assert f"exceeds {pushes._MAX_REMEMBERED // 1024} KiB of the cookie" in words
