@@ -210,14 +210,15 @@ def test_the_service_behind_nginx_serves_the_chat(
     bind = words.index("--bind")
     assert words[bind + 1] in SITE
     del words[bind : bind + 2]
-    variable, _, url = service["Environment"].partition("=")
-    assert url.startswith("redis://")
+    environ = dict(each.split("=", 1) for each in service["Environment"].split())
+    assert environ["XDG_RUNTIME_DIR"] == f"/run/{service['RuntimeDirectory']}"
+    assert environ["FLASK_SOCKETS_BROKER_URL"].startswith("redis://")
     server = server_factory.gunicorn(
         WITH_PEOPLE + PROXY,
         worker=None,
         args=words[1:-1],
         target=words[-1],
-        environ={variable: redis_url},
+        environ={"FLASK_SOCKETS_BROKER_URL": redis_url},
     )
     proxy = nginx_with_site(server_factory, server.port, SITE)
     ann, bob = enter(browser, proxy, "ann"), enter(browser, proxy, "bob")
