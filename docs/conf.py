@@ -15,6 +15,7 @@ from typing import Any
 import click
 from docutils import nodes
 from docutils.parsers.rst import Directive
+from pygments.lexers import BashLexer
 from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
@@ -102,5 +103,6 @@ class Commands(Directive):
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_transform(PageLinks)
+    app.add_lexer("console", BashLexer)  # its own takes lines without a prompt for output: grey
     app.add_directive("commands", Commands)
     return {"parallel_read_safe": True}
