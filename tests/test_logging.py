@@ -1,4 +1,4 @@
-"""The events of the log: those that the page about operations lists, and no others."""
+"""The events of the log: those that the page about logging lists, and no others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.clients import TIMEOUT, websocket
 from tests.processes import Server, wait_until
 from tests.test_docs import ROOT, blocks
 
-OPERATIONS = ROOT / "docs" / "operations.rst"
+LOGGING = ROOT / "docs" / "logging.rst"
 PACKAGE = Path(flask_sockets2.__file__).parent
 NAME = "flask_sockets2."
 
@@ -69,7 +69,7 @@ def test_the_page_lists_every_event_with_its_logger_level_and_fields() -> None:
     row = r"^   \* - ``(\w+)``\n     - (``.*)\n     - (INFO|WARNING)\n     - (``.*)$"
     listed = {
         Line(event, logger, level, frozenset(words(fields)))
-        for event, names, level, fields in re.findall(row, OPERATIONS.read_text(), re.MULTILINE)
+        for event, names, level, fields in re.findall(row, LOGGING.read_text(), re.MULTILINE)
         for logger in words(names)
     }
     logged = {
@@ -81,7 +81,7 @@ def test_the_page_lists_every_event_with_its_logger_level_and_fields() -> None:
 
 
 def test_the_page_names_every_reason_for_a_refusal() -> None:
-    _, _, text = OPERATIONS.read_text().partition("\n``reason`` of ``refused``")
+    _, _, text = LOGGING.read_text().partition("\n``reason`` of ``refused``")
     named = set(words(text.partition("\n\n")[0]))
     given = [fields["reason"] for _, _, fields in extras() if "reason" in fields]
     constants = {reason.value for reason in given if isinstance(reason, ast.Constant)}
@@ -90,8 +90,8 @@ def test_the_page_names_every_reason_for_a_refusal() -> None:
 
 
 def test_the_page_names_every_logger() -> None:
-    listed = {name for name in words(OPERATIONS.read_text()) if name.startswith(NAME)}
-    assert listed == {name for _, name in loggers()} | {"flask_sockets2.worker"}
+    listed = {name for name in words(LOGGING.read_text()) if name.startswith(NAME)}
+    assert listed == {name for _, name in loggers()}
 
 
 def test_no_field_is_one_of_a_record_of_its_own() -> None:
@@ -176,7 +176,7 @@ def redis_server() -> Iterator[RedisServer]:
 def test_the_configuration_of_the_page_makes_a_line_of_json_of_everything(
     gunicorn: Callable[..., Server], redis_server: RedisServer, tmp_path: Path
 ) -> None:
-    (block,) = [block for block in blocks(OPERATIONS, "python") if "logconfig_dict" in block]
+    (block,) = [block for block in blocks(LOGGING, "python") if "logconfig_dict" in block]
     config = tmp_path / "gunicorn.conf.py"
     loaded = "worker.log.info('a worker has loaded the application')"
     config.write_text(f"{block}\n\ndef post_worker_init(worker):\n    {loaded}\n")
@@ -204,5 +204,5 @@ def test_the_configuration_of_the_page_makes_a_line_of_json_of_everything(
     assert logged("broker_away")[0]["broker"] == redis_server.url
     assert logged("gap")[0]["channel"] == "news"  # it was restarted, and kept nothing
     assert {line["logger"] for line in lines()} >= {"gunicorn.error", "flask_sockets2.brokers"}
-    (example,) = [block for block in blocks(OPERATIONS, "text") if '"closed"' in block]
+    (example,) = [block for block in blocks(LOGGING, "text") if '"closed"' in block]
     assert logged("closed")[0].keys() == json.loads(example.splitlines()[1]).keys()
