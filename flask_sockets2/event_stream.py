@@ -46,6 +46,7 @@ __all__ = [
     "Events",
     "answer",
     "event",
+    "expect",
     "open_body",
     "refusals",
     "respond",
@@ -58,6 +59,7 @@ _CONTENT_TYPE = "text/event-stream; charset=utf-8"
 _HEARTBEAT = b":\n\n"
 _NO_BROKER = "messages cannot be delivered just now; connect again"
 _RETRY_AFTER = 5  # seconds
+_WHAT = "an event stream"  # for the log
 _ENVELOPES = Frames.of(envelope=True)
 
 Attach = Callable[[str, Encoding, Any], Subscription]
@@ -163,6 +165,7 @@ def stream_response(
     told: Iterable[str] | None = None,
     heartbeat: float = 15.0,
     limits: Limits | None = None,
+    guest: Guest | None = None,
 ) -> Response:
     """Answer the current request with a stream of what is published to some channels.
 
@@ -179,6 +182,7 @@ def stream_response(
     :param heartbeat: seconds between two heartbeats.
     :param limits: of which ``send_buffer``, ``send_timeout``, ``close_timeout``, ``slow_client``
         and ``max_connection_age`` hold; by default the application's.
+    :param guest: of :func:`expect`, for a view that does more before this.
     :raises werkzeug.exceptions.ServiceUnavailable: 503 with ``Retry-After``, when the broker
         cannot be reached or there are too many connections; nothing stays subscribed.
     :raises werkzeug.exceptions.TooManyRequests: 429 with ``Retry-After``, when there are too many
@@ -195,14 +199,32 @@ def stream_response(
             head.append(_told(event="subscribed", channel=channel, position=str(begun.position)))
         return b"".join(head)
 
-    return answer(app, fill, heartbeat=heartbeat, limits=limits)
+    return answer(app, fill, heartbeat=heartbeat, limits=limits, guest=guest)
+
+
+def expect(app: Flask) -> Guest | None:
+    """See whether the current request may have a stream, before what it asks for costs anything.
+
+    :returns: for :func:`answer` and :func:`stream_response`; None for one that takes no body.
+    :raises werkzeug.exceptions.HTTPException: 429 and 503 as :func:`stream_response`.
+    """
+    if request.method == "HEAD":
+        return None
+    with refusals():
+        return state_of(app).expect(limits_of(app.config, {}), _WHAT)
 
 
 def answer(
-    app: Flask, fill: Callable[[Attach], bytes], *, heartbeat: float, limits: Limits | None = None
+    app: Flask,
+    fill: Callable[[Attach], bytes],
+    *,
+    heartbeat: float,
+    limits: Limits | None = None,
+    guest: Guest | None = None,
 ) -> Response:
     """Answer the current request with a stream; see :func:`open_body`.
 
+    :param guest: of :func:`expect`; without it that is asked here.
     :raises werkzeug.exceptions.HTTPException: 429 and 503 as :func:`stream_response`.
     """
     if request.method == "HEAD":  # its body is never asked for
@@ -210,7 +232,7 @@ def answer(
     state = state_of(app)
     limits = limits or limits_of(app.config, {})
     with refusals():
-        guest = state.expect(limits, "an event stream")
+        guest = guest or state.expect(limits, _WHAT)
         body = open_body(
             state, request.environ, fill, heartbeat=heartbeat, limits=limits, guest=guest
         )

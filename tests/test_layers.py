@@ -135,6 +135,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "encoding",
             "event_stream",
             "extension",
+            "guests",
             "publisher",
             "servers.environ",
             "signing",

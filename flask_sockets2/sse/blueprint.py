@@ -29,6 +29,7 @@ from typing import Any, TypeVar
 
 from flask import Blueprint, Response, current_app, url_for
 
+from ..event_stream import expect
 from . import streams
 from .access import DEFAULT, MOST_CHANNELS, asked_for, is_open, sign
 from .generators import stream_func, stream_generator
@@ -108,8 +109,9 @@ class ServerSentEventsBlueprint(Blueprint):
         It goes on after ``Last-Event-ID``, or ``?last_event_id=`` where there is none.
         """
         site = Site.current()
+        guest = expect(site.app)
         names = asked_for(site.app, self.authorizer, guarded=self._guarded)
-        return streams.respond(site, names, streams.last_event_id())
+        return streams.respond(site, names, streams.last_event_id(), guest)
 
     def messages(self, channel: str = DEFAULT) -> Iterator[Message]:
         """Yield what is published to a channel from now on, each as :class:`Message`.

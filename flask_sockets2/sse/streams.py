@@ -13,6 +13,7 @@ from ..brokers.base import Position
 from ..event_stream import Attach, answer, open_body
 from ..exceptions import BrokerError
 from ..extension import limits_of
+from ..guests import Guest
 from ..publisher import Publisher
 from .encoding import LOST, Several, channel_of, id_of, message_of, positions_of
 from .message import Message
@@ -45,10 +46,11 @@ def publish(site: Site, name: str, message: Message) -> int:
     return receivers
 
 
-def respond(site: Site, names: Sequence[str], seen: str) -> Response:
+def respond(site: Site, names: Sequence[str], seen: str, guest: Guest | None) -> Response:
     """Answer the current request with what is published to some channels.
 
     :param seen: the last event id that the client has seen; empty for what comes from now on.
+    :param guest: of :func:`~flask_sockets2.event_stream.expect`.
     :raises werkzeug.exceptions.ServiceUnavailable: as
         :func:`~flask_sockets2.event_stream.stream_response`.
     """
@@ -71,7 +73,7 @@ def respond(site: Site, names: Sequence[str], seen: str) -> Response:
         return b"%bid:%b\n\n" % (settings.jittered_retry(), first.encode())
 
     limits = replace(limits_of(site.app.config, {}), slow_client=_POLICY)
-    return answer(site.app, fill, heartbeat=settings.heartbeat, limits=limits)
+    return answer(site.app, fill, heartbeat=settings.heartbeat, limits=limits, guest=guest)
 
 
 def messages(site: Site, name: str) -> Iterator[Message]:

@@ -60,7 +60,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing.exceptions import WebsocketMismatch
 
 from ..brokers.base import Position
-from ..event_stream import stream_response
+from ..event_stream import expect, stream_response
 from ..extension import limits_of, state_of
 from ..signing import Expired, Forged, InvalidName
 from ..sockets import Sockets
@@ -207,6 +207,7 @@ def _events(**_: str) -> Any:
     check_site()
     if "s" not in request.args:
         abort(400, "name the streams: ?s=<name>&at=<position>")
+    guest = expect(current_app)
     audience = _audience()
     asked, following = _asked_in_url()
     if following or request.method == "POST":
@@ -218,6 +219,7 @@ def _events(**_: str) -> Any:
         _together(subscriptions).items(),
         told=_channels(subscriptions),
         limits=limits,
+        guest=guest,
     )
 
 

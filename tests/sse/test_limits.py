@@ -13,7 +13,7 @@ from flask import Flask, request
 
 from flask_sockets2 import Sockets
 from flask_sockets2.extension import state_of
-from flask_sockets2.sse import PubSub, SSE_BluePrint, sse
+from flask_sockets2.sse import PubSub, ServerSentEventsBlueprint, SSE_BluePrint, sse
 from tests.processes import wait_until
 
 TIMEOUT = 5.0  # seconds, for each wait
@@ -46,6 +46,21 @@ def app(sockets: Sockets) -> Iterator[Flask]:
 
     yield app
     PubSub.reinit()
+
+
+def test_who_may_not_have_a_stream_is_counted_before_that_is_found_out(
+    app: Flask, sockets: Sockets
+) -> None:
+    """To find it out may cost a query."""
+    asked: list[str] = []
+    app.config["SOCKETS_MAX_HANDSHAKE_RATE_PER_ADDRESS"] = 1
+    guarded = ServerSentEventsBlueprint("guarded", __name__)
+    guarded.add_url_rule("", endpoint="stream", view_func=guarded.stream)
+    guarded.authorize(lambda channel: asked.append(channel))
+    app.register_blueprint(guarded, url_prefix="/guarded")
+    statuses = [app.test_client().get("/guarded?channel=a").status_code for _ in range(9)]
+    assert statuses.count(403) == len(asked) < 9
+    assert set(statuses) == {403, 429}
 
 
 def ticks() -> Iterator[str]:
