@@ -13,7 +13,7 @@ const MOST_REFUSALS = 3;
  *   types: of events, each with a function that gets the data
  *   onGap(): events are lost
  *   onState(state, words): "connecting", "open", "waiting" or "closed", and words for a human
- * @returns {{close: function()}}
+ * @returns {{close: function(string)}} with words for a human
  */
 export function follow(address, { types, onGap, onState }) {
   const url = new URL(address, location.href);
@@ -49,10 +49,10 @@ export function follow(address, { types, onGap, onState }) {
 
   open();
   return {
-    close() {
+    close(words = "closed") {
       clearTimeout(timer);
       source.close();
-      onState("closed", "closed");
+      onState("closed", words);
     },
   };
 }

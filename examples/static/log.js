@@ -48,7 +48,12 @@ follow(log.dataset.stream, {
 });
 
 document.getElementById("parts").addEventListener("change", (event) => {
-  event.currentTarget.requestSubmit();
+  const parts = event.currentTarget;
+  if (parts.querySelector(":checked")) {
+    parts.requestSubmit();
+  } else {
+    event.target.checked = true; // a stream has one channel at least
+  }
 });
 
 form.addEventListener("submit", async (event) => {

@@ -17,7 +17,7 @@ const stream = follow(job.dataset.stream, {
       percent.textContent = `${Math.floor((100 * value) / total)} %`;
       words.textContent = state === "running" ? text || "it begins" : `${ENDS[state]}: ${text}`;
       if (state in ENDS) {
-        stream.close();
+        stream.close("ended");
       }
     },
   },

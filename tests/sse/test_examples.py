@@ -169,7 +169,7 @@ def test_the_bar_of_a_running_job_is_right_after_a_reload_and_in_another_window(
         assert window.get_attribute("#bar", "value") == "400"
     page.reload()
     wait_until(lambda: percent(page) == 100, "the end after a reload", PATIENCE)
-    wait_for_state(page, "closed")
+    wait_for_state(page, "ended")
     other.close()
 
 
