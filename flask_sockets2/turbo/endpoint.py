@@ -76,12 +76,15 @@ from .names import (
 )
 from .page import everywhere
 
-__all__ = ["EXTENSION", "Audience", "accepts", "serve_streams"]
+__all__ = ["EXTENSION", "USER_ID", "Audience", "accepts", "serve_streams"]
 
 EXTENSION = "flask_sockets2.turbo"
 """Key of ``app.extensions``."""
 
 logger = logging.getLogger("flask_sockets2.turbo")
+
+USER_ID = "flask_sockets2.turbo.user_id"
+"""Key of the environ: who the connection is, where the callback has said so already."""
 
 _ENDPOINT = "flask_sockets2_turbo_stream"
 _EVENTS_ENDPOINT = "flask_sockets2_turbo_events"
@@ -241,7 +244,10 @@ def _user_of_connection(audience: Audience) -> str | None:
     if not audience.identifies():
         return None
     try:
-        user_id = audience.user_id_callback()
+        if USER_ID in request.environ:  # as it was admitted
+            user_id = request.environ[USER_ID]
+        else:
+            user_id = audience.user_id_callback()
     except HTTPException as exc:  # all else Flask logs
         logger.warning(
             "refused a page's connection: the user id callback answers %s",

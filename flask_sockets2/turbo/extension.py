@@ -36,7 +36,7 @@ from ..extension import state_of
 from ..sockets import Sockets
 from . import forms
 from .broadcasts import Broadcasting
-from .endpoint import EXTENSION, serve_streams
+from .endpoint import EXTENSION, USER_ID, serve_streams
 from .every import Job, check_seconds, start
 from .library import VERSION
 from .names import ALL, USER, Part, StreamSigner, stream_channel, user_channel
@@ -264,13 +264,14 @@ class Turbo(Broadcasting):
     def _user_of_connection(self) -> Any:
         """Return the id of the user of the current request, None without; for all connections.
 
-        A callback that raises for who is not logged in keeps nobody out, as it never has: what is
-        for a user alone asks again, see ``endpoint.py``.
+        A callback that raises for who is not logged in keeps nobody out, as it never has: for what
+        is for a user alone it is asked again, see ``endpoint.py``.
         """
         if not self.identifies():
             return None
         try:
-            return self.user_id_callback()
+            user_id = request.environ[USER_ID] = self.user_id_callback()
+            return user_id
         except Exception:
             logger.debug("the user id callback raised, so a connection is nobody's", exc_info=True)
             return None

@@ -232,15 +232,14 @@ def test_what_is_no_position_asks_for_a_refresh_and_not_for_the_history(
         assert told(session)["event"] == "gap"
 
 
-def test_without_a_key_the_callback_is_asked_once_for_all_names() -> None:
+def test_without_a_key_the_callback_is_asked_once() -> None:
     app = app_with(SECRET_KEY=None)
     turbo, asked = Turbo(app), []
     turbo.user_id(lambda: asked.append(1))
     path = url(*[("turbo:user", "")] * 5)
     with app.test_client().get(path, headers=EVENTS) as response:
         assert response.status_code == 200
-    # And once more as it is admitted: orders to disconnect a user count from then on.
-    assert asked == [1, 1]
+    assert asked == [1]
 
 
 def test_a_page_of_another_site_holds_no_events_open(app: Flask, turbo: Turbo) -> None:
