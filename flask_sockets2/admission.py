@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from math import ceil
 from time import monotonic
@@ -262,8 +262,16 @@ class Admission:
             self._orders.append((self._heard, order.user))
             guests = list(self._users.get(order.user, ()))
             self._counters.disconnected += len(guests)
-        for guest in guests:
-            guest.clock.call_soon(partial(guest.end, order.code, order.reason))
+        _end(guests, order.code, order.reason)
+
+    def orders_lost(self) -> None:
+        """Whoever has a user comes anew: an order for it may be among those that are lost."""
+        with self._lock:
+            self._heard += 2  # so that those who are just coming count as too long ago to know
+            self._orders.clear()
+            self._orders.append((self._heard, ""))
+            guests = [guest for of_user in self._users.values() for guest in of_user]
+        _end(guests, 1012, "connect again")
 
     def _was_disconnected(self, guest: Guest) -> bool:
         """Whether an order for its user came since it was asked who it is."""
@@ -272,6 +280,14 @@ class Admission:
         if self._orders[0][0] > guest.heard + 1:
             return True  # too long ago to know
         return any(heard > guest.heard and user == guest.user for heard, user in self._orders)
+
+
+def _end(guests: Iterable[Guest], code: int, reason: str) -> None:
+    for guest in guests:
+        try:
+            guest.clock.call_soon(partial(guest.end, code, reason))
+        except Exception:  # of a hub that has gone; the others must not stay for it
+            logger.exception("a connection of user %.200r could not be ended", guest.user)
 
 
 def _by(guest: Guest, refusal: _Refusal) -> str:

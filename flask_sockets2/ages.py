@@ -6,6 +6,7 @@ that those who came at once, as after a restart, do not leave at once.
 
 from __future__ import annotations
 
+import logging
 from math import ceil
 from random import uniform
 from time import monotonic
@@ -14,6 +15,8 @@ from typing import Any, Protocol
 from .transports.base import Clock
 
 __all__ = ["Aged", "Ages"]
+
+logger = logging.getLogger("flask_sockets2.sockets")
 
 _STEP = 1.0  # seconds between two looks
 _YOUNGEST = 0.8  # of the age given, that the first may be ended at
@@ -74,4 +77,7 @@ class Ages:
         if go_on:
             self._clock.call_later(_STEP, self._tick)
         for one in of_age:
-            one.come_of_age()
+            try:
+                one.come_of_age()
+            except Exception:  # the others are as old
+                logger.exception("an old connection could not be ended")

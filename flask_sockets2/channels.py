@@ -157,14 +157,14 @@ class Channels(Publisher):
         clock: Clock,
         environ: Any,
         *,
-        lasting: bool = True,
+        missed: Callable[[], None] | None = None,
     ) -> None:
         """Take part in a channel of the processes' own; see :meth:`Fanout.listen`.
 
         :param environ: WSGI environ of the request that asks for it.
         """
         self._warn_of_processes(environ)
-        self._fanout.listen(name, listener, clock, lasting=lasting)
+        self._fanout.listen(name, listener, clock, missed=missed)
 
     def check(self, channel: str) -> None:
         """See that a channel can be subscribed to: its name, and that the broker is there."""

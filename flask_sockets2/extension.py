@@ -215,8 +215,10 @@ class State:
         if self.user_id is not None:
             user = self.user_id()
             if user is not None and not self._obeying:
-                obey, clock = self.admission.obey, waiter().clock
-                self.channels.listen(ORDERS, obey, clock, request.environ)
+                admission, clock = self.admission, waiter().clock
+                self.channels.listen(
+                    ORDERS, admission.obey, clock, request.environ, missed=admission.orders_lost
+                )
                 self._obeying = True
                 user = self.user_id()  # again: an order may have come before
             if user is not None:
@@ -234,10 +236,10 @@ class State:
         self.admission.enter(self.connections, connection, guest, _clock_of(guest), close)
         try:
             connection_opened.send(self.app, connection=connection)
+            self._report()
         except BaseException:
             self.admission.leave(self.connections, connection)
             raise
-        self._report()
 
     def _report(self) -> None:
         """Have who looks told of this process: it has somebody."""
@@ -253,9 +255,13 @@ class State:
         """Count an event stream; as :meth:`admit`."""
         end = partial(_end, stream)
         self.admission.enter(self.streams, stream, guest, _clock_of(guest), end)
+        try:
+            self._report()
+        except BaseException:
+            self.admission.leave(self.streams, stream)
+            raise
         self.counters.streams_opened += 1
         tell(stream_opened, self.app, stream=stream)
-        self._report()
 
     def stream_ended(self, stream: EventStream) -> None:
         """Count an event stream no longer, where it was counted."""

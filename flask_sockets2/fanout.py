@@ -238,10 +238,10 @@ class Fanout:
         self._channels: dict[str, _Channel] = {}
         self._writers: dict[Any, Writer] = {}
         self._lingering = Later(_LINGER)
-        # Of channels that no client has: who takes them, those of which nothing may be missed, and
+        # Of channels that no client has: who takes them, who is told of what was missed, and
         # those that the broker delivers; the second lock is held while it is asked to.
         self._listeners: dict[str, Callable[[Message], None]] = {}
-        self._missable: set[str] = set()
+        self._missable: dict[str, Callable[[], None]] = {}
         self._heard: set[str] = set()
         self._listening = threading.Lock()
         self._not_listening: tuple[float, BrokerError | None] = (0.0, None)  # when, why
@@ -275,8 +275,10 @@ class Fanout:
         with self._lock:
             known = self._channels.get(channel)
             if known is None:
-                if channel in self._missable:
+                told = self._missable.get(channel)
+                if told is not None:
                     logger.warning("what was told on %r before %s is lost", channel, position)
+                    told()
                 return
             known.position = position
             if self._recent is not None:
@@ -406,13 +408,14 @@ class Fanout:
         listener: Callable[[Message], None],
         clock: Clock,
         *,
-        lasting: bool = True,
+        missed: Callable[[], None] | None = None,
     ) -> None:
         """Have a function called with what is published to a channel that no client can have.
 
         :param listener: called by the broker wherever it delivers, and must not wait.
         :param clock: of who asks.
-        :param lasting: False where all that is published is transient, so that none is missed.
+        :param missed: called, as the listener, where something was published that it will not be
+            told; None where all is transient, so that nothing is missed.
         :raises BrokerError: when the broker cannot be reached; nobody listens then.
         """
         if name in self._heard:
@@ -427,8 +430,8 @@ class Fanout:
             if name in self._heard:
                 return
             self._listeners[name] = listener
-            if lasting:
-                self._missable.add(name)
+            if missed is not None:
+                self._missable[name] = missed
             try:
                 self.broker.subscribe(name)
             except BrokerError as exc:

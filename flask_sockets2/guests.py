@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 from .ages import Ages
 from .transports.base import Clock
@@ -14,6 +14,7 @@ __all__ = ["NO_RULES", "Guest", "Rules", "network_of"]
 
 _SOON = 0.05  # seconds between two looks whether a connection has been accepted
 _NETWORK = 0xFFFF_FFFF_FFFF_FFFF << 64  # the first 64 bits
+_NAT64 = IPv6Network("64:ff9b::/96")  # IPv4 clients of a server that has IPv6 only (RFC 6052 §2.1)
 _LONGEST = 64  # letters of an address that is none
 _OLD = "open for long enough; connect again"
 
@@ -89,7 +90,8 @@ class Guest:
 
     def end(self, code: int, reason: str) -> None:
         """End it, as soon as it is open; by the clock's thread."""
-        if self.close is not None and not self.close(code, reason):
+        close = self.close  # which another thread may take away meanwhile
+        if close is not None and not close(code, reason):
             self.clock.call_later(_SOON, partial(self.end, code, reason))
 
 
@@ -108,5 +110,7 @@ def network_of(address: str) -> str:
     if isinstance(parsed, IPv6Address):
         if parsed.ipv4_mapped is not None:
             return str(parsed.ipv4_mapped)
+        if parsed in _NAT64:
+            return str(IPv4Address(int(parsed) & 0xFFFF_FFFF))
         return f"{IPv6Address(int(parsed) & _NETWORK)}/64"
     return str(parsed)

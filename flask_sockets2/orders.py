@@ -61,7 +61,10 @@ class Order(NamedTuple):
         """Read the data of a message; None for what is no order, as of a later version."""
         try:
             fields = json.loads(data)
-            return cls.of(str(fields["disconnect"]), fields["code"], str(fields["reason"]))
+            user = fields["disconnect"]
+            if not isinstance(user, str):
+                return None
+            return cls.of(user, fields["code"], str(fields["reason"]))
         except (ValueError, TypeError, KeyError, RecursionError):
             return None
 
@@ -74,6 +77,8 @@ def user_text(user_id: Any) -> str:
     """
     if isinstance(user_id, LocalProxy):  # as current_user of Flask-Login
         user_id = user_id._get_current_object()
+    if isinstance(user_id, bytes | bytearray):
+        raise TypeError("a user's id is a str, an int or a UUID, got bytes; decode() it")
     if isinstance(user_id, str):
         return str.__str__(user_id)  # the value of an enum, not its name
     if isinstance(user_id, int) and not isinstance(user_id, bool):

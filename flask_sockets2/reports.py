@@ -119,8 +119,8 @@ class Reporter:
 
     def _listen(self, channels: Channels, clock: Clock) -> None:
         try:
-            channels.listen(LOOKS, partial(self._asked, channels), clock, {}, lasting=False)
-        except BrokerError as exc:
+            channels.listen(LOOKS, partial(self._asked, channels), clock, {})
+        except Exception as exc:  # whatever it is: it is not needed to serve
             logger.debug("cannot take part in flask sockets top: %s", exc)
             self._not_before = monotonic() + _RETRY
             self.begun = False  # not by a timer: the next who comes has it try again

@@ -96,6 +96,8 @@ def closing(ws: WebSocketSession) -> tuple[int | None, str | None]:
         ("2001:db8:0:1::1", "2001:DB8:0:1:ffff:ffff:ffff:ffff", True),
         ("2001:db8:0:1::1", "2001:db8:0:2::1", False),
         ("::ffff:203.0.113.7", "203.0.113.7", True),
+        ("64:ff9b::203.0.113.7", "203.0.113.7", True),
+        ("64:ff9b::203.0.113.7", "64:ff9b::203.0.113.8", False),
         ("fe80::1%eth0", "fe80::2%eth0", True),
         ("203.0.113.7:1234", "203.0.113.7:5678", True),
         ("[2001:db8::1]:1234", "[2001:db8::2]", True),
@@ -285,6 +287,27 @@ def test_disconnect_ends_what_a_user_has_and_nothing_else(
         assert again.receive(timeout=TIMEOUT) == "here"
 
 
+def test_where_orders_are_lost_all_users_have_to_come_again(
+    app: Flask, sockets: Sockets, client: SocketsClient
+) -> None:
+    """One of them may have been meant."""
+    identify(sockets)
+    with (
+        client.connect("/echo", **named("ann")) as ann,
+        client.connect("/echo", **named("bob")) as bob,
+        client.connect("/echo") as stranger,
+    ):
+        channels = state_of(app).channels
+        channels._fanout.missed(ORDERS, Position("0" * 16, 5))
+        for ws in (ann, bob):
+            assert closing(ws) == (1012, "connect again")
+        stranger.send("still here")
+        assert stranger.receive(timeout=TIMEOUT) == "still here"
+        with client.connect("/echo", **named("ann")) as again:
+            again.send("back")
+            assert again.receive(timeout=TIMEOUT) == "back"
+
+
 def test_disconnecting_who_is_not_there_does_nothing(sockets: Sockets) -> None:
     sockets.disconnect(user="nobody")
     assert sockets.stats()["disconnected"] == 0
@@ -331,10 +354,10 @@ def test_who_loses_its_permission_before_orders_are_listened_to_is_asked_again(
     channels = state_of(app).channels
     listen = channels.listen
 
-    def listen_late(*how: Any) -> None:
+    def listen_late(*how: Any, **options: Any) -> None:
         users.clear()
         sockets.disconnect(user="ann")
-        listen(*how)
+        listen(*how, **options)
 
     monkeypatch.setattr(channels, "listen", listen_late)
     assert refusal(client).status_code == 401

@@ -64,6 +64,19 @@ def test_they_are_ended_between_80_and_100_percent_of_the_age_and_not_at_once(ti
     assert most < 150
 
 
+def test_one_that_cannot_be_ended_keeps_no_other_from_it(time: Time) -> None:
+    of_age, ended = make(time), []
+
+    class Broken(One):
+        def come_of_age(self) -> None:
+            raise RuntimeError("its hub has gone")
+
+    for kind in (Broken, One, Broken, One):
+        of_age.add(kind(ended), 10.0)
+    time.pass_by(11.0)
+    assert len(ended) == 2
+
+
 def test_one_that_has_ended_by_itself_is_forgotten(time: Time) -> None:
     of_age, ended = make(time), []
     one, other = One(ended), One(ended)

@@ -34,10 +34,15 @@ def test_the_broker_is_asked_once() -> None:
     assert process.broker.calls == ["subscribe", "subscribed"]
 
 
-def test_what_is_lost_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    process = Process(far=True)
-    process.fanout.listen("own", lambda message: None, process.hub)
+def test_what_is_lost_is_told_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    process, told = Process(far=True), []
+    process.fanout.listen(
+        "own", lambda message: None, process.hub, missed=lambda: told.append("own")
+    )
+    process.fanout.listen("transient", lambda message: None, process.hub)
     process.broker.lose("own")
+    process.broker.lose("transient")
+    assert told == ["own"]
     assert caplog.messages == ["what was told on 'own' before 0000000000000000-0 is lost"]
 
 

@@ -69,6 +69,7 @@ def test_nobody_is_no_user() -> None:
         b"5",
         b"{}",
         b'{"restart": 1}',
+        b'{"disconnect": null, "code": 1008, "reason": ""}',
         b'{"disconnect": "5", "code": 1006, "reason": ""}',
         b'{"disconnect": "5", "code": "x", "reason": ""}',
         b"[" * 100_000,

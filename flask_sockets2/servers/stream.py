@@ -134,7 +134,7 @@ class Stream:
         self._inside(self._watch)
         address = environ.get("REMOTE_ADDR")
         logger.info(
-            "open %.200r from %s",
+            "open %.200r from %.100r",
             self.path,
             address,
             extra={"event": "open", "path": self.path, "address": address},

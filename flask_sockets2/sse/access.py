@@ -23,7 +23,6 @@ from typing import Any
 from flask import Flask, abort, request
 
 from ..signing import MAX_AGE, Expired, Forged, InvalidName, Signer
-from ..view import check_site
 from .encoding import channel_of
 from .settings import settings_of
 
@@ -46,7 +45,6 @@ def asked_for(app: Flask, authorizer: Authorizer | None, *, guarded: bool) -> li
     :param authorizer: asked for each, where there is one.
     :param guarded: whether functions of ``before_request`` have let it pass.
     """
-    check_site()
     signed, named = request.args.getlist("signed"), request.args.getlist("channel")
     if signed and named:
         abort(400, "name channels by channel=, or by signed=, not by both")

@@ -30,6 +30,7 @@ from typing import Any, TypeVar
 from flask import Blueprint, Response, current_app, url_for
 
 from ..event_stream import expect
+from ..view import check_site
 from . import streams
 from .access import DEFAULT, MOST_CHANNELS, asked_for, is_open, sign
 from .generators import stream_func, stream_generator
@@ -109,6 +110,7 @@ class ServerSentEventsBlueprint(Blueprint):
         It goes on after ``Last-Event-ID``, or ``?last_event_id=`` where there is none.
         """
         site = Site.current()
+        check_site()  # first: what other sites' pages ask for does not count
         guest = expect(site.app)
         names = asked_for(site.app, self.authorizer, guarded=self._guarded)
         return streams.respond(site, names, streams.last_event_id(), guest)

@@ -15,6 +15,7 @@ from flask import Response, current_app, request, stream_with_context
 from ..event_stream import refusals, respond
 from ..extension import EXTENSION, State, limits_of, state_of
 from ..servers.environ import waiter
+from ..view import check_site
 
 __all__ = ["answer_with"]
 
@@ -88,6 +89,11 @@ def answer_with(pieces: Generator[bytes], *, with_context: bool = False) -> Resp
     :raises werkzeug.exceptions.HTTPException: 429 and 503 as
         :func:`~flask_sockets2.event_stream.stream_response`.
     """
+    try:
+        check_site()
+    except BaseException:
+        pieces.close()
+        raise
     if request.method == "HEAD":  # its body is never asked for
         pieces.close()
         return respond(())

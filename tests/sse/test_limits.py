@@ -63,6 +63,16 @@ def test_who_may_not_have_a_stream_is_counted_before_that_is_found_out(
     assert set(statuses) == {403, 429}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_pages_of_other_sites_take_no_place_and_use_up_nothing(kind: str, app: Flask) -> None:
+    """Sent in mode no-cors, with the cookies of their visitor."""
+    app.config["SOCKETS_MAX_HANDSHAKE_RATE"] = 1
+    headers = {"Sec-Fetch-Site": "cross-site"}
+    for _ in range(9):
+        assert app.test_client().get(kind, headers=headers).status_code == 403
+    assert Client(app, kind).response.status_code == 200
+
+
 def ticks() -> Iterator[str]:
     while True:
         time.sleep(0.01)
