@@ -7,6 +7,7 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,8 +31,10 @@ def echoed(url: str, message: str | bytes, **options: Any) -> str | bytes:
     """What a server answers to one message."""
     if "ssl" in options:
         # The client with threads reads and writes one TLS object in two of them; with Python 3.11
-        # to 3.13 about one connection in 300 then hangs, whatever the server.
-        return asyncio.run(_echoed(url, message, options))
+        # to 3.13 about one connection in 300 then hangs, whatever the server. In a thread of its
+        # own, for Playwright's event loop may be running in this one.
+        with ThreadPoolExecutor(1) as executor:
+            return executor.submit(asyncio.run, _echoed(url, message, options)).result()
     with websocket(url, **options) as client:
         client.send(message)
         return client.recv(timeout=TIMEOUT)
