@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pytest
@@ -34,6 +34,26 @@ def events(page: Page) -> list[list[str]]:
     """What it has got: type, data and last event id."""
     found: list[list[str]] = page.evaluate("events")
     return found
+
+
+def bytes_of_streams(page: Page) -> list[int]:
+    """A list to which the sizes are added of what the page gets of streams from now on."""
+    sizes: list[int] = []
+    streams = set()
+
+    def note(response: dict[str, Any]) -> None:
+        if response["type"] == "EventSource":
+            streams.add(response["requestId"])
+
+    def count(data: dict[str, Any]) -> None:
+        if data["requestId"] in streams:
+            sizes.append(data["dataLength"])
+
+    session = page.context.new_cdp_session(page)
+    session.on("Network.responseReceived", note)
+    session.on("Network.dataReceived", count)
+    session.send("Network.enable")
+    return sizes
 
 
 def wait_for_data(page: Page, *data: str) -> None:
@@ -100,8 +120,10 @@ def test_one_that_is_cut_off_before_any_event_misses_none(
     gunicorn: StartServer, page: Page
 ) -> None:
     site = Site(gunicorn(SOURCE))
+    first_block = bytes_of_streams(page)
     with network_to(site.server) as network:
         load(page, network.url("").rstrip("/"))
+        wait_until(lambda: page.evaluate("opened") and first_block, "the position")
         network.cut()
         site.wait_for_subscribers(0)
         site.publish("missed")

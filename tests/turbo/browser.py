@@ -295,6 +295,8 @@ class Network:
     def close(self) -> None:
         self._closed = True
         self.resume()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # which ends accept()
         self._listener.close()
         self.drop()
 
