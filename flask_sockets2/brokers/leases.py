@@ -437,7 +437,7 @@ class Leases:
             channels = self._runner.run([claim])[0]
             if channels is None:
                 continue  # another process was faster
-            logger.info("a process has ended without a word; reaping %d channels", len(channels))
+            logger.info("a process has ended; taking it out of %d channels", len(channels))
             for batch in _batches(channel.decode() for channel in channels):
                 self._register(())  # reaping must not cost the own lease
                 self._runner.run(
