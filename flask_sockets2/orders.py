@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from werkzeug.local import LocalProxy
 
@@ -38,7 +39,7 @@ class Order(NamedTuple):
     def of(cls, user: Any, code: int, reason: str) -> Order:
         """Make an order.
 
-        :raises TypeError: when the user's id has no text of its own.
+        :raises TypeError: when the user's id is no ``str``, ``int`` or ``UUID``.
         :raises ValueError: when there is no user, or a close frame cannot carry the rest.
         """
         if user is None:
@@ -72,25 +73,26 @@ class Order(NamedTuple):
 def user_text(user_id: Any) -> str:
     """Return the id of a user as text; an id and its text are the same user.
 
-    :param user_id: anything whose text is the same in every process.
-    :raises TypeError: when it has no text of its own.
+    :param user_id: ``str``, ``int`` or ``UUID``: their text is the same in every process, and no
+        two users have it by accident, as two with ``True``.
+    :raises TypeError: when it is of another type.
+    :raises ValueError: when it is empty.
     """
     if isinstance(user_id, LocalProxy):  # as current_user of Flask-Login
         user_id = user_id._get_current_object()
-    if isinstance(user_id, bytes | bytearray):
-        raise TypeError("a user's id is a str, an int or a UUID, got bytes; decode() it")
     if isinstance(user_id, str):
+        if not user_id:
+            raise ValueError("a user's id cannot be empty; None is nobody")
         return str.__str__(user_id)  # the value of an enum, not its name
     if isinstance(user_id, int) and not isinstance(user_id, bool):
         return int.__repr__(user_id)
-    kind: Any = type(user_id)  # mypy thinks that none can be object's
-    # float and bool have no __str__ either; a __repr__ is for people, and may change.
-    if kind.__str__ is object.__str__ and not isinstance(user_id, float | bool):
-        raise TypeError(
-            f"a user's id is a str, an int or a UUID, got {kind.__name__}; use an id of it, as "
-            "user.id"
-        )
-    return str(user_id)
+    if isinstance(user_id, UUID):
+        return str(user_id)
+    kind = type(user_id)
+    raise TypeError(
+        f"a user's id is a str, an int or a UUID, got {kind.__module__}.{kind.__qualname__}; "
+        "use an id of it, as user.id, or the text of that, as str(user.id)"
+    )
 
 
 def _may_be_sent(code: Any) -> bool:

@@ -158,6 +158,7 @@ class Publisher:
         :param code: close code for the WebSockets: 1008, or 4000 to 4999 for codes of your own.
         :param reason: at most 123 bytes of text.
         :raises BrokerError: when the broker cannot be reached.
+        :raises TypeError: when the id is no ``str``, ``int`` or ``UUID``.
         :raises ValueError: when there is no user, or a close frame cannot carry the rest.
         """
         order = Order.of(user, code, reason)

@@ -204,7 +204,8 @@ class Sockets:
         """Register what returns the id of the user of the current request, None for nobody.
 
         It is asked in the request of each WebSocket and event stream, before that is accepted;
-        what it raises becomes the response. :meth:`disconnect` and
+        what it raises becomes the response. An id is a ``str`` that is not empty, an ``int`` or a
+        ``UUID``; all else is an error. :meth:`disconnect` and
         ``SOCKETS_MAX_CONNECTIONS_PER_USER`` go by it. Where an application has a Turbo,
         ``@turbo.user_id`` does as well, and this one wins.
 

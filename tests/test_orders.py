@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
@@ -24,16 +25,31 @@ class Role(StrEnum):
         (SOME_ID, str(SOME_ID)),
         (Role.ADMIN, "admin"),
         (LocalProxy(lambda: 7), "7"),
-        (True, "True"),
     ],
 )
 def test_an_id_and_its_text_are_the_same_user(user_id: Any, text: str) -> None:
     assert user_text(user_id) == text
 
 
-def test_an_object_without_a_text_of_its_own_is_no_id() -> None:
-    with pytest.raises(TypeError, match=r"use an id of it, as user\.id"):
-        user_text(object())
+class User:
+    """As a model's: its text is for people, and two may have the same."""
+
+    def __str__(self) -> str:
+        return "Ann"
+
+
+@pytest.mark.parametrize(
+    "what", [object(), User(), LocalProxy(User), True, 1.5, b"5", ["5"], User, Decimal(5)]
+)
+def test_what_is_no_id_is_refused_with_the_remedy(what: Any) -> None:
+    with pytest.raises(TypeError, match=r"is a str, an int or a UUID, got .*as str\(user\.id\)$"):
+        user_text(what)
+
+
+@pytest.mark.parametrize("what", ["", LocalProxy(str)])
+def test_an_empty_text_is_nobody_and_no_user(what: Any) -> None:
+    with pytest.raises(ValueError, match="cannot be empty; None is nobody"):
+        user_text(what)
 
 
 def test_an_order_is_read_as_it_was_written() -> None:
@@ -69,6 +85,7 @@ def test_nobody_is_no_user() -> None:
         b"5",
         b"{}",
         b'{"restart": 1}',
+        b'{"disconnect": "", "code": 1008, "reason": ""}',
         b'{"disconnect": null, "code": 1008, "reason": ""}',
         b'{"disconnect": "5", "code": 1006, "reason": ""}',
         b'{"disconnect": "5", "code": "x", "reason": ""}',

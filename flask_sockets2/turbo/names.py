@@ -98,8 +98,8 @@ def stream_channel(*parts: Part) -> str:
 def user_channel(user_id: Any) -> str:
     """Return the channel of a user.
 
-    :param user_id: anything whose text is the same in every process.
-    :raises TypeError: when it has no text of its own.
+    :raises TypeError: when it is no ``str``, ``int`` or ``UUID``.
+    :raises ValueError: when it is empty, or too long for a channel.
     """
     return check_channel(_USER + _escaped(user_text(user_id)))
 
