@@ -135,6 +135,7 @@ class State:
     :ivar broker_settings: further settings with the broker's URL, where ``SOCKETS_BROKER_URL`` is
         not there.
     :ivar user_id: returns the id of the user of the current request, None for nobody.
+    :ivar turbo_user_id: the same of pages with Turbo; asked where there is no :attr:`user_id`.
     :ivar admission: who is here.
     :ivar reporter: tells who looks.
     """
@@ -145,6 +146,7 @@ class State:
     metrics: Metrics | None = None
     broker_settings: list[str] = field(default_factory=list)
     user_id: Callable[[], Any] | None = None
+    turbo_user_id: Callable[[], Any] | None = None
     admission: Admission = field(init=False)
     reporter: Reporter = field(init=False)
     _channels: Channels | None = None
@@ -212,15 +214,16 @@ class State:
         rules = rules_of(self.app.config)
         guest = self.admission.expect(rules, request.remote_addr, what)
         guest.max_age = limits.max_connection_age
-        if self.user_id is not None:
-            user = self.user_id()
+        user_id = self.user_id or self.turbo_user_id
+        if user_id is not None:
+            user = user_id()
             if user is not None and not self._obeying:
                 admission, clock = self.admission, waiter().clock
                 self.channels.listen(
                     ORDERS, admission.obey, clock, request.environ, missed=admission.orders_lost
                 )
                 self._obeying = True
-                user = self.user_id()  # again: an order may have come before
+                user = user_id()  # again: an order may have come before
             if user is not None:
                 guest.user = user_text(user)
                 self.admission.check(guest)

@@ -209,6 +209,10 @@ class Sockets:
         ``SOCKETS_MAX_CONNECTIONS_PER_USER`` go by it. Where an application has a Turbo,
         ``@turbo.user_id`` does as well, and this one wins.
 
+        Of several applications each is asked by it, those to come as well. Of a further one the
+        newest application is, as of a factory that registers its own each time, and the others
+        keep theirs.
+
         ::
 
             @sockets.user_id

@@ -251,6 +251,54 @@ def test_the_user_id_of_turbo_does_as_well_and_that_of_sockets_wins() -> None:
         assert closing(ws) == (1008, "")
 
 
+@pytest.mark.parametrize("turbo_first", [True, False])
+def test_the_user_id_of_sockets_wins_in_each_of_several_applications(turbo_first: bool) -> None:
+    sockets, turbo = Sockets(), Turbo()
+    sockets.route("/echo")(echo)
+    turbo.user_id(lambda: "another")
+    apps = [Flask("one"), Flask("two")]
+    for app in apps:
+        for extension in (turbo, sockets) if turbo_first else (sockets, turbo):
+            extension.init_app(app)
+    identify(sockets)
+    for app in apps:
+        with sockets.test_client(app).connect("/echo", **named("ann")):
+            assert [*state_of(app).admission._users] == ["ann"]
+
+
+def test_a_factory_gives_each_of_its_applications_a_user_id_of_its_own() -> None:
+    sockets = Sockets()
+    sockets.route("/echo")(echo)
+
+    def make(name: str) -> Flask:
+        app = Flask(name)
+        sockets.init_app(app)
+        sockets.user_id(lambda: name)
+        return app
+
+    one, two = make("one"), make("two")
+    with (
+        sockets.test_client(one).connect("/echo") as first,
+        sockets.test_client(two).connect("/echo") as second,
+    ):
+        assert [*state_of(one).admission._users] == ["one"]
+        assert [*state_of(two).admission._users] == ["two"]
+        with one.app_context():
+            sockets.disconnect(user="one")
+        assert closing(first) == (1008, "")
+        second.send("still here")
+        assert second.receive(timeout=TIMEOUT) == "still here"
+
+
+@pytest.mark.parametrize("user", ["", True, object()])
+def test_who_has_an_id_that_is_none_gets_no_connection(
+    user: Any, sockets: Sockets, client: SocketsClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    sockets.user_id(lambda: user)
+    assert refusal(client).status_code == 500
+    assert "a user's id" in caplog.text
+
+
 def test_a_turbo_without_users_asks_nobody(sockets: Sockets, app: Flask) -> None:
     Turbo(app)
     with sockets.test_client(app).connect("/echo"):

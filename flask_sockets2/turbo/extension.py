@@ -100,8 +100,7 @@ class Turbo(Broadcasting):
             forms.init_forms(app)
             keep_private(app)
         app.extensions[EXTENSION] = self
-        state = state_of(app)
-        state.user_id = state.user_id or self._user_of_connection
+        state_of(app).turbo_user_id = self._user_of_connection
         if route:
             serve_streams(app, route)
         serve_files(app)
