@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from threading import Lock
 from time import monotonic
+from typing import Any
 
 __all__ = ["Buckets", "SeldomLog", "TokenBucket"]
 
@@ -111,6 +112,16 @@ class SeldomLog:
         :param kind: of few there are.
         :param extra: fields of the line.
         """
+        self._write(logging.WARNING, kind, message, args, extra=extra)
+
+    def error(self, message: str, *args: object, error: BaseException) -> None:
+        """Log an error with its traceback, or count it; by message and type of exception."""
+        kind = f"{type(error).__qualname__}: {message}"
+        self._write(logging.ERROR, kind, message, args, exc_info=error)
+
+    def _write(
+        self, level: int, kind: str, message: str, args: tuple[object, ...], **how: Any
+    ) -> None:
         with self._lock:
             now = monotonic()
             at, left_out = self._kinds.get(kind, (now - 1.0, 0))
@@ -120,4 +131,4 @@ class SeldomLog:
             return
         if left_out:
             message, args = f"{message} (and %s times since it was logged last)", (*args, left_out)
-        self._logger.warning(message, *args, extra=extra)
+        self._logger.log(level, message, *args, **how)

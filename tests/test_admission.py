@@ -242,9 +242,6 @@ def test_the_user_id_of_turbo_does_as_well_and_that_of_sockets_wins() -> None:
     with client.connect("/echo") as ws:
         sockets.disconnect(user="5")
         assert closing(ws) == (1008, "")
-    turbo.user_id(lambda: 1 / 0)
-    with client.connect("/echo"):
-        pass  # as of who is not logged in
     sockets.user_id(lambda: "ann")
     with client.connect("/echo") as ws:
         sockets.disconnect(user="ann")
@@ -288,6 +285,30 @@ def test_a_factory_gives_each_of_its_applications_a_user_id_of_its_own() -> None
         assert closing(first) == (1008, "")
         second.send("still here")
         assert second.receive(timeout=TIMEOUT) == "still here"
+
+
+def test_who_turbo_cannot_tell_the_user_of_gets_no_connection(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As nobody's it would stay when its user is disconnected."""
+    app = Flask("turbo")
+    sockets, turbo = Sockets(app), Turbo(app)
+    sockets.route("/echo")(echo)
+    app.add_url_rule("/events", view_func=lambda: stream_response(app, [("news", None)]))
+    turbo.user_id(lambda: 1 // 0)
+    client = sockets.test_client(app)
+    begun = time.monotonic()
+    for _ in range(10):
+        assert refusal(client).status_code == 500
+        assert refusal(client, "/turbo-stream?s=turbo:all").status_code == 500
+        assert app.test_client().get("/events").status_code == 500
+    assert 1 <= len(caplog.records) <= 1 + (time.monotonic() - begun)
+    first = caplog.records[0]
+    assert first.exc_info is not None
+    assert first.exc_info[0] is ZeroDivisionError
+    assert "return None for who is nobody" in first.message
+    turbo.user_id(lambda: abort(401))
+    assert refusal(client).status_code == 401
 
 
 @pytest.mark.parametrize("user", ["", True, object()])

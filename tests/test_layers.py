@@ -121,6 +121,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "extension",
             "orders",
             "publisher",
+            "rates",
             "signing",
             "sockets",
             "view",

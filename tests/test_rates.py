@@ -108,3 +108,16 @@ def test_a_flood_is_logged_once_a_second_and_counted(
         "refused again (and 999 times since it was logged last)",
         "refused again",
     ]
+
+
+def test_an_error_that_comes_again_and_again_is_one_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    log = SeldomLog(logging.getLogger("test"))
+    for _ in range(100):
+        log.error("it raised", error=ZeroDivisionError("x"))
+        log.error("it raised", error=KeyError("y"))
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [
+        ZeroDivisionError,
+        KeyError,
+    ]

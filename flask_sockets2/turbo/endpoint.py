@@ -84,7 +84,7 @@ EXTENSION = "flask_sockets2.turbo"
 logger = logging.getLogger("flask_sockets2.turbo")
 
 USER_ID = "flask_sockets2.turbo.user_id"
-"""Key of the environ: who the connection is, where the callback has said so already."""
+"""Key of the environ: the id of who connects, where the callback has said so already."""
 
 _ENDPOINT = "flask_sockets2_turbo_stream"
 _EVENTS_ENDPOINT = "flask_sockets2_turbo_events"
@@ -109,11 +109,14 @@ Subscriptions = list[tuple[str, str]]
 class Audience(Protocol):
     """Who decides about connections: the application's Turbo."""
 
-    user_id_callback: Callable[[], Any]
     authorizer: Callable[..., Any] | None
 
-    def identifies(self) -> bool:
-        """Whether the callback is the application's own."""
+    def user_of_connection(self) -> Any:
+        """Return the id of the user of the current request, None without, and put it into the
+        environ.
+
+        :raises werkzeug.exceptions.HTTPException: where it cannot be told.
+        """
 
     def start_jobs(self, app: Flask) -> None:
         """Begin what runs as long as there are pages."""
@@ -240,21 +243,11 @@ def _own_channels(audience: Audience) -> list[str]:
 
 
 def _user_of_connection(audience: Audience) -> str | None:
-    """Return the channel of who connects; what the application's callback raises, is raised."""
-    if not audience.identifies():
-        return None
-    try:
-        if USER_ID in request.environ:  # as it was admitted
-            user_id = request.environ[USER_ID]
-        else:
-            user_id = audience.user_id_callback()
-    except HTTPException as exc:  # all else Flask logs
-        logger.warning(
-            "refused a page's connection: the user id callback answers %s",
-            exc,
-            extra={"event": "refused", "reason": "no_user"},
-        )
-        raise
+    """Return the channel of who connects."""
+    if USER_ID in request.environ:  # as it was admitted
+        user_id = request.environ[USER_ID]
+    else:
+        user_id = audience.user_of_connection()
     return None if user_id is None else user_channel(user_id)
 
 

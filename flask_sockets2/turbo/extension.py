@@ -28,11 +28,12 @@ from weakref import WeakKeyDictionary
 
 from flask import Flask, current_app, has_request_context, request
 from markupsafe import Markup
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, InternalServerError
 
 from ..brokers.base import Position
 from ..exceptions import BrokerError
 from ..extension import state_of
+from ..rates import SeldomLog
 from ..sockets import Sockets
 from . import forms
 from .broadcasts import Broadcasting
@@ -80,6 +81,7 @@ class Turbo(Broadcasting):
         #: Says who may have a stream; see :meth:`authorize`.
         self.authorizer: Callable[..., Any] | None = None
         self._jobs: list[Job] = []
+        self._log = SeldomLog(logger)
         # By an application's channels, of which a process that was forked has others.
         self._begun: WeakKeyDictionary[Any, dict[str, Job]] = WeakKeyDictionary()
         if app is not None:
@@ -100,7 +102,7 @@ class Turbo(Broadcasting):
             forms.init_forms(app)
             keep_private(app)
         app.extensions[EXTENSION] = self
-        state_of(app).turbo_user_id = self._user_of_connection
+        state_of(app).turbo_user_id = self.user_of_connection
         if route:
             serve_streams(app, route)
         serve_files(app)
@@ -210,10 +212,14 @@ class Turbo(Broadcasting):
         try:
             user_id = self.user_id_callback()
         except HTTPException as exc:
-            logger.warning("the user id callback answers a page with %s: it has no user", exc)
+            self._log.warning(
+                "page", "the user id callback answers a page with %s: it has no user", exc
+            )
             return None
-        except Exception:
-            logger.exception("the user id callback raised, so a page has no stream of its user")
+        except Exception as exc:
+            self._log.error(
+                "the user id callback raised, so a page has no stream of its user", error=exc
+            )
             return None
         return None if user_id is None else user_channel(user_id)
 
@@ -260,20 +266,36 @@ class Turbo(Broadcasting):
         """Return another id at each call: nobody can be pushed to alone."""
         return uuid.uuid4().hex
 
-    def _user_of_connection(self) -> Any:
+    def user_of_connection(self) -> Any:
         """Return the id of the user of the current request, None without; for all connections.
 
-        A callback that raises for who is not logged in keeps nobody out, as it never has: for what
-        is for a user alone it is asked again, see ``endpoint.py``.
+        One whose user cannot be told is refused. As nobody's it could stay when its user is
+        disconnected, and take a place beyond what the user may have.
+
+        :raises werkzeug.exceptions.HTTPException: what the callback answers, or 500 where it
+            raises anything else.
         """
         if not self.identifies():
             return None
         try:
-            user_id = request.environ[USER_ID] = self.user_id_callback()
-            return user_id
-        except Exception:
-            logger.debug("the user id callback raised, so a connection is nobody's", exc_info=True)
-            return None
+            user_id = self.user_id_callback()
+        except HTTPException as exc:
+            self._log.warning(
+                "connection",
+                "refused a connection: the user id callback answers %s",
+                exc,
+                extra={"event": "refused", "reason": "no_user"},
+            )
+            raise
+        except Exception as exc:
+            # Pages come again and again: not a traceback for each, as Flask would log it.
+            self._log.error(
+                "refused a connection: the user id callback raised; return None for who is nobody",
+                error=exc,
+            )
+            raise InternalServerError(original_exception=exc) from exc
+        request.environ[USER_ID] = user_id
+        return user_id
 
     def identifies(self) -> bool:
         """Whether the application says who its users are."""
