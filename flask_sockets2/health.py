@@ -12,6 +12,7 @@ balancer that took all of them out would turn a disturbance into an outage.
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -22,25 +23,65 @@ from .servers.environ import STOPPING
 
 __all__ = ["serve_health"]
 
+logger = logging.getLogger("flask_sockets2.sockets")
+
 # Flask would answer OPTIONS by itself, always with 200, and it is what HAProxy asks by default.
 _METHODS = ("GET", "HEAD", "OPTIONS")
+
+
+class _DrainFile:
+    """The file that announces the end; it counts as absent where it cannot be looked at.
+
+    That is told by the log, and once: the answer is for all servers that have the same mistake, and
+    a balancer that took all of them out would make an outage of it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = path
+        self._told = ""
+
+    def is_there(self) -> bool:
+        there, problem = False, ""
+        try:
+            os.stat(self._path)
+            there = True
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as exc:  # the latter for a null byte
+            problem = str(exc)
+        if problem and problem != self._told:
+            logger.error(
+                "SOCKETS_DRAIN_FILE cannot be looked at, so nobody is told to stay away: %s; name "
+                "a file in a folder that the server's user may search",
+                problem,
+            )
+        self._told = problem
+        return there
 
 
 def serve_health(state: State) -> None:
     """Add the route that ``SOCKETS_HEALTH_ROUTE`` names.
 
-    :raises ValueError: when ``SOCKETS_DRAIN_FILE`` is no path.
+    :raises ValueError: when ``SOCKETS_DRAIN_FILE`` is no path, or there is no route to say so.
     """
     config = state.app.config
     route = config.get("SOCKETS_HEALTH_ROUTE")
-    file = config.get("SOCKETS_DRAIN_FILE")
-    if file is not None and not (isinstance(file, str | os.PathLike) and os.fspath(file)):
-        raise ValueError(f"SOCKETS_DRAIN_FILE must be the path of a file or None, got {file!r}")
+    path = config.get("SOCKETS_DRAIN_FILE")
+    if path is not None and not (isinstance(path, str | os.PathLike) and os.fspath(path)):
+        raise ValueError(f"SOCKETS_DRAIN_FILE must be the path of a file or None, got {path!r}")
     if route is None:
+        if path is not None:
+            raise ValueError(
+                "SOCKETS_DRAIN_FILE is told by SOCKETS_HEALTH_ROUTE, which is not set; set it as "
+                'well, as "/health", before Sockets(app)'
+            )
         return
+    file = None if path is None else _DrainFile(path)
+    if file is not None:
+        file.is_there()  # what is wrong is logged at the start
 
     def flask_sockets2_health() -> Response:
-        draining = STOPPING in request.environ or (file is not None and os.path.exists(file))
+        draining = STOPPING in request.environ or (file is not None and file.is_there())
         response = jsonify(_body(state, "draining" if draining else "ok"))
         response.headers["Cache-Control"] = "no-store"
         if draining:

@@ -112,6 +112,45 @@ def test_what_is_no_path_is_named(value: Any) -> None:
         make(SOCKETS_DRAIN_FILE=value)
 
 
+def test_a_drain_file_that_no_route_tells_of_is_named() -> None:
+    with pytest.raises(ValueError, match=r"SOCKETS_HEALTH_ROUTE, which is not set; set it as well"):
+        make(SOCKETS_HEALTH_ROUTE=None, SOCKETS_DRAIN_FILE="/run/app/drain")
+
+
+@pytest.mark.parametrize("name", ["file/drain", "loop", "x" * 5000, "nu\0ll"])
+def test_a_drain_file_that_cannot_be_looked_at_is_logged_once_and_takes_nobody_out(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    app, _ = make(SOCKETS_DRAIN_FILE=f"{tmp_path}/{name}")
+    assert len(caplog.messages) == 1  # at the start
+    assert caplog.messages[0].startswith("SOCKETS_DRAIN_FILE cannot be looked at")
+    assert "name a file in a folder that the server's user may search" in caplog.messages[0]
+    client = app.test_client()
+    assert [client.get("/health").status_code for _ in range(3)] == [200] * 3
+    assert len(caplog.messages) == 1
+
+
+def test_a_drain_file_is_logged_again_where_it_was_fine_in_between(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "folder"
+    app, _ = make(SOCKETS_DRAIN_FILE=folder / "drain")  # no folder: it is just not there
+    client = app.test_client()
+    for times in (1, 2):
+        folder.touch()
+        for _ in range(2):
+            assert client.get("/health").status_code == 200
+        assert len(caplog.messages) == times
+        assert "Not a directory" in caplog.messages[-1]
+        folder.unlink()
+        assert client.get("/health").status_code == 200
+    folder.mkdir()
+    (folder / "drain").touch()
+    assert client.get("/health").status_code == 503
+
+
 def test_a_worker_that_stops_says_no_to_who_can_still_ask(
     gunicorn: Callable[..., Server],
 ) -> None:
