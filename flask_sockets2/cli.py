@@ -169,25 +169,31 @@ def top(once: bool, as_json: bool) -> None:
         )
     try:
         with _publisher(shown) as publisher:
-            shown.begin(publisher.broker)
             while True:
-                shown.look()
-                if once:
+                try:
+                    for _ in range(2 if once else 1):  # rates are between two
+                        shown.look(publisher.broker)
+                        sleep(INTERVAL)
+                except BrokerError as exc:
+                    if once:
+                        raise
+                    _show(f"{exc}; trying again", clear=not as_json, err=True)
                     sleep(INTERVAL)
-                    shown.look()
-                sleep(INTERVAL)
-                if as_json:
-                    click.echo(json.dumps(shown.as_dict()))
-                else:
-                    if not once:
-                        click.clear()  # does nothing where there is no terminal
-                    click.echo(shown.table())
+                    continue
+                text = json.dumps(shown.as_dict()) if as_json else shown.table()
+                _show(text, clear=not (as_json or once))
                 if once:
                     return
     except (BrokerError, ValueError) as exc:
         raise click.ClickException(str(exc)) from exc
     except KeyboardInterrupt:
         pass
+
+
+def _show(text: str, *, clear: bool, err: bool = False) -> None:
+    if clear:
+        click.clear()  # does nothing where there is no terminal
+    click.echo(text, err=err)
 
 
 def _publisher(receiver: Receiver | None = None) -> Publisher:

@@ -47,25 +47,20 @@ class Top:
     """Collects reports; the receiver of its broker."""
 
     def __init__(self) -> None:
-        self._broker: Broker | None = None
+        self._begun = False
         self._rows: dict[str, _Row] = {}
         self._lock = Lock()  # guards them
 
-    def begin(self, broker: Broker) -> None:
-        """Have reports delivered.
+    def look(self, broker: Broker) -> None:
+        """Ask for reports; they come a moment later.
 
-        :raises BrokerError: when the broker cannot be reached.
+        :param broker: that delivers here; once it was reached it does so by itself.
+        :raises BrokerError: when it cannot be reached.
         """
-        self._broker = broker
-        broker.subscribe(REPORTS)
-
-    def look(self) -> None:
-        """Ask for new ones; they come a moment later.
-
-        :raises BrokerError: when the broker cannot be reached.
-        """
-        assert self._broker is not None
-        look(self._broker)
+        if not self._begun:
+            broker.subscribe(REPORTS)
+            self._begun = True
+        look(broker)
 
     # -- the receiver ----------------------------------------------------------------------
 

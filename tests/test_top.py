@@ -181,6 +181,7 @@ def test_a_broker_that_is_away_is_named(unused_port: int) -> None:
     Sockets(app)
     result = app.test_cli_runner().invoke(sockets_cli, ["top", "--once"])
     assert result.exit_code == 1
+    assert result.output.startswith("Error: ")
     assert f"127.0.0.1:{unused_port}" in result.output
 
 
@@ -286,6 +287,50 @@ def test_it_goes_on_every_second_and_shows_rates_until_it_is_interrupted(
         deadline.cancel()
         shown.kill()
         shown.wait(10)
+
+
+@pytest.mark.parametrize("is_there_first", [True, False])
+def test_while_redis_is_away_it_says_so_and_goes_on_when_that_is_back(
+    is_there_first: bool,
+    gunicorn: Callable[..., Server],
+    environ: dict[str, str],
+    redis_server: RedisServer,
+    tmp_path: Path,
+) -> None:
+    server = gunicorn(PROGRAM, environ=environ)
+    with ExitStack() as stack:
+        stack.enter_context(websocket(server.ws_url("/echo"))).recv(TIMEOUT)
+        with redis_server.client() as client:
+            wait_until(lambda: lookers_heard_by(client) == 1, "the worker listening")
+        if not is_there_first:
+            redis_server.kill()
+        command = [sys.executable, "-m", "flask", "--app", "app", "sockets", "top", "--json"]
+        shown = stack.enter_context(
+            subprocess.Popen(
+                command,
+                cwd=tmp_path,
+                env={**os.environ, **environ, "PYTHONUNBUFFERED": "1"},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        stack.callback(shown.kill)
+        deadline = Timer(40, shown.kill)
+        deadline.start()
+        stack.callback(deadline.cancel)
+        assert shown.stdout is not None
+        assert shown.stderr is not None
+
+        def shows_somebody() -> bool:
+            return any(json.loads(line)["connections"] for line in shown.stdout or ())
+
+        if is_there_first:
+            assert shows_somebody()
+            redis_server.kill()
+        assert any(line.endswith("; trying again\n") for line in shown.stderr)
+        redis_server.restart()
+        assert shows_somebody()
 
 
 def test_a_worker_that_has_only_streams_is_shown(
