@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
-from flask import Flask
+from flask import Flask, request
 from websockets.exceptions import ConnectionClosed
 
 from flask_sockets2 import Sockets, WebSocketRejected
@@ -25,7 +30,7 @@ OPERATIONS = ROOT / "docs" / "operations.rst"
 
 PROGRAM = """
     import os
-    from flask import Flask
+    from flask import Flask, request
     from flask_sockets2 import Sockets
 
     app = Flask(__name__)
@@ -69,6 +74,21 @@ def test_who_serves_says_so_and_who_is_here() -> None:
             "streams": 0,
             "broker": "ok",
         }
+
+
+def test_the_answer_has_the_fields_of_the_page_and_the_endpoint_its_name() -> None:
+    (shown,) = re.findall(r"200 ``(\{.*\})``", OPERATIONS.read_text())
+    (endpoint,) = re.findall(r'request\.endpoint == "(\w+)"', OPERATIONS.read_text())
+    app, sockets = make()
+    seen = []
+    app.before_request(lambda: seen.append(request.endpoint))
+    with sockets.test_client(app).connect("/news"):
+        answer = app.test_client().get("/health").json
+    assert seen == ["news", endpoint]
+    assert answer is not None
+    assert {name: type(value) for name, value in answer.items()} == {
+        name: type(value) for name, value in json.loads(shown).items()
+    }
 
 
 def test_there_is_no_route_unless_it_is_asked_for() -> None:
@@ -202,6 +222,42 @@ def test_a_broker_that_is_away_is_told_and_takes_nobody_out(
         wait_until(lambda: health() == (200, "away"), "it being away")
         redis_server.restart()
         wait_until(lambda: health() == (200, "ok"), "it being back")
+
+
+def test_the_unit_of_the_page_takes_its_server_out_and_stops_it(
+    gunicorn: Callable[..., Server], tmp_path: Path
+) -> None:
+    (block,) = blocks(OPERATIONS, "ini")
+    (program,) = [block for block in blocks(OPERATIONS, "python") if "SOCKETS_DRAIN_FILE" in block]
+    unit = dict(line.split("=", 1) for line in block.splitlines() if "=" in line)
+    start, stop = unit["ExecStart"].split(), shlex.split(unit["ExecStop"])
+    sleep = int(stop[-1].partition("sleep ")[2].split()[0])
+    graceful = int(start[start.index("--graceful-timeout") + 1])
+    assert int(unit["TimeoutStopSec"]) > sleep + graceful
+    folder = tmp_path / unit["RuntimeDirectory"]
+    folder.mkdir()
+    routes = "import os\n" + dedent(PROGRAM).partition("Sockets(app)\n")[2]
+    server = gunicorn(
+        program.replace("/run/app", str(folder)) + routes,
+        worker=None,
+        args=start[1:-1],
+        target=start[-1],
+    )
+    command = [word.replace("/run/app", str(folder)) for word in stop]
+    command[-1] = command[-1].replace(f"sleep {sleep}", "sleep 2")
+    with websocket(server.ws_url("/echo")) as ws:
+        assert ws.recv(TIMEOUT) == ""
+        environ = {**os.environ, "MAINPID": str(server.process.pid)}
+        with subprocess.Popen(command, env=environ) as stopping:
+            wait_until(lambda: http(server.url("/health"))[0] == 503, "the drain file to be seen")
+            ws.send("still here")
+            assert ws.recv(TIMEOUT) == "still here"
+            assert stopping.wait(TIMEOUT) == 0
+        with pytest.raises(ConnectionClosed) as closed:
+            ws.recv(TIMEOUT)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1001
+    assert server.process.wait(2 * TIMEOUT) == 0
 
 
 def test_haproxy_sends_nobody_to_a_server_that_drains_and_cuts_nobody_off(

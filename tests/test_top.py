@@ -10,7 +10,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from textwrap import dedent
 from threading import Timer
 from typing import Any
 from urllib.request import urlopen
@@ -24,10 +26,11 @@ from flask_sockets2.cli import sockets_cli
 from flask_sockets2.extension import state_of
 from flask_sockets2.reports import LOOKS, REPORTS, Report
 from flask_sockets2.stats import ChannelCounters, Counters, RouteCounters
-from flask_sockets2.top import Top
+from flask_sockets2.top import _COUNTS, _RATES, Top
 from tests.brokers.servers import RedisServer, server_binary
 from tests.clients import TIMEOUT, http, websocket
 from tests.processes import Server, wait_until
+from tests.test_docs import ROOT
 
 PROGRAM = """
     import os
@@ -137,6 +140,24 @@ def test_rates_are_by_the_clock_of_the_process() -> None:
     assert top.as_dict()["workers"][0]["rates"] == {}
     deliver(top, report(at=102.0, counts={"messages_in": 15, "dropped": 4}).serialize())
     assert top.as_dict()["workers"][0]["rates"] == {"messages_in": 2.5, "dropped": 0.0}
+
+
+def test_the_page_shows_what_it_shows() -> None:
+    text = (ROOT / "docs" / "operations.rst").read_text()
+    (shown,) = re.findall(r"^    WORKER .*\n(?:    .*\n)+", text, re.MULTILINE)
+    shown = dedent(shown).rstrip()
+    top = Top()
+    for line in shown.splitlines()[1:-1]:
+        name, *numbers = line.split()
+        host, _, pid = name.partition(":")
+        here = dict(zip(("connections", "streams", "channels"), map(int, numbers), strict=False))
+        rates = dict(zip(_RATES.values(), map(float, numbers[3:]), strict=False))
+        counts = dict(zip(_COUNTS.values(), map(int, numbers[7:]), strict=True))
+        for at in (0.0, 10.0):
+            grown = {count: round(rate * at) for count, rate in rates.items()}
+            told = report(process=name, host=host, pid=int(pid), at=at, counts=counts | grown)
+            deliver(top, replace(told, **here).serialize())
+    assert top.table() == shown
 
 
 def test_a_process_of_the_same_number_is_another_one() -> None:
