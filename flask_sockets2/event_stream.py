@@ -202,16 +202,18 @@ def stream_response(
     return answer(app, fill, heartbeat=heartbeat, limits=limits, guest=guest)
 
 
-def expect(app: Flask) -> Guest | None:
+def expect(app: Flask, limits: Limits | None = None) -> Guest:
     """See whether the current request may have a stream, before what it asks for costs anything.
 
-    :returns: for :func:`answer` and :func:`stream_response`; None for one that takes no body.
+    One by HEAD is asked the same, though it takes no place: its answer is that of a GET (RFC 9110
+    §9.3.2), and to find that out may cost as much.
+
+    :param limits: that the stream will have, by default the application's.
+    :returns: for :func:`answer` and :func:`stream_response`.
     :raises werkzeug.exceptions.HTTPException: 429 and 503 as :func:`stream_response`.
     """
-    if request.method == "HEAD":
-        return None
     with refusals():
-        return state_of(app).expect(limits_of(app.config, {}), _WHAT)
+        return state_of(app).expect(limits or limits_of(app.config, {}), _WHAT)
 
 
 def answer(
@@ -227,14 +229,12 @@ def answer(
     :param guest: of :func:`expect`; without it that is asked here.
     :raises werkzeug.exceptions.HTTPException: 429 and 503 as :func:`stream_response`.
     """
+    guest = guest or expect(app, limits)
     if request.method == "HEAD":  # its body is never asked for
         return respond(())
-    state = state_of(app)
-    limits = limits or limits_of(app.config, {})
     with refusals():
-        guest = guest or state.expect(limits, _WHAT)
         body = open_body(
-            state, request.environ, fill, heartbeat=heartbeat, limits=limits, guest=guest
+            state_of(app), request.environ, fill, heartbeat=heartbeat, limits=limits, guest=guest
         )
     return respond(body)
 

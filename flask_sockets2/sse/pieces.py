@@ -12,8 +12,8 @@ from typing import Any
 
 from flask import Response, current_app, request, stream_with_context
 
-from ..event_stream import refusals, respond
-from ..extension import EXTENSION, State, limits_of, state_of
+from ..event_stream import expect, refusals, respond
+from ..extension import EXTENSION, State, state_of
 from ..servers.environ import waiter
 from ..view import check_site
 
@@ -91,6 +91,7 @@ def answer_with(pieces: Generator[bytes], *, with_context: bool = False) -> Resp
     """
     try:
         check_site()
+        guest = expect(current_app) if EXTENSION in current_app.extensions else None
     except BaseException:
         pieces.close()
         raise
@@ -98,12 +99,11 @@ def answer_with(pieces: Generator[bytes], *, with_context: bool = False) -> Resp
         pieces.close()
         return respond(())
     wrapped = stream_with_context if with_context else iter  # the former keeps the context at once
-    if EXTENSION not in current_app.extensions:
+    if guest is None:
         return respond(wrapped(pieces))
     state, flow = state_of(), _Flow(request.path)
     try:
         with refusals():
-            guest = state.expect(limits_of(current_app.config, {}), "an event stream")
             state.admit_stream(flow, guest)
     except BaseException:
         pieces.close()

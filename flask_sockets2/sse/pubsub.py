@@ -27,7 +27,7 @@ from weakref import WeakSet
 
 from flask import Blueprint, Flask, Response, abort, request
 
-from ..event_stream import event, respond
+from ..event_stream import event
 from .pieces import answer_with
 from .settings import settings_of
 
@@ -278,8 +278,6 @@ class SSE_BluePrint:
 
         :param limit: messages after which it ends, -1 for any number.
         """
-        if request.method == "HEAD":  # its body is never asked for
-            return respond(())
         heartbeat = settings_of(self.app.config).heartbeat
         return self.streamGen(self._heard(channel, limit, debug or self.debug, heartbeat))
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from flask import Flask, request
 
-from flask_sockets2 import Sockets
+from flask_sockets2 import Sockets, Turbo
 from flask_sockets2.extension import state_of
 from flask_sockets2.sse import PubSub, ServerSentEventsBlueprint, SSE_BluePrint, sse
 from tests.processes import wait_until
@@ -150,8 +150,30 @@ def test_an_old_stream_ends(path: str, app: Flask) -> None:
 
 @pytest.mark.parametrize("path", KINDS)
 def test_the_answer_to_head_takes_no_place(path: str, app: Flask) -> None:
-    app.config["SOCKETS_MAX_CONNECTIONS"] = 0
-    assert app.test_client().head(path).status_code == 200
+    app.config["SOCKETS_MAX_CONNECTIONS"] = 1
+    for _ in range(3):
+        assert app.test_client().head(path).status_code == 200
+    assert not state_of(app).streams
+    client = Client(app, path)
+    assert client.response.status_code == 200
+    assert app.test_client().head(path).status_code == 503  # as GET would be (RFC 9110 §9.3.2)
+    client.leave()
+
+
+@pytest.mark.parametrize("path", [*KINDS, "/guarded?channel=a", "/turbo-stream?s=turbo:all"])
+def test_head_is_no_way_around_the_rates(path: str, app: Flask) -> None:
+    """Who may have a stream may cost a query to find out."""
+    Turbo(app)
+    guarded = ServerSentEventsBlueprint("guarded", __name__)
+    guarded.add_url_rule("", endpoint="stream", view_func=guarded.stream)
+    asked: list[str] = []
+    guarded.authorize(lambda channel: asked.append(channel) or True)
+    app.register_blueprint(guarded, url_prefix="/guarded")
+    app.config["SOCKETS_MAX_HANDSHAKE_RATE_PER_ADDRESS"] = 0.01
+    headers = {"Accept": "text/event-stream"}
+    statuses = [app.test_client().head(path, headers=headers).status_code for _ in range(3)]
+    assert statuses == [200, 429, 429]
+    assert len(asked) <= 1
 
 
 def test_who_is_disconnected_has_nothing_that_its_generator_brings_later(
