@@ -137,10 +137,12 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "event_stream",
             "extension",
             "guests",
+            "keepalive",
             "publisher",
-            "servers.environ",
+            "servers",
             "signing",
             "sockets",
+            "transports.base",
             "view",
             "exceptions",
         }

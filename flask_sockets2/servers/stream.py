@@ -31,7 +31,7 @@ from ..keepalive import keepalive_of
 from ..transports.base import Clock, StreamTransport, Waiter
 from .environ import client_socket, waiter
 
-__all__ = ["Body", "Stream", "Writing"]
+__all__ = ["Body", "Stream", "Writing", "has_ended"]
 
 logger = logging.getLogger("flask_sockets2.streams")
 
@@ -289,7 +289,7 @@ class Stream:
             if self.transport is not None:
                 if not self.transport.buffered:
                     self.transport.write(self._beat)
-            elif self._sock is not None and _has_ended(self._sock):
+            elif self._sock is not None and has_ended(self._sock):
                 self.abort()
             elif self._begun and not self._under_way:
                 self.write(self._beat)
@@ -382,7 +382,7 @@ def _abort_all() -> None:
         stream.abort()
 
 
-def _has_ended(sock: Any) -> bool:
+def has_ended(sock: Any) -> bool:
     """Whether the peer has closed a server's socket; whatever it has sent stays unread."""
     try:
         # A descriptor of its own: the server's object may have a timeout, or be TLS.

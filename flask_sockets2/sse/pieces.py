@@ -2,39 +2,65 @@
 
 What an application's generator waits for, nobody else can end. So such a stream ends in place of
 its next piece: who was disconnected has nothing any more, and its greenlet or thread is free as
-soon as the generator goes on.
+soon as the generator goes on. Its place is free before, when its client is seen to have left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 from flask import Response, current_app, request, stream_with_context
 
 from ..event_stream import expect, refusals, respond
 from ..extension import EXTENSION, State, state_of
-from ..servers.environ import waiter
+from ..keepalive import keepalive_of
+from ..servers.environ import client_socket, waiter
+from ..servers.stream import has_ended
+from ..transports.base import Clock
 from ..view import check_site
+from .settings import settings_of
 
 __all__ = ["answer_with"]
 
 
 class _Flow:
-    """One stream, as it is counted.
+    """One stream, as it is counted, and as :class:`~flask_sockets2.keepalive.Keepalive` keeps it.
 
     :ivar path: of its request.
     :ivar ended: it has no further piece.
     """
 
-    __slots__ = ("ended", "path")
+    __slots__ = ("_sock", "_state", "ended", "path", "ping_interval", "ping_timeout")
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, state: State, environ: Mapping[str, Any], interval: float) -> None:
+        self._state = state
+        self._sock = client_socket(environ)
+        self.path = environ.get("PATH_INFO")
         self.ended = False
+        self.ping_interval: float | None = interval
+        self.ping_timeout: float | None = None
 
     def end(self) -> None:
         self.ended = True
+
+    def leave(self) -> None:
+        """Its client has left, or the server is done with it; can be repeated."""
+        self.ended = True
+        self._sock = self.ping_interval = None  # so that it is looked at no more
+        self._state.stream_ended(self)
+
+    def keepalive_ping(self) -> None:
+        """See whether its client is still there."""
+        sock = self._sock
+        if sock is not None and has_ended(sock):
+            self.leave()
+
+    def heard(self) -> int:
+        return 0
+
+    def keepalive_failed(self) -> None:
+        """Never called: no answer is waited for."""
 
 
 class _Body(Iterator[bytes]):
@@ -44,13 +70,12 @@ class _Body(Iterator[bytes]):
     :param pieces: a generator.
     """
 
-    __slots__ = ("_clock", "_closed", "_flow", "_pieces", "_state")
+    __slots__ = ("_clock", "_closed", "_flow", "_pieces")
 
-    def __init__(self, state: State, flow: _Flow, pieces: Any) -> None:
-        self._state = state
+    def __init__(self, flow: _Flow, clock: Clock, pieces: Any) -> None:
         self._flow = flow
         self._pieces = pieces
-        self._clock = waiter().clock
+        self._clock = clock
         self._closed = False
 
     def __next__(self) -> bytes:
@@ -70,13 +95,12 @@ class _Body(Iterator[bytes]):
         try:
             self._pieces.close()
         finally:
-            self._state.stream_ended(self._flow)
+            self._flow.leave()
 
     def __del__(self) -> None:
         if not self._closed:
             # Not in here: the garbage collector may run where locks are held.
-            state, flow = self._state, self._flow
-            self._clock.call_soon(lambda: state.stream_ended(flow))
+            self._clock.call_soon(self._flow.leave)
 
 
 def answer_with(pieces: Generator[bytes], *, with_context: bool = False) -> Response:
@@ -101,11 +125,13 @@ def answer_with(pieces: Generator[bytes], *, with_context: bool = False) -> Resp
     wrapped = stream_with_context if with_context else iter  # the former keeps the context at once
     if guest is None:
         return respond(wrapped(pieces))
-    state, flow = state_of(), _Flow(request.path)
+    state, clock = state_of(), waiter().clock
+    flow = _Flow(state, request.environ, settings_of(current_app.config).heartbeat)
     try:
         with refusals():
             state.admit_stream(flow, guest)
     except BaseException:
         pieces.close()
         raise
-    return respond(_Body(state, flow, wrapped(pieces)))
+    clock.call_soon(lambda: keepalive_of(clock).watch(flow))
+    return respond(_Body(flow, clock, wrapped(pieces)))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from flask import Flask, request
 from flask_sockets2 import Sockets, Turbo
 from flask_sockets2.extension import state_of
 from flask_sockets2.sse import PubSub, ServerSentEventsBlueprint, SSE_BluePrint, sse
-from tests.processes import wait_until
+from tests.clients import http
+from tests.event_client import EventClient
+from tests.processes import Server, Servers, wait_until
 
 TIMEOUT = 5.0  # seconds, for each wait
 
@@ -267,3 +270,78 @@ def test_an_application_without_channels_counts_nothing() -> None:
     app.config["SOCKETS_MAX_CONNECTIONS"] = 0
     app.add_url_rule("/", "index", lambda: sse.stream_generator(["a"]))
     assert app.test_client().get("/").text.startswith(":\n\ndata:a\n\n")
+
+
+WAITING = """
+import threading
+
+from flask import Flask
+from flask_sockets2 import Sockets
+from flask_sockets2.extension import state_of
+from flask_sockets2.sse import stream_generator
+
+app = Flask(__name__)
+app.config.update(SOCKETS_MAX_CONNECTIONS_PER_ADDRESS=1, SSE_HEARTBEAT=0.2)
+sockets = Sockets(app)
+state = {"waits": 0, "over": 0}
+goes_on = threading.Event()
+
+
+@app.get("/state")
+def show():
+    return {**state, "open": len(state_of(app).streams)}
+
+
+@app.get("/go-on")
+def go_on():
+    goes_on.set()
+    return ""
+
+
+@app.get("/stream")
+def stream():
+    def rare():
+        yield "first"
+        state["waits"] += 1
+        try:
+            goes_on.wait(30)
+            yield "second"
+        finally:
+            state["over"] += 1
+
+    return stream_generator(rare())
+"""
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        lambda servers: servers.gunicorn(WAITING),
+        lambda servers: servers.gunicorn(WAITING, worker="gthread", args=["--threads=8"]),
+        lambda servers: servers.gunicorn(WAITING, worker="gevent"),
+        lambda servers: servers.flask_run(WAITING),
+    ],
+    ids=["worker", "gthread", "gevent", "flask-run"],
+)
+def test_whose_client_has_left_has_its_place_no_longer_while_its_generator_waits(
+    start: Callable[[Servers], Server], server_factory: Servers
+) -> None:
+    server = start(server_factory)
+
+    def state() -> dict[str, int]:
+        found: dict[str, int] = json.loads(http(server.url("/state"))[1])
+        return found
+
+    with EventClient(server.port, "/stream") as client:
+        assert client.next().data == "first"
+        server.wait_for(lambda: state()["waits"] == 1, "the generator to wait")
+        assert http(server.url("/stream"))[0] == 429
+        with pytest.raises(TimeoutError):
+            client.next(0.7)  # it is looked at some times, and its client is there
+        assert state()["open"] == 1
+    server.wait_for(lambda: state() == {"waits": 1, "over": 0, "open": 0}, "the place to be free")
+    with EventClient(server.port, "/stream") as client:
+        assert client.next().data == "first"
+        assert http(server.url("/go-on"))[0] == 200
+        assert client.next().data == "second"
+    server.wait_for(lambda: state() == {"waits": 2, "over": 2, "open": 0}, "both to end")
