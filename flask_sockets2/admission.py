@@ -24,6 +24,7 @@ from functools import partial
 from math import ceil
 from time import monotonic
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from .ages import Ages
 from .brokers.base import Message, native_lock
@@ -84,7 +85,7 @@ class Admission:
         self._users: dict[str, dict[Guest, None]] = {}
         self._rate: TokenBucket | None = None
         self._rates = Buckets()
-        self._ages: dict[Clock, Ages] = {}
+        self._ages: WeakKeyDictionary[Clock, Ages] = WeakKeyDictionary()  # a hub may end
         self._heard = 0  # orders, ever; and the last of them, with their numbers
         self._orders: deque[tuple[int, str]] = deque(maxlen=_ORDERS)
 
@@ -217,7 +218,7 @@ class Admission:
         if guest.max_age:
             ages = self._ages.get(guest.clock)
             if ages is None:
-                ages = self._ages[guest.clock] = Ages(guest.clock, self._lock)
+                ages = self._ages[guest.clock] = Ages(self._lock)
             guest.ages = ages
             ages.add(guest, guest.max_age)
 

@@ -25,9 +25,11 @@ _YOUNGEST = 0.8  # of the age given, that the first may be ended at
 class Aged(Protocol):
     """What is ended at some age.
 
+    :ivar clock: whose thread ends it; of all in one :class:`Ages` the same.
     :ivar due: the second at which it is; this module's.
     """
 
+    clock: Clock
     due: int
 
     def come_of_age(self) -> None:
@@ -37,12 +39,12 @@ class Aged(Protocol):
 class Ages:
     """Who is to be ended when, of those that share a hub or selector thread.
 
-    :param clock: that thread.
+    It does not hold that thread's clock: a hub ends with its thread.
+
     :param lock: guards all of this; held by whoever calls :meth:`add` and :meth:`remove`.
     """
 
-    def __init__(self, clock: Clock, lock: Any) -> None:
-        self._clock = clock
+    def __init__(self, lock: Any) -> None:
         self._lock = lock
         self._due: dict[int, set[Aged]] = {}  # by the second
         self._looked = 0  # the last second that was seen to
@@ -57,7 +59,7 @@ class Ages:
         if not self._ticking:
             self._ticking = True
             self._looked = int(now)
-            self._clock.call_later(_STEP, self._tick)
+            self._tick_later(one.clock)
 
     def remove(self, one: Aged) -> None:
         """It has ended by itself."""
@@ -67,7 +69,10 @@ class Ages:
             if not due:
                 del self._due[one.due]
 
-    def _tick(self) -> None:
+    def _tick_later(self, clock: Clock) -> None:
+        clock.call_later(_STEP, lambda: self._tick(clock))
+
+    def _tick(self, clock: Clock) -> None:
         with self._lock:
             now = int(monotonic())
             seconds = range(self._looked + 1, now + 1)
@@ -75,7 +80,7 @@ class Ages:
             self._looked = now
             go_on = self._ticking = bool(self._due)
         if go_on:
-            self._clock.call_later(_STEP, self._tick)
+            self._tick_later(clock)
         for one in of_age:
             try:
                 one.come_of_age()

@@ -729,8 +729,36 @@ def test_who_leaves_before_is_forgotten(app: Flask, client: SocketsClient) -> No
         client.connect("/echo").close()
     admission = state_of(app).admission
     assert (admission._guests, admission._networks) == ({}, {})
-    (ages,) = admission._ages.values()
-    assert ages._due == {}
+    (of_thread,) = admission._ages.values()
+    assert of_thread._due == {}
+
+
+def test_a_hub_whose_thread_has_ended_is_forgotten_and_so_is_who_was_there() -> None:
+    class Clock:
+        def __init__(self) -> None:
+            self.calls: list[Callable[[], None]] = []
+
+        def call_later(self, delay: float, function: Callable[[], None]) -> None:
+            self.calls.append(function)
+
+    class One:
+        pass
+
+    admission, clock, one = Admission(Counters()), Clock(), One()
+    gone = [weakref.ref(clock), weakref.ref(one)]
+    guest = admission.expect(Rules(), None, "a WebSocket")
+    guest.max_age = 1000.0
+    admission.enter(admission.connections, one, guest, clock, lambda code, reason: True)  # type: ignore[arg-type]
+    assert len(admission._ages) == 1
+    admission.leave(admission.connections, one)
+    for tick in clock.calls[:]:
+        clock.calls.remove(tick)
+        tick()
+    assert clock.calls == []
+    del clock, one, guest, tick
+    gc.collect()
+    assert [each() for each in gone] == [None, None]
+    assert len(admission._ages) == 0
 
 
 # -- nothing set -----------------------------------------------------------------------------
@@ -741,7 +769,7 @@ def test_without_limits_nothing_is_kept_of_a_connection(app: Flask, client: Sock
         admission = state_of(app).admission
         assert len(admission.connections) == 1
         assert (admission._guests, admission._networks, admission._users) == ({}, {}, {})
-        assert (admission._ages, len(admission._rates)) == ({}, 0)
+        assert (len(admission._ages), len(admission._rates)) == (0, 0)
 
 
 def test_the_refusals_are_metrics(app: Flask) -> None:

@@ -34,7 +34,8 @@ class Time:
 class One:
     due = 0
 
-    def __init__(self, ended: list[One]) -> None:
+    def __init__(self, clock: Any, ended: list[One]) -> None:
+        self.clock = clock
         self._ended = ended
 
     def come_of_age(self) -> None:
@@ -46,14 +47,10 @@ def time(monkeypatch: pytest.MonkeyPatch) -> Time:
     return Time(monkeypatch)
 
 
-def make(time: Any) -> Ages:
-    return Ages(time, threading.Lock())
-
-
 def test_they_are_ended_between_80_and_100_percent_of_the_age_and_not_at_once(time: Time) -> None:
-    of_age, ended = make(time), []
+    of_age, ended = Ages(threading.Lock()), []
     for _ in range(1000):
-        of_age.add(One(ended), 100.0)
+        of_age.add(One(time, ended), 100.0)
     time.pass_by(79.0)
     assert ended == []
     most = before = 0
@@ -65,21 +62,21 @@ def test_they_are_ended_between_80_and_100_percent_of_the_age_and_not_at_once(ti
 
 
 def test_one_that_cannot_be_ended_keeps_no_other_from_it(time: Time) -> None:
-    of_age, ended = make(time), []
+    of_age, ended = Ages(threading.Lock()), []
 
     class Broken(One):
         def come_of_age(self) -> None:
             raise RuntimeError("its hub has gone")
 
     for kind in (Broken, One, Broken, One):
-        of_age.add(kind(ended), 10.0)
+        of_age.add(kind(time, ended), 10.0)
     time.pass_by(11.0)
     assert len(ended) == 2
 
 
 def test_one_that_has_ended_by_itself_is_forgotten(time: Time) -> None:
-    of_age, ended = make(time), []
-    one, other = One(ended), One(ended)
+    of_age, ended = Ages(threading.Lock()), []
+    one, other = One(time, ended), One(time, ended)
     of_age.add(one, 10.0)
     of_age.add(other, 10.0)
     of_age.remove(one)
@@ -89,21 +86,21 @@ def test_one_that_has_ended_by_itself_is_forgotten(time: Time) -> None:
 
 
 def test_without_any_no_timer_ticks(time: Time) -> None:
-    of_age, ended = make(time), []
+    of_age, ended = Ages(threading.Lock()), []
     assert time.calls == []
-    of_age.add(One(ended), 0.1)
+    of_age.add(One(time, ended), 0.1)
     assert len(time.calls) == 1
     time.pass_by(5.0)
     assert len(ended) == 1
     assert time.calls == []
-    of_age.add(One(ended), 3.0)
+    of_age.add(One(time, ended), 3.0)
     time.pass_by(5.0)
     assert len(ended) == 2
 
 
 def test_a_process_that_stood_still_catches_up(time: Time) -> None:
-    of_age, ended = make(time), []
-    of_age.add(One(ended), 5.0)
+    of_age, ended = Ages(threading.Lock()), []
+    of_age.add(One(time, ended), 5.0)
     (_, tick), *_ = time.calls
     time.calls.clear()
     time.now += 60.0
