@@ -67,7 +67,8 @@ class Limits:
     :param ping_timeout: for a sign of life after a ping, None for as long as it takes.
     :param compression: agree to permessage-deflate where the client offers it (RFC 7692).
     :param slow_client: ``disconnect``, ``drop_oldest`` or ``coalesce``, see ``outlet.py``.
-    :param max_message_rate: messages a second from the peer; beyond it reading pauses.
+    :param max_message_rate: messages a second from the peer, pings, pongs and small fragments
+        among them; beyond it reading pauses.
     :param max_connection_age: after at most so long it is closed with 1001, None for never.
     """
 
@@ -847,8 +848,10 @@ class Connection:
             else:
                 self._queued += getsizeof(message)
                 self._enqueue(message)
-        if self._bucket is not None and messages:
-            self._slow_down(self._bucket.owe(len(messages), monotonic()))
+        if self._bucket is not None:
+            count = len(messages) + protocol.extra if protocol.attention else len(messages)
+            if count:
+                self._slow_down(self._bucket.owe(count, monotonic()))
         if protocol.attention:
             self._attend()
 

@@ -18,8 +18,8 @@ setting                          default      meaning
 ``SOCKETS_SLOW_CLIENT``          disconnect   what happens when a client does not take the messages
                                               of its channels; or ``drop_oldest``, ``coalesce``
 ``SOCKETS_COMPRESSION``          False        agree to permessage-deflate
-``SOCKETS_MAX_MESSAGE_RATE``     None         messages a second from one peer; beyond it reading
-                                              pauses
+``SOCKETS_MAX_MESSAGE_RATE``     None         messages a second from one peer, pings counted; beyond
+                                              it reading pauses
 ``SOCKETS_MAX_CONNECTION_AGE``   None         seconds after which a connection is closed with 1001,
                                               up to a fifth earlier
 ``SOCKETS_MAX_CONNECTIONS``      None         open connections of the application in one process

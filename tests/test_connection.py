@@ -24,6 +24,7 @@ from tests.processes import wait_until
 from tests.wire_client import (
     BINARY,
     CLOSE,
+    CONTINUATION,
     HANDSHAKE,
     PING,
     PONG,
@@ -915,6 +916,43 @@ def test_of_pings_that_cannot_be_answered_at_once_the_newest_is(serve: Serve) ->
     came = [serving.peer.frame(), serving.peer.frame()]
     assert {f.opcode for f in came} == {PONG, CLOSE}
     assert [f.payload for f in came if f.opcode == PONG] == [b"49"]
+
+
+@pytest.mark.parametrize(
+    ("flood", "answer"),
+    [
+        (frame(PING) * 200, Frame(True, 0, PONG, b"")),
+        (frame(PONG) * 200 + frame(PING), Frame(True, 0, PONG, b"")),
+        (
+            frame(TEXT, fin=False) + frame(CONTINUATION, fin=False) * 198 + frame(CONTINUATION),
+            Frame(True, 0, TEXT, b""),
+        ),
+    ],
+    ids=["pings", "pongs", "fragments"],
+)
+def test_who_floods_with_what_makes_no_message_has_to_wait_too(
+    flood: bytes, answer: Frame, serve: Serve
+) -> None:
+    serving = serve(echo, max_message_rate=100, ping_interval=None)
+    slowed, begun = serving.ws.counters.slowed, monotonic()
+    serving.peer.send(flood + text("behind it"))
+    came = [serving.peer.frame()]
+    while came[-1].payload != b"behind it":
+        came.append(serving.peer.frame())
+    assert answer in came
+    # 100 at once, and up to 64 more in a turn.
+    assert monotonic() - begun > 0.3
+    assert serving.ws.counters.slowed > slowed
+
+
+def test_fragments_of_a_kibibyte_are_only_their_message(serve: Serve) -> None:
+    serving = serve(echo, max_message_rate=1, max_message_size=2**20)
+    slowed = serving.ws.counters.slowed
+    large = frame(BINARY, bytes(1024), fin=False)
+    serving.peer.send(large + frame(CONTINUATION, bytes(1024), fin=False) * 300)
+    serving.peer.send(frame(CONTINUATION, b""))
+    assert len(serving.peer.message()) == 301 * 1024
+    assert serving.ws.counters.slowed == slowed
 
 
 def test_latency_is_the_time_from_ping_to_pong(serve: Serve) -> None:

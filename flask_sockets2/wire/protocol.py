@@ -53,7 +53,8 @@ __all__ = ["CLOSED", "CLOSING", "MESSAGES_PER_TURN", "OPEN", "Protocol"]
 OPEN, CLOSING, CLOSED = "OPEN", "CLOSING", "CLOSED"
 
 MESSAGES_PER_TURN = 64
-"""After so many messages of one :meth:`Protocol.receive` the caller gets the floor back."""
+"""After so many messages of one :meth:`Protocol.receive` the caller gets the floor back, frames in
+:attr:`Protocol.extra` among them."""
 
 _OPCODES = frozenset((0x0, 0x1, 0x2, 0x8, 0x9, 0xA))
 _FAST_STARTS = frozenset((0x81, 0x82, 0x01, 0x02))  # a message begins: FIN or not, no RSV bit
@@ -61,6 +62,7 @@ _FAST_CONTINUATIONS = frozenset((0x80, 0x00))
 _FAST_CLOSE = 0x88
 _FAST_CONTROLS = frozenset((0x89, 0x8A))  # ping, pong
 _LARGE = 65536  # bytes of a decompressed message that end a turn
+_SMALL_FRAGMENT = 1024  # bytes; from there on it is the bytes that cost, and not the frame
 _COPY = 2048  # bytes; below it slicing is cheaper than a memoryview
 
 _Utf8Decoder = getincrementaldecoder("utf-8")
@@ -96,6 +98,7 @@ class Protocol:
         "attention",
         "close_received",
         "close_sent",
+        "extra",
         "failed",
         "finished",
         "max_message_size",
@@ -121,6 +124,9 @@ class Protocol:
         self.failed = False
         #: Whole frames may be waiting: call ``receive(b"")`` in the next turn.
         self.more = False
+        #: Frames of the last call that cost as much as a message and make none: pings, pongs and
+        #: small fragments before the last. Only where :attr:`attention` is set.
+        self.extra = 0
         #: Payload of the newest pong, None where none came since the caller took it.
         self.pong: bytes | None = None
         #: Code and reason of the close frame that came, that was sent; None before.
@@ -143,7 +149,7 @@ class Protocol:
         """Take bytes from the peer and return the messages that they complete.
 
         :param data: what came, in any portion; empty to go on where :attr:`more` is set.
-        :returns: messages in order, at most :data:`MESSAGES_PER_TURN` of them.
+        :returns: messages in order, with :attr:`extra` at most :data:`MESSAGES_PER_TURN` of them.
         """
         size = len(data)
         # One small, whole, unfragmented data frame and nothing else: nearly every call.
@@ -157,6 +163,7 @@ class Protocol:
             if head == 0x82:
                 return [apply_mask(data[6:], data[2:6])]
         self.attention = True
+        self.extra = 0
         if self.state is not OPEN:
             return self._receive_closing(data)
         stream: bytes | bytearray = data
@@ -228,7 +235,7 @@ class Protocol:
             position = stop
             if self.finished:
                 return end
-            if len(messages) >= MESSAGES_PER_TURN or fed >= MESSAGES_PER_TURN:
+            if len(messages) + self.extra >= MESSAGES_PER_TURN or fed >= MESSAGES_PER_TURN:
                 self.more = end - position >= 2
                 return position
         return position
@@ -259,6 +266,7 @@ class Protocol:
 
     def _control(self, head: int, payload: bytes) -> None:
         """Answer a ping, note a pong (§5.5.2, §5.5.3)."""
+        self.extra += 1
         if head & 0x0F == PING:
             self.output.append(build(PONG, payload))
         else:
@@ -312,9 +320,16 @@ class Protocol:
             except UnicodeDecodeError:
                 self._not_utf8()
                 return
-        if final:
+        if not final:
+            self._count_fragment(len(payload))
+        else:
             whole, self._message = self._message, None
             messages.append(whole.decode() if self._opcode == TEXT else bytes(whole))
+
+    def _count_fragment(self, size: int) -> None:
+        """Count a fragment that is not the last of its message."""
+        if size < _SMALL_FRAGMENT:
+            self.extra += 1
 
     # -- the strict lane -------------------------------------------------------------------
 
@@ -369,7 +384,9 @@ class Protocol:
         except UnicodeDecodeError:
             self._not_utf8()
             return
-        if frame.fin:
+        if not frame.fin:
+            self._count_fragment(len(frame.data))
+        else:
             whole, self._inflated = self._inflated, None
             messages.append(whole.decode() if self._opcode == TEXT else bytes(whole))
 

