@@ -1,7 +1,8 @@
 """Orders: what one process tells all others to do; there is one, to disconnect a user.
 
 An order is a message of a channel that clients cannot have, so that the broker's laws hold for it:
-who listens gets each, once, also after the broker was out of reach.
+who listens gets each, once, also after the broker was out of reach. What is kept of them is their
+own, see :meth:`BrokerOptions.of <flask_sockets2.brokers.base.BrokerOptions.of>`.
 """
 
 from __future__ import annotations
@@ -12,12 +13,11 @@ from uuid import UUID
 
 from werkzeug.local import LocalProxy
 
-__all__ = ["ORDERS", "RESERVED", "Order", "user_text"]
+from .brokers.base import RESERVED
 
-RESERVED = "flask_sockets2:"
-"""How names of channels begin that are not the application's."""
+__all__ = ["ORDERS", "Order", "user_text"]
 
-ORDERS = "flask_sockets2:orders"
+ORDERS = f"{RESERVED}orders"
 """The channel of orders."""
 
 _MAX_REASON = 123  # bytes of a close frame's reason (RFC 6455 §5.5)

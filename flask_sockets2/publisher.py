@@ -19,11 +19,21 @@ from typing import Any
 from flask import Flask
 from flask.json.provider import DefaultJSONProvider
 
-from .brokers.base import BINARY, JSON, TEXT, Broker, BrokerOptions, Draft, Position, Receiver
+from .brokers.base import (
+    BINARY,
+    JSON,
+    RESERVED,
+    TEXT,
+    Broker,
+    BrokerOptions,
+    Draft,
+    Position,
+    Receiver,
+)
 from .brokers.registry import open_broker
 from .encoding import Payload
 from .exceptions import BrokerError
-from .orders import ORDERS, RESERVED, Order
+from .orders import ORDERS, Order
 
 __all__ = ["Publisher", "check_channel", "dumps_of", "payload_of"]
 

@@ -21,11 +21,10 @@ from functools import partial
 from time import monotonic
 
 from .admission import Admission
-from .brokers.base import JSON, Broker, Draft, Message
+from .brokers.base import JSON, RESERVED, Broker, Draft, Message
 from .brokers.later import Later
 from .channels import Channels
 from .exceptions import BrokerError
-from .orders import RESERVED
 from .stats import Counters
 from .transports.base import Clock
 

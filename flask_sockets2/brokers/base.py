@@ -31,13 +31,14 @@ import secrets
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
 __all__ = [
     "BINARY",
     "JSON",
+    "RESERVED",
     "TEXT",
     "Broker",
     "BrokerOptions",
@@ -52,6 +53,9 @@ __all__ = [
 
 TEXT, BINARY, JSON = "text", "binary", "json"
 """Kinds of messages: what their bytes are, UTF-8 in the first and the last."""
+
+RESERVED = "flask_sockets2:"
+"""How names of channels begin by which an application's processes tell each other something."""
 
 _MOST_HOLDERS = 1000  # names that are held before those that are over are looked for
 
@@ -191,6 +195,16 @@ class BrokerOptions:
     history_ttl: float = 300.0
     presence_grace: float = 5.0
     prefix: str = "flask_sockets2"
+
+    def of(self, channel: str) -> BrokerOptions:
+        """Return what is set for a channel: how much of a reserved one is kept, nobody can set.
+
+        However short the history is that pages have, a process that was away for a while has to
+        hear what it was told.
+        """
+        if not channel.startswith(RESERVED):
+            return self
+        return replace(self, history_size=1000, history_bytes=2**20, history_ttl=3600.0)
 
 
 class Broker(ABC):

@@ -121,8 +121,6 @@ class RedisBroker(Broker):
         self._names = Names(options.prefix, self._client.db)
         self._listener_times = listener_times or ListenerTimes()
         self._lease_times = lease_times or LeaseTimes()
-        log_ttl = max(int(options.history_ttl * 1000), 1)
-        self._kept = (options.history_size, log_ttl, max(_DAY, 10 * log_ttl))
         self._begin()
         _forked_with(self)
 
@@ -177,7 +175,9 @@ class RedisBroker(Broker):
     def _append_call(self, drafts: Sequence[Draft]) -> Call:
         keys: list[str] = []
         channels: dict[str, tuple[int, bytes]] = {}
-        args: list[Any] = [self._client.verb, new_epoch(), *self._kept]
+        # What is published to a reserved channel comes alone.
+        kept = _kept(self.options.of(drafts[0].channel))
+        args: list[Any] = [self._client.verb, new_epoch(), *kept]
         for channel, kind, data, key, event, transient in drafts:
             if channel not in channels:
                 channels[channel] = (len(channels) + 1, self._names.pubsub(channel))
@@ -247,12 +247,12 @@ class RedisBroker(Broker):
         position = Position(reply[0].decode(), int(reply[1]))
         offset = position.offset
         messages: list[Message] = []
-        size = 0
+        size, most = 0, self.options.of(channel).history_bytes
         try:
             for body in self._bodies(channel, since, reply):
                 message = parse(channel, body, Position(position.epoch, offset))
                 size += len(message.data)
-                if messages and size > self.options.history_bytes:
+                if messages and size > most:
                     break
                 messages.append(message)
                 offset -= 1
@@ -302,6 +302,12 @@ class RedisBroker(Broker):
         self._leases.close()
         self._listener.close()
         self._client.close()
+
+
+def _kept(options: BrokerOptions) -> tuple[int, int, int]:
+    """Return how many messages of a log are kept, and how many milliseconds it and its meta."""
+    log_ttl = max(int(options.history_ttl * 1000), 1)
+    return options.history_size, log_ttl, max(_DAY, 10 * log_ttl)
 
 
 def _rounds(drafts: Sequence[Draft]) -> Iterator[list[Draft]]:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from flask_sockets2 import BrokerError
-from flask_sockets2.brokers.base import BINARY, TEXT, Draft, Message, Position
+from flask_sockets2.brokers.base import BINARY, RESERVED, TEXT, Draft, Message, Position
 from flask_sockets2.brokers.leases import LeaseTimes
 from flask_sockets2.brokers.listener import ListenerTimes
 from flask_sockets2.brokers.redis import RedisBroker
@@ -224,6 +224,27 @@ def test_what_was_published_while_the_listener_was_away_is_told_where_it_is_not_
     ]
     broker.publish(text("news", "4"))
     recorder.wait_for(b"4")
+
+
+def test_what_processes_tell_each_other_is_kept_without_a_history(
+    own_server: OwnServer, make_redis: MakeRedis, recorder: Recorder
+) -> None:
+    server = own_server()
+    options = {"history_size": 0, "history_bytes": 1, "history_ttl": 1.0}
+    times = {"listener_times": ListenerTimes(shortest_wait=1.0)}  # longer than publishing takes
+    broker = make_redis(recorder, url=server.url, times=times, **options)
+    other = make_redis(url=server.url, **options)
+    name = f"{RESERVED}orders"
+    broker.subscribe(name)
+    with server.client() as client:
+        client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+        wait_until(lambda: not client.client_list(_type="pubsub"), "it to be gone", WAIT)
+        for data in ("1", "2", "3"):
+            other.publish(text(name, data))
+        assert 3_000_000 < client.pttl(broker._names.log(name)[1]) <= 3_600_000
+    recorder.wait_for_call("reconnected")
+    assert recorder.data == [b"1", b"2", b"3"]
+    assert recorder.all_missed == []
 
 
 def test_delivery_that_was_interrupted_is_resumed_after_what_was_missed(

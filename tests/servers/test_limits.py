@@ -382,16 +382,19 @@ Spread = Callable[[str], "dict[int, WireClient]"]
 
 
 @pytest.fixture
-def workers(broker: RedisServer, server_factory: Servers) -> Iterator[tuple[Server, Spread]]:
-    """Two workers, and what gives a user a connection to each of them."""
-    server = server_factory.gunicorn(
-        APP,
-        args=["-w", "2"],
-        environ={
-            "FLASK_SOCKETS_BROKER_URL": f'"{broker.url}"',
-            "FLASK_SOCKETS_MAX_CONNECTIONS_PER_ADDRESS": "100",
-        },
-    )
+def workers(
+    request: pytest.FixtureRequest, broker: RedisServer, server_factory: Servers
+) -> Iterator[tuple[Server, Spread]]:
+    """Two workers, and what gives a user a connection to each of them.
+
+    A test may give them further settings, as its indirect parameter.
+    """
+    environ = {
+        "FLASK_SOCKETS_BROKER_URL": f'"{broker.url}"',
+        "FLASK_SOCKETS_MAX_CONNECTIONS_PER_ADDRESS": "100",
+        **getattr(request, "param", {}),
+    }
+    server = server_factory.gunicorn(APP, args=["-w", "2"], environ=environ)
     server.wait_for(
         lambda: server.output.count("a worker has loaded the application") == 2, "both workers"
     )
@@ -429,12 +432,29 @@ def test_a_script_disconnects_a_user_from_all_workers(
             assert json.loads(client.message())["data"] == "still"
 
 
+@pytest.mark.parametrize(
+    "workers",
+    [
+        {},
+        {
+            "FLASK_SOCKETS_HISTORY_SIZE": "0",
+            "FLASK_SOCKETS_HISTORY_BYTES": "1",
+            "FLASK_SOCKETS_HISTORY_TTL": "1",
+        },
+    ],
+    ids=["", "no history"],
+    indirect=True,
+)
 def test_an_order_that_comes_while_the_broker_is_out_of_reach_is_obeyed_later(
     workers: tuple[Server, Spread], broker: RedisServer
 ) -> None:
+    """Whatever is kept of other channels."""
     _, spread = workers
     ann = spread("ann")
-    with Publisher(broker.url) as publisher, broker.client() as redis:
+    with (
+        Publisher(broker.url, history_size=0, history_ttl=1) as publisher,
+        broker.client() as redis,
+    ):
         for number in range(5):  # the workers' connections are cut, and the orders come meanwhile
             redis.client_kill_filter(_type="pubsub")
             publisher.disconnect(user="bob" if number < 4 else "ann", code=4001)
