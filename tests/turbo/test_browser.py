@@ -15,7 +15,7 @@ import pytest
 from flask_sockets2 import Publisher
 from flask_sockets2.turbo import npm
 from tests.brokers.servers import RedisServer, server_binary
-from tests.clients import http
+from tests.clients import http, websocket
 from tests.processes import Server, servers_in, wait_until
 from tests.turbo.browser import (
     APP,
@@ -735,6 +735,34 @@ def test_a_page_whose_connections_grow_old_loses_nothing(
             window.page.wait_for_timeout(50)  # the pace of what is pushed
         window.wait_for_log(*pushed)
         assert since["pages"] == 0
+
+
+def test_a_page_beyond_a_limit_waits_as_it_is_told_and_then_comes(
+    gunicorn: StartServer, environ: dict[str, str], open_window: Callable[..., Window]
+) -> None:
+    """A script is told 1006 of a WebSocket; the page asks for events, which have a status."""
+    environ = {**environ, "FLASK_SOCKETS_MAX_CONNECTIONS_PER_ADDRESS": "1"}
+    server = gunicorn(APP, args=QUICK_TO_STOP, environ=environ)
+    window = open_window(server)
+    with websocket(server.ws_url("/turbo-stream")):
+        asked = Since(server)
+        window.go("/page/home", connected=False)
+        window.wait_for_state("offline")
+        wait_until(lambda: asked["events"] == 1, "the page to ask for events")
+        begun = monotonic()
+        closed = window.page.evaluate(
+            """() => new Promise((resolve) => {
+                const socket = new WebSocket(`ws://${location.host}/turbo-stream`);
+                socket.onclose = ({ code, reason, wasClean }) => resolve([code, reason, wasClean]);
+            })"""
+        )
+        assert closed == [1006, "", False]
+        wait_until(lambda: asked["events"] == 2, "it to ask again", PATIENCE)
+        assert monotonic() - begun > 4.0  # Retry-After is 5
+    window.wait_for_state("connected")
+    push(server, item("here"))
+    window.wait_for_log("here")
+    assert window.loaded_once
 
 
 def test_attempts_become_seldom(network: Network, open_window: Callable[..., Window]) -> None:
