@@ -115,7 +115,7 @@ def answer_with(pieces: Generator[bytes], *, with_context: bool = False) -> Resp
     """
     try:
         check_site()
-        guest = expect(current_app) if EXTENSION in current_app.extensions else None
+        flow = _admitted() if EXTENSION in current_app.extensions else None
     except BaseException:
         pieces.close()
         raise
@@ -123,15 +123,20 @@ def answer_with(pieces: Generator[bytes], *, with_context: bool = False) -> Resp
         pieces.close()
         return respond(())
     wrapped = stream_with_context if with_context else iter  # the former keeps the context at once
-    if guest is None:
+    if flow is None:
         return respond(wrapped(pieces))
-    state, clock = state_of(), waiter().clock
-    flow = _Flow(state, request.environ, settings_of(current_app.config).heartbeat)
-    try:
-        with refusals():
-            state.admit_stream(flow, guest)
-    except BaseException:
-        pieces.close()
-        raise
+    clock = waiter().clock
     clock.call_soon(lambda: keepalive_of(clock).watch(flow))
     return respond(_Body(flow, clock, wrapped(pieces)))
+
+
+def _admitted() -> _Flow | None:
+    """Return the stream of the current request, which is counted; None for one without a body."""
+    guest = expect(current_app)
+    if request.method == "HEAD":
+        return None
+    state = state_of()
+    flow = _Flow(state, request.environ, settings_of(current_app.config).heartbeat)
+    with refusals():
+        state.admit_stream(flow, guest)
+    return flow
