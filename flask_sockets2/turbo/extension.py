@@ -8,8 +8,9 @@ Differences from Turbo-Flask, whose interface this is:
   channel for a page that comes back.
 - ``clients`` has only what a program puts there; connections are subscribers of channels, in all
   processes. An id and its text are the same user.
-- The id of a user is asked for when the page is made, and the page carries it, signed. None is
-  nobody. Without ``SECRET_KEY`` it is asked for by the connection, as there.
+- The id of a user is asked for when the page is made, and the page carries it, signed. It is a
+  text, a whole number or a UUID; None is nobody. Without ``SECRET_KEY`` it is asked for by the
+  connection, as there.
 - ``sock`` is a :class:`~flask_sockets2.Sockets`, and is there without ``TURBO_WEBSOCKET_ROUTE``,
   too: an application without pages of its own may push.
 - ``None`` as content is an error instead of the text "None".
@@ -250,6 +251,8 @@ class Turbo(Broadcasting):
 
     def user_id(self, f: Function) -> Function:
         """Register what returns the id of the user of the current request, for ``push(to=…)``.
+
+        None is nobody. What it raises refuses a connection; a page is rendered without its user.
 
         ::
 
