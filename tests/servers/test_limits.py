@@ -299,14 +299,14 @@ def test_one_address_that_floods_keeps_nobody_out(kind: str, server_factory: Ser
     else:
         server = server_factory.flask_run(APP, environ=setting)
         worker = psutil.Process(server.process.pid)
-    answers: Counter[int] = Counter()
+    statuses: list[int] = []
     seconds = 3.0
 
     def flood() -> None:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             with asking(server, "/echo", "203.0.113.9") as client:
-                answers[client.response().status] += 1
+                statuses.append(client.response().status)
 
     connected(server, "/echo").close()
     with bystander(server.port, worker, worker.memory_info().rss):
@@ -318,13 +318,14 @@ def test_one_address_that_floods_keeps_nobody_out(kind: str, server_factory: Ser
                 client.send(frame(TEXT, b"served"))
                 assert client.message() == b"served"
             time.sleep(0.5)  # as a guest who comes now and then
+    answers = Counter(statuses)
     assert set(answers) == {101, 429}
     assert answers[101] <= 5 + 5 * (seconds + 1)
     assert answers[429] > 50
     lines = server.output.count("SOCKETS_MAX_HANDSHAKE_RATE_PER_ADDRESS is reached (5)")
     assert 1 <= lines <= seconds + 2
-    refused = state(server)["refused"]
-    assert refused["max_handshake_rate_per_address"] == answers[429]
+    # One that has ended may still have its place when the next comes.
+    assert sum(state(server)["refused"].values()) == answers[429]
 
 
 @pytest.mark.parametrize("kind", ["worker", "flask-run"])
