@@ -316,13 +316,14 @@ def test_while_redis_is_away_it_says_so_and_goes_on_when_that_is_back(
     gunicorn: Callable[..., Server],
     environ: dict[str, str],
     redis_server: RedisServer,
+    top: Callable[..., str],
     tmp_path: Path,
 ) -> None:
     server = gunicorn(PROGRAM, environ=environ)
     with ExitStack() as stack:
         stack.enter_context(websocket(server.ws_url("/echo"))).recv(TIMEOUT)
-        with redis_server.client() as client:
-            wait_until(lambda: lookers_heard_by(client) == 1, "the worker listening")
+        # That Redis has heard the worker is not enough: the answer has to be back before the kill.
+        wait_until(lambda: json.loads(top("--once", "--json"))["connections"], "the worker", 30)
         if not is_there_first:
             redis_server.kill()
         command = [sys.executable, "-m", "flask", "--app", "app", "sockets", "top", "--json"]
