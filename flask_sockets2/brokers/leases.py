@@ -6,7 +6,8 @@ that it can be repeated after an error. A process whose lease is over is dead: r
 once, and the next process that renews its own lease takes it out of each channel, which publishes
 ``leave`` for those who are nowhere else. A process that was only paused finds its lease gone, takes
 another token and says everything again; what it was about to say is refused by the server, since
-nobody would take it back.
+nobody would take it back. Nor does a server know the lease that was restarted, and it may have
+heard something under it already: so the process takes that lease once more, and lets it end.
 
 On a cluster that server's clock is another than that of the leases: they may differ by a quarter of
 a lease.
@@ -145,6 +146,7 @@ class Leases:
         # Written by who makes the attempt, of which there is one at a time.
         self._lease: _Lease | None = None
         self._renewed = 0.0
+        self._abandoned: list[tuple[str, set[str]]] = []  # processes that it was, their channels
         self._reapable: list[str] = []  # processes found dead with the last renewal
         # The thread's own.
         self._touched = monotonic()
@@ -319,8 +321,9 @@ class Leases:
         alive, dead = self._renew(new)
         if not alive:
             logger.warning("this process was taken for dead, and joins again")
-            self._begin_anew()
+            self._begin_anew(new)
             _, dead = self._renew(new)
+        self._let_end()
         self._reapable = dead
         with self._lock:
             self._channels |= new
@@ -333,25 +336,43 @@ class Leases:
         """
         known = self._lease is not None
         process = self._lease.process if self._lease is not None else secrets.token_hex(8)
-        names = self._names
         began = monotonic()
-        keys = [names.processes, names.reaping, names.channels_of(process)]
-        args = [process, self._lease_ms, self._kept_ms, int(known), int(out), *sorted(channels)]
-        end, *dead = self._runner.run([Call(RENEW, keys, args)])[0]
+        renewal = self._renewal(process, channels, known=known, out=out)
+        end, *dead = self._runner.run([renewal])[0]
         if end:
             self._lease = _Lease(process, end - self._lease_ms // 4)
             self._renewed = began
         return bool(end), [each.decode() for each in dead]
 
-    def _begin_anew(self) -> None:
-        """Take another name, under which everything is said again."""
-        self._lease = None
+    def _renewal(
+        self, process: str, channels: Iterable[str], *, known: bool, out: bool = False
+    ) -> Call:
+        names = self._names
+        keys = [names.processes, names.reaping, names.channels_of(process)]
+        args = [process, self._lease_ms, self._kept_ms, int(known), int(out), *sorted(channels)]
+        return Call(RENEW, keys, args)
+
+    def _begin_anew(self, wanted: set[str]) -> None:
+        """Take another name, under which everything is said again.
+
+        :param wanted: channels in which something may have been said under the old one, too.
+        """
+        assert self._lease is not None
+        process, self._lease = self._lease.process, None
         with self._lock:
+            self._abandoned.append((process, self._channels | wanted))
             self._channels.clear()
             self._uncounted.update(self._counts)
             for channel, present in self._identities.items():
                 self._unsettled.update((channel, identity) for identity in present)
         self._changed.set()
+
+    def _let_end(self) -> None:
+        """Have what was said under abandoned leases reaped, once no more of it can be heard."""
+        while self._abandoned:
+            process, channels = self._abandoned[0]
+            self._runner.run([self._renewal(process, channels, known=False)])
+            del self._abandoned[0]
 
     # -- the thread ------------------------------------------------------------------------
 

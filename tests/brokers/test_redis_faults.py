@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import contextlib
 import logging
 import subprocess
 import sys
@@ -760,6 +761,32 @@ def test_a_process_that_is_paused_while_it_joins_leaves_nobody_behind(
     wait_until(lambda: other.present("room") == [], "ann to be gone", WAIT)
     with server.client() as client:
         assert client.keys("*:who*") == []
+
+
+def test_who_joins_a_server_that_was_restarted_before_the_lease_is_renewed_can_leave(
+    own_server: OwnServer, make_redis: MakeRedis
+) -> None:
+    """What is told under a lease that the new server does not know is taken back as any other."""
+    server = own_server()
+    times = {**IMPATIENT, "lease_times": LeaseTimes(lease=3.0, renew=1.0, tick=0.05)}
+    broker = make_redis(url=server.url, presence_grace=0.0, times=times)
+    broker.join("room", "ann")
+    server.restart()
+    wait_until(lambda: joins(broker, "room", "bob"), "bob to join", WAIT)
+    wait_until(lambda: broker.present("room") == ["ann", "bob"], "ann to be told again", WAIT)
+    broker.leave("room", "ann")
+    broker.leave("room", "bob")
+    wait_until(lambda: broker.present("room") == [], "both to be gone", WAIT)
+    wait_until(lambda: is_reaped(server, broker), "the old lease to be forgotten", WAIT)
+    with server.client() as client:
+        assert client.keys("*:who*") == []
+
+
+def joins(broker: RedisBroker, channel: str, identity: str) -> bool:
+    with contextlib.suppress(BrokerError):  # of a connection that the restart has cut
+        broker.join(channel, identity)
+        return True
+    return False
 
 
 def test_a_process_that_is_paused_while_it_tells_counts_leaves_none_behind(
