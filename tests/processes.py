@@ -79,6 +79,7 @@ class Server:
         environ: dict[str, str] | None = None,
         secure: bool = False,
     ) -> None:
+        self.command = command
         self.log = log
         self.secure = secure
         self.port = 0
@@ -146,7 +147,9 @@ class Server:
             ) from None
 
     def stop(self) -> None:
-        """End it with all of its children, whatever state they are in."""
+        """End it with all of its children, whatever state they are in; can be repeated."""
+        if self._log_file.closed:
+            return
         try:
             self._signal_group(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):

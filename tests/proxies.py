@@ -22,7 +22,7 @@ _CONFIG = """\
 daemon off;
 worker_processes 1;
 pid nginx.pid;
-events {{ worker_connections 256; }}
+events {{ worker_connections {connections}; }}
 http {{
     access_log off;
     client_body_temp_path body;
@@ -63,12 +63,14 @@ def nginx_in_front(
     upstream: int,
     text: str = AS_DOCUMENTED,
     certificate: Certificate | None = None,
+    connections: int = 256,
 ) -> Server:
     """Start nginx.
 
     :param upstream: port of the application, in place of the 8000 of ``text``.
     :param text: blocks of ``http``, then those of ``server``, from the first ``location`` on.
     :param certificate: it speaks TLS and HTTP/2 with it.
+    :param connections: that it can have, two for each client.
     """
     port = unused_port()
     start = re.search(r"^location", text, re.MULTILINE)
@@ -80,7 +82,8 @@ def nginx_in_front(
         top += f"ssl_certificate {certificate.certfile};\n"
         top += f"ssl_certificate_key {certificate.keyfile};\n"
     text = _SERVER.format(top=top, inner=indent(inner, " " * 4), port=port, listen=listen)
-    return _start_nginx(servers, upstream, text, port, secure=certificate is not None)
+    secure = certificate is not None
+    return _start_nginx(servers, upstream, text, port, secure=secure, connections=connections)
 
 
 def nginx_with_site(servers: Servers, upstream: int, text: str) -> Server:
@@ -95,7 +98,9 @@ def nginx_with_site(servers: Servers, upstream: int, text: str) -> Server:
     return _start_nginx(servers, upstream, text, port, secure=False)
 
 
-def _start_nginx(servers: Servers, upstream: int, text: str, port: int, *, secure: bool) -> Server:
+def _start_nginx(
+    servers: Servers, upstream: int, text: str, port: int, *, secure: bool, connections: int = 256
+) -> Server:
     program = nginx_program()
     if program is None:
         pytest.skip("no nginx: apt-get install nginx-light")
@@ -103,7 +108,7 @@ def _start_nginx(servers: Servers, upstream: int, text: str, port: int, *, secur
     (prefix / "logs").mkdir(parents=True)
     text = text.replace("127.0.0.1:8000", f"127.0.0.1:{upstream}")
     config = prefix / "nginx.conf"
-    config.write_text(_CONFIG.format(http=indent(text, " " * 4)))
+    config.write_text(_CONFIG.format(http=indent(text, " " * 4), connections=connections))
     server = servers.start(
         [program, "-p", prefix, "-c", config, "-e", prefix / "error.log"], secure=secure
     )
