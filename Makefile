@@ -1,6 +1,7 @@
 # make demo   serve the examples on http://127.0.0.1:5000 (HOST=, PORT=, SOCKETS_BROKER_URL=)
 # make test   run the tests (ARGS="-k echo" to choose)
 # make fuzz   try what no test names, for a minute (SECONDS=600, TARGETS="frames heads")
+# make soak   ill-treat all features and their servers for ten minutes (MINUTES=60)
 # make docs   build the documentation into docs/_build/html
 #
 # They need Python 3.11 or newer and nothing else; what they install goes into .venv.
@@ -11,14 +12,15 @@ HOST ?= 127.0.0.1
 PORT ?= 5000
 ARGS ?= -n auto
 SECONDS ?= 60
+MINUTES ?= 10
 BIN := $(VENV)/bin
 TURBO_JS := flask_sockets2/turbo/vendored/turbo.es2017-umd.js
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs fuzz lint types bench clean
+.PHONY: help demo test docs fuzz soak lint types bench clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 6
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 7
 	@echo 'also: make lint, make types, make bench, make clean'
 
 $(BIN)/python:
@@ -51,6 +53,10 @@ test: $(VENV)/.installed-test
 
 fuzz: $(VENV)/.installed-test
 	$(BIN)/python -m tests.fuzz $(SECONDS) $(TARGETS)
+
+soak: $(VENV)/.installed-test
+	@tests/system-packages.sh
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(SOAK_ARGS)
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
