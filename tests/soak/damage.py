@@ -48,6 +48,7 @@ class Damage:
         self._proxy = proxy
         self._relay = relay
         self._more_workers = 0
+        self._spares_workers = False
         self.done: Counter[str] = Counter()
         self.windows: list[Window] = []
         self._of_workers: list[Callable[[], None]] = [self._kill_worker, self._reload]
