@@ -214,7 +214,7 @@ def test_what_an_application_does_wrong_is_found(tmp_path: Path) -> None:
 def test_one_delivery_in_10000_that_is_lost_is_found(tmp_path: Path) -> None:
     """The whole soak, but for faults of the servers, with an application that loses it."""
     options = Options(
-        6, 200, seed=0, channels=6, rate=150, lifetime=5, pause=None, drop_one_in=10_000
+        6, 200, seed=0, channels=6, rate=150, lifetime=5, pause=None, drop_one_in=10_000, patience=3
     )
     report = soak(options, tmp_path)
     assert report.seen.deliveries.total() > 30_000, str(report)
@@ -229,7 +229,7 @@ def test_one_delivery_in_10000_that_is_lost_is_found(tmp_path: Path) -> None:
 )
 def test_thousands_of_reconnects_cost_nothing(workers: int, tmp_path: Path) -> None:
     """Nothing is wrong with the servers: no gap, no loss, nothing twice."""
-    options = Options(6, 200, seed=0, workers=workers, rate=100, lifetime=0.3, away=0.1, pause=None)
+    options = Options(4, 200, seed=0, workers=workers, rate=100, lifetime=0.3, away=0.1, pause=None)
     report = soak(options, tmp_path)
     assert report.faults() == [], str(report)
     assert report.seen.counts["gaps told"] == 0, str(report)

@@ -13,7 +13,7 @@ from tests.processes import Server, wait_until
 
 from .checker import Fault
 
-__all__ = ["client_connections", "lasting_keys", "left_behind"]
+__all__ = ["client_connections", "lasting_keys", "left_behind", "open_in_metrics"]
 
 _MOST_DESCRIPTORS = 40  # of a worker beyond those of a new one: 32 go to the broker at once
 _OPEN = re.compile(r"^flask_sockets2_(?:connections\{.*\}|streams) ([0-9.]+)$", re.MULTILINE)
@@ -37,7 +37,11 @@ def left_behind(
             faults.append(Fault(kind, "the server", "", f"{count()} {what}, when all have gone"))
 
     wait("left behind", "connections to clients", lambda: _connected(server, workers()))
-    wait("left behind", "connections in the metrics", lambda: _in_metrics(server))
+    wait(
+        "left behind",
+        "connections in the metrics",
+        lambda: open_in_metrics(_get(server, "/metrics")),
+    )
     wait("left behind", "people", lambda: _present(server))
     worst = lambda: max(worker.num_fds() for worker in workers())  # noqa: E731
     wait("descriptors", "descriptors of a worker", worst, fresh + _MOST_DESCRIPTORS)
@@ -62,8 +66,11 @@ def _connected(server: Server, workers: list[psutil.Process]) -> int:
     return sum(client_connections(worker, server.port) for worker in workers)
 
 
-def _in_metrics(server: Server) -> int:
-    return round(sum(float(number) for number in _OPEN.findall(_get(server, "/metrics"))))
+def open_in_metrics(text: str) -> int:
+    """Return how many WebSockets and event streams are open, by Prometheus' text."""
+    found = _OPEN.findall(text)
+    assert found, f"expected flask_sockets2_streams in the metrics, got {text[:500]!r}"
+    return round(sum(map(float, found)))
 
 
 def _present(server: Server) -> int:

@@ -204,9 +204,9 @@ def plant() -> None:
 
     send = Connection.send
 
-    def wrong_echo(self: Connection, message: Any) -> None:
+    def wrong_echo(self: Connection, message: Any, binary: bool | None = None) -> None:
         if self.path != "/echo" or not now_and_then(20):
-            send(self, message)
+            send(self, message, binary)
 
     subscribe = Connection.subscribe
 

@@ -18,7 +18,12 @@ from .reader import Reader
 if TYPE_CHECKING:
     from .swarm import Swarm
 
-__all__ = ["Client", "get"]
+__all__ = ["CLOSING_WAYS", "WAYS", "Client", "get"]
+
+WAYS = ("fin", "rst", "half-read")
+"""To leave."""
+CLOSING_WAYS = ("close", "close", *WAYS)
+"""Those of a WebSocket, mostly in good order."""
 
 _CONNECT_TIMEOUT = 15.0  # seconds, up to where it has all that it wants
 _SHORTEST_WAIT, _LONGEST_WAIT = 0.05, 2.0  # seconds between two attempts
@@ -40,7 +45,7 @@ class Client:
     :meth:`arrived` where it has what it wants, and tells whether that is so, :attr:`settled`.
     """
 
-    ways = ("fin", "rst", "half-read")  # to leave
+    ways: tuple[str, ...] = WAYS
     settled = False
 
     def __init__(self, swarm: Swarm, number: int) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tests.wire_client import BINARY, TEXT, frame, request
 
 from .answers import Echoes
-from .client import Client
+from .client import CLOSING_WAYS, Client
 
 if TYPE_CHECKING:
     from .swarm import Swarm
@@ -20,7 +20,7 @@ _LARGEST = 5000  # bytes
 
 
 class Echoer(Client):
-    ways = ("close", "close", "fin", "rst", "half-read")
+    ways = CLOSING_WAYS
 
     def __init__(self, swarm: Swarm, number: int) -> None:
         super().__init__(swarm, number)

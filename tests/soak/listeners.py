@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.wire_client import TEXT, frame, request
 
-from .client import Client
+from .client import CLOSING_WAYS, Client
 from .following import Following
 from .names import PLAIN
 
@@ -18,7 +18,7 @@ __all__ = ["Listener"]
 
 
 class Listener(Client):
-    ways = ("close", "close", "fin", "rst", "half-read")
+    ways = CLOSING_WAYS
 
     def __init__(self, swarm: Swarm, number: int) -> None:
         super().__init__(swarm, number)

@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 from tests.event_client import Dispatcher
 from tests.wire_client import request
 
-from .client import Client, get
+from .client import CLOSING_WAYS, WAYS, Client, get
 from .following import Following
 from .names import ROOMS, TURBO_ALL, USERS, room, user
 from .reader import Blocks
@@ -31,14 +31,11 @@ _UNKNOWN = "-"  # the broker was away when the page was made: a browser loads it
 class Page(Client):
     """A tab: some have their streams as Server-Sent Events, as where WebSockets are blocked."""
 
-    ways = ("close", "fin", "rst", "half-read")
-
     def __init__(self, swarm: Swarm, number: int) -> None:
         super().__init__(swarm, number)
         self._user, self._room = number % USERS, number % ROOMS
         self._over_http = number % 4 == 1
-        if self._over_http:
-            self.ways = Client.ways
+        self.ways = WAYS if self._over_http else CLOSING_WAYS
         self.channels = [TURBO_ALL, user(self._user), room(self._room)]
         self.following = Following(swarm.seen, self.name, self.channels)
         self._names: list[str] = []  # signed; none: it is to be loaded

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tests.wire_client import request
 
-from .client import Client
+from .client import CLOSING_WAYS, Client
 
 if TYPE_CHECKING:
     from .swarm import Swarm
@@ -23,7 +23,7 @@ class Person(Client):
     :ivar view: who is there, as it was told.
     """
 
-    ways = ("close", "close", "fin", "rst", "half-read")
+    ways = CLOSING_WAYS
 
     def __init__(self, swarm: Swarm, number: int) -> None:
         super().__init__(swarm, number)
