@@ -175,14 +175,18 @@ def test_no_fault_of_the_servers_costs_clients_anything_in_silence(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """All features: whatever is killed, stopped and cut, and however clients come and go."""
-    report = soak(Options(seconds=9, seed=0, pause=0.7, **everything(120)), tmp_path)
+    options = Options(
+        12, seed=0, pause=0.2, channels=6, lifetime=3, away=1, spared=0.3, **everything(100)
+    )
+    report = soak(options, tmp_path)
     record_property("summary", str(report))
     assert report.faults() == [], str(report)
     assert report.tracebacks == 0, report.log
-    assert report.seen.counts["replays"] > 50, str(report)
+    assert report.seen.counts["replays"] > 20, str(report)
     assert set(report.seen.deliveries) == {"soak", "sse", "turbo", "presence"}
-    assert report.seen.counts["echoes"] > 50, str(report)
-    assert report.seen.counts["pages answered"] > 20, str(report)
+    assert report.seen.counts["echoes"] > 20, str(report)
+    assert report.seen.counts["pages answered"] > 10, str(report)
+    assert len(report.done) > 5, str(report)
 
 
 @needs_redis
@@ -229,7 +233,7 @@ def test_one_delivery_in_10000_that_is_lost_is_found(tmp_path: Path) -> None:
 )
 def test_thousands_of_reconnects_cost_nothing(workers: int, tmp_path: Path) -> None:
     """Nothing is wrong with the servers: no gap, no loss, nothing twice."""
-    options = Options(4, 200, seed=0, workers=workers, rate=100, lifetime=0.3, away=0.1, pause=None)
+    options = Options(6, 200, seed=0, workers=workers, rate=100, lifetime=0.3, away=0.1, pause=None)
     report = soak(options, tmp_path)
     assert report.faults() == [], str(report)
     assert report.seen.counts["gaps told"] == 0, str(report)

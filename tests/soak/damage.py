@@ -66,7 +66,7 @@ class Damage:
             ]
 
     def until(self, deadline: float, pause: float | None, *, spare_workers: bool = False) -> None:
-        """Go on with it.
+        """Go on with it; everything comes once, before anything comes again.
 
         :param deadline: by ``time.monotonic()``.
         :param pause: seconds between two faults on average, None for no faults.
@@ -74,12 +74,14 @@ class Damage:
         """
         self._spares_workers = spare_workers
         faults = self._of_others + ([] if spare_workers else self._of_workers)
+        left_over: list[Callable[[], None]] = []
         while (left := deadline - time.monotonic()) > 0:
             if pause is None:
                 time.sleep(left)
             else:
                 time.sleep(min(left, self._random.expovariate(1 / pause)))
-                self._random.choice(faults)()
+                left_over = left_over or self._random.sample(faults, len(faults))
+                left_over.pop()()
 
     def workers(self) -> list[psutil.Process]:
         return psutil.Process(self._server.process.pid).children()

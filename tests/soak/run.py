@@ -31,7 +31,6 @@ APPLICATION = Path(__file__).with_name("application.py").read_text()
 
 _CALM = 1.0  # seconds of publishing after the last fault
 _PROCESS_TIMEOUT = 60.0  # seconds for an answer of the other processes
-_SPARED = 0.6  # of the time: the rest of it, in which workers do not end, so that they grow old
 
 _SHARES = {
     "listeners": 0.3,
@@ -55,6 +54,7 @@ class Options:
     :ivar plant: the application breaks what its features promise, now and then.
     :ivar patience: seconds that are waited for what should come true after the last fault.
     :ivar kinds: how many clients there are of each kind.
+    :ivar spared: part of the time in which workers do not end, so that they grow old; the last one.
     :ivar proxied: nginx is in front, and the network of some clients fails.
     """
 
@@ -71,6 +71,7 @@ class Options:
     plant: bool = False
     patience: float = 40.0
     kinds: Mapping[str, int] = field(default_factory=dict)
+    spared: float = 0.6
     proxied: bool = False
 
     def __post_init__(self) -> None:
@@ -223,7 +224,7 @@ class _Run:
         options, begun = self._options, time.monotonic()
         until = begun + options.seconds
         if options.proxied:
-            spared_from = until - options.seconds * _SPARED
+            spared_from = until - options.seconds * options.spared
             self._damage.until(spared_from, options.pause)
         self._damage.until(until, options.pause, spare_workers=options.proxied)
 
