@@ -208,7 +208,9 @@ FLASK = frozenset(
 )
 
 FOREIGN: dict[str, frozenset[str]] = {
-    "gevent": frozenset({"transports.green", "servers.gevent", "servers.gunicorn"}),
+    "gevent": frozenset(
+        {"transports.green", "servers.gevent", "servers.gunicorn", "servers.successor"}
+    ),
     "greenlet": frozenset({"transports.green"}),
     "geventwebsocket": frozenset({"servers.gevent"}),
     "gunicorn": frozenset({"servers.gunicorn"}),

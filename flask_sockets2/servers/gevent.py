@@ -460,9 +460,12 @@ class WebSocketServer(WSGIServer):  # type: ignore[misc]  # gevent's stubs make 
         was_open = not self.closed
         super().close()
         if was_open and self.drain_time:
-            gevent.spawn(drain, self.drain_time)
+            gevent.spawn(self._drain)
         elif was_open:
             drain(0.0)
+
+    def _drain(self) -> None:
+        drain(self.drain_time)
 
     def wrap_socket_and_handle(self, client_socket: Any, address: Any) -> None:
         """Bring the TLS handshake to its end within the handshake timeout."""

@@ -1,13 +1,15 @@
 """gunicorn's worker: ``gunicorn -k flask_sockets2.worker app:app``.
 
 It counts requests for ``max_requests``, which gunicorn's own pywsgi worker does not, and drains: it
-stops accepting, closes its WebSockets with 1001 in batches over the graceful timeout, and ends.
+stops accepting, waits until those who come back find somebody who does, closes its WebSockets with
+1001 in batches over the graceful timeout, and ends.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from time import monotonic
 from types import FrameType, FunctionType
 from typing import Any
 
@@ -16,10 +18,12 @@ from gunicorn.workers.ggevent import GeventPyWSGIWorker, PyWSGIHandler
 
 from .environ import STOPPING
 from .gevent import WebSocketHandler, WebSocketServer, drain, printable
+from .successor import await_successor
 
 __all__ = ["Worker"]
 
 _DRAIN_SHARE = 0.7  # of the graceful timeout; the rest is for the last closing handshakes
+_WAIT_SHARE = 0.3  # of that, at most, for a successor
 
 
 class _Handler(WebSocketHandler, PyWSGIHandler):  # type: ignore[misc]  # gunicorn is untyped
@@ -54,12 +58,20 @@ class _Handler(WebSocketHandler, PyWSGIHandler):  # type: ignore[misc]  # gunico
 class _Server(WebSocketServer):
     """A server that drains once it has stopped accepting.
 
-    :param drain_time: seconds over which the connections are closed.
+    :param worker: whose it is.
     """
 
-    def __init__(self, *args: Any, drain_time: float, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, worker: Worker, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.drain_time = drain_time
+        self.drain_time = worker.cfg.graceful_timeout * _DRAIN_SHARE
+        self._worker = worker
+
+    def _drain(self) -> None:
+        began = monotonic()
+        # Who leaves because of max_requests is replaced only when it is gone.
+        if self._worker.told_to_end:
+            await_successor(self.family, self.address, self.drain_time * _WAIT_SHARE)
+        drain(max(0.0, self.drain_time - (monotonic() - began)))
 
 
 class Worker(GeventPyWSGIWorker):  # type: ignore[misc]  # gunicorn is untyped
@@ -68,12 +80,14 @@ class Worker(GeventPyWSGIWorker):  # type: ignore[misc]  # gunicorn is untyped
     wsgi_handler: Any = _Handler
     wsgi: Any
     alive: bool
+    cfg: Any
+    #: Whether it ends because of a signal, as at a reload, and not by itself.
+    told_to_end = False
     _quitting = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        drain_time = self.cfg.graceful_timeout * _DRAIN_SHARE
-        self.server_class = partial(_Server, drain_time=drain_time)
+        self.server_class = partial(_Server, worker=self)
 
     def load_wsgi(self) -> None:
         super().load_wsgi()
@@ -105,6 +119,10 @@ class Worker(GeventPyWSGIWorker):  # type: ignore[misc]  # gunicorn is untyped
             return application(environ, start_response)
 
         return counted
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.told_to_end = True
+        super().handle_exit(sig, frame)
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:
         if self._quitting:  # at Ctrl-C the terminal signals us, and then gunicorn's master does

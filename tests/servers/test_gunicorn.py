@@ -353,7 +353,8 @@ def test_a_handler_that_accepts_when_the_server_has_stopped_answers_503(
 def test_max_requests_restarts_the_worker_and_closes_its_websockets(
     gunicorn: StartServer,
 ) -> None:
-    server = gunicorn(SOURCE, args=["--max-requests", "4", "--graceful-timeout", "20"])
+    # It is replaced only when it is gone: who waited for a successor would do so for 12 s.
+    server = gunicorn(SOURCE, args=["--max-requests", "4", "--graceful-timeout", "60"])
     (old,) = workers(server)
     with connections(server, 2) as clients:
         assert ask(server.url("/"))[1] == str(old)
@@ -393,6 +394,29 @@ def test_sighup_reloads_and_closes_the_old_workers_websockets(gunicorn: StartSer
     assert echoed(server.ws_url("/echo"), "hello") == "hello"
     assert ask(server.url("/"))[1] != str(old)
     assert "Traceback" not in server.output
+
+
+def test_sighup_closes_nobody_before_the_new_workers_serve(gunicorn: StartServer) -> None:
+    """pain 60: gunicorn ends the old ones while the new ones still import the application."""
+    source = SOURCE.replace("app = Flask", "time.sleep(3)\n    app = Flask")
+    args = ["--workers", "2", "--graceful-timeout", "30", "--access-logfile", "-"]
+    server = gunicorn(source, args=args)
+    server.wait_for(lambda: server.output.count("has loaded") == 2, "both workers")
+    old = workers(server)
+    with connections(server, 20) as clients:
+        server.process.send_signal(signal.SIGHUP)
+        with selectors.DefaultSelector() as selector:
+            for client in clients:
+                selector.register(client.sock, selectors.EVENT_READ)
+            assert selector.select(TIMEOUT)
+        serving = {int(ask(server.url("/"))[1]) for _ in range(20)}
+        assert serving
+        assert not serving & old
+        assert {payload for _, payload in closed_at(clients)} == {GOING_AWAY}
+    wait_until(lambda: not old & workers(server), "the end of the old ones", TIMEOUT)
+    assert "Traceback" not in server.output
+    logged = re.findall(r'"([^"]*)" \d+ ', server.output)
+    assert set(logged) == {"GET /echo HTTP/1.1", "GET / HTTP/1.1"}, "it asked in silence"
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

@@ -1,0 +1,51 @@
+"""Who comes after a worker that has stopped accepting.
+
+At a reload gunicorn ends the old workers as soon as it has forked the new ones, which then import
+the application: for seconds nobody accepts. And all old workers are told at once, but each notices
+within a second: clients that the first of them closes would come back to another, which closes
+them again.
+
+So a worker tries its own address as a client does. What it does not accept any more waits in the
+kernel, which all processes with that socket share, until one of them takes it.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from time import monotonic
+from typing import Any
+
+import gevent
+from gevent import socket
+
+__all__ = ["await_successor"]
+
+_UNISON = 1.5  # seconds in which all who were told at once to end have noticed
+
+
+def await_successor(family: int, address: Any, seconds: float) -> None:
+    """Wait until another process accepts connections which is going to stay.
+
+    It returns at once where nobody has the socket any more, as when the whole server stops.
+
+    :param family: of the socket that this process has closed.
+    :param address: of that one.
+    :param seconds: to wait at the most.
+    """
+    until = monotonic() + seconds
+    if _is_accepted(family, address, until):
+        gevent.sleep(max(0.0, min(_UNISON, until - monotonic())))
+        _is_accepted(family, address, until)
+
+
+def _is_accepted(family: int, address: Any, until: float) -> bool:
+    """Connect without a word, and wait for the end of it."""
+    with (
+        suppress(OSError, gevent.Timeout),
+        gevent.Timeout(max(0.0, until - monotonic())),
+        socket.socket(family, socket.SOCK_STREAM) as sock,
+    ):
+        sock.connect(address)
+        sock.shutdown(socket.SHUT_WR)  # no request follows, so that none is logged
+        return not sock.recv(1)
+    return False
