@@ -215,7 +215,8 @@ class Servers:
         :param port: 0 means any that is free.
         """
         self._write(source)
-        command: list[str | Path] = [sys.executable, "-m", "gunicorn"]
+        # Not "python -m gunicorn", which could not start itself again at SIGUSR2.
+        command: list[str | Path] = [Path(sys.executable).with_name("gunicorn")]
         command += ["-b", f"127.0.0.1:{port}", "-c", self._gunicorn_config()]
         command += ["--graceful-timeout", "5", *_no_control_socket()]
         command += [*(["-k", worker] if worker else []), *args, target]
