@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
+import subprocess
 from textwrap import indent
 
+import psutil
 import pytest
 
 from tests.processes import (
+    START_TIMEOUT,
     Certificate,
     Server,
     Servers,
@@ -119,18 +123,23 @@ def _start_nginx(
 
 _HAPROXY = """\
 global
-    maxconn 200
+    maxconn {connections}
 """
 
 
 def haproxy_in_front(
-    servers: Servers, upstream: int, text: str, certificate: Certificate | None = None
+    servers: Servers,
+    upstream: int,
+    text: str,
+    certificate: Certificate | None = None,
+    connections: int = 200,
 ) -> Server:
     """Start HAProxy.
 
     :param upstream: port of the application, in place of the 8000 of ``text``.
     :param text: its sections; the one ``bind`` is replaced.
     :param certificate: it speaks TLS and HTTP/2 with it.
+    :param connections: of clients, at the most.
     """
     program = haproxy_program()
     if program is None:
@@ -147,8 +156,8 @@ def haproxy_in_front(
     text, count = re.subn(r"bind .*", bind, text)
     assert count == 1
     config = folder / "haproxy.cfg"
-    config.write_text(_HAPROXY + text)
-    server = servers.start([program, "-db", "-f", config], secure=certificate is not None)
+    config.write_text(_HAPROXY.format(connections=connections) + text)
+    server = servers.start([program, "-W", "-f", config], secure=certificate is not None)
     server.port = port
     server.wait_for(lambda: accepts(port), "it accepted connections")
     return server
@@ -168,8 +177,14 @@ def caddy_in_front(servers: Servers, upstream: int, text: str, certificate: Cert
     folder.mkdir()
     site = f"https://127.0.0.1:{port} {{\n    tls {certificate.certfile} {certificate.keyfile}"
     config = folder / "Caddyfile"
+    options = [
+        f"admin 127.0.0.1:{unused_port()}",
+        "auto_https off",
+        f"storage file_system {folder}",
+    ]
     config.write_text(
-        f"{{\n    admin off\n    auto_https off\n    storage file_system {folder}\n}}\n"
+        "\n    ".join(["{", *options])
+        + "\n}\n"
         + text.replace("example.com {", site).replace("127.0.0.1:8000", f"127.0.0.1:{upstream}")
     )
     server = servers.start(
@@ -180,3 +195,32 @@ def caddy_in_front(servers: Servers, upstream: int, text: str, certificate: Cert
     server.port = port
     server.wait_for(lambda: accepts(port), "it accepted connections")
     return server
+
+
+def reload_nginx(proxy: Server) -> None:
+    """Have it read its configuration again, as ``systemctl reload`` does."""
+    _reload_by(proxy, signal.SIGHUP)
+
+
+def reload_haproxy(proxy: Server) -> None:
+    """Have it read its configuration again, as ``systemctl reload`` does."""
+    _reload_by(proxy, signal.SIGUSR2)
+
+
+def _reload_by(proxy: Server, signum: int) -> None:
+    """Signal the main process, and wait for another one that serves."""
+    main = psutil.Process(proxy.process.pid)
+    old = {child.pid for child in main.children()}
+    proxy.process.send_signal(signum)
+    proxy.wait_for(
+        lambda: {child.pid for child in main.children()} - old and accepts(proxy.port),
+        "it served with its new configuration",
+    )
+
+
+def reload_caddy(proxy: Server) -> None:
+    """Have it read its configuration again, as ``systemctl reload`` does."""
+    args = proxy.process.args
+    assert isinstance(args, list)
+    command = [args[0], "reload", "--force", *args[2:]]
+    subprocess.run(command, check=True, capture_output=True, timeout=START_TIMEOUT)
