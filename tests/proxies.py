@@ -163,11 +163,14 @@ def haproxy_in_front(
     return server
 
 
-def caddy_in_front(servers: Servers, upstream: int, text: str, certificate: Certificate) -> Server:
-    """Start Caddy, which speaks TLS and HTTP/2.
+def caddy_in_front(
+    servers: Servers, upstream: int, text: str, certificate: Certificate | None = None
+) -> Server:
+    """Start Caddy.
 
     :param upstream: port of the application, in place of the 8000 of ``text``.
     :param text: the block of ``example.com``.
+    :param certificate: it speaks TLS and HTTP/2 with it.
     """
     program = shutil.which("caddy")
     if program is None:
@@ -175,7 +178,9 @@ def caddy_in_front(servers: Servers, upstream: int, text: str, certificate: Cert
     port = unused_port()
     folder = servers.folder / f"caddy-{port}"
     folder.mkdir()
-    site = f"https://127.0.0.1:{port} {{\n    tls {certificate.certfile} {certificate.keyfile}"
+    site = f"http://127.0.0.1:{port} {{"
+    if certificate is not None:
+        site = f"https://127.0.0.1:{port} {{\n    tls {certificate.certfile} {certificate.keyfile}"
     config = folder / "Caddyfile"
     options = [
         f"admin 127.0.0.1:{unused_port()}",
@@ -190,7 +195,7 @@ def caddy_in_front(servers: Servers, upstream: int, text: str, certificate: Cert
     server = servers.start(
         [program, "run", "--adapter", "caddyfile", "--config", config],
         environ={"XDG_CONFIG_HOME": str(folder), "XDG_DATA_HOME": str(folder)},
-        secure=True,
+        secure=certificate is not None,
     )
     server.port = port
     server.wait_for(lambda: accepts(port), "it accepted connections")

@@ -28,7 +28,8 @@ APPLICATION = Path(__file__).with_name("application.py").read_text()
 WORKERS = 2
 LOADED = "a worker has loaded the application"
 
-PROXIES = ("none", "nginx", "haproxy", "caddy")
+#: Caddy speaks TLS, as its block has it, which takes most of what the clients' process can do.
+PROXIES = ("none", "nginx", "haproxy", "caddy", "caddy-plain")
 
 
 class Deployment:
@@ -74,10 +75,12 @@ class Deployment:
             block = _text("frontend public")
             self.proxy = haproxy_in_front(servers, upstream, block, connections=connections)
             self._reload = reload_haproxy
-        elif proxy == "caddy":
-            certificate = make_certificate(servers.folder)
+        elif proxy.startswith("caddy"):
+            certificate = None
+            if proxy == "caddy":
+                certificate = make_certificate(servers.folder)
+                self.context = certificate.client_context()
             self.proxy = caddy_in_front(servers, upstream, _text("example.com"), certificate)
-            self.context = certificate.client_context()
             self._reload = reload_caddy
         self.port = (self.proxy or self.gunicorn).port
 
