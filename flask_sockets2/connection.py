@@ -20,7 +20,6 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from sys import getsizeof
 from time import monotonic
@@ -30,6 +29,7 @@ from typing import Protocol as Protocol_
 
 from .exceptions import ConnectionClosed, HandshakeError
 from .keepalive import keepalive_of
+from .limits import Limits
 from .rates import TokenBucket
 from .stats import RouteCounters
 from .transports.base import READ_SIZE, READ_SIZE_LARGE, RETRY, StreamTransport, Timer
@@ -38,7 +38,7 @@ from .wire.frames import BINARY, CLOSE, PING, PONG, TEXT
 from .wire.handshake import Upgrade, parse_upgrade
 from .wire.protocol import Protocol
 
-__all__ = ["CLOSED", "CLOSING", "CONNECTING", "OPEN", "Connection", "Limits"]
+__all__ = ["CLOSED", "CLOSING", "CONNECTING", "OPEN", "Connection"]
 
 logger = logging.getLogger("flask_sockets2.connection")
 
@@ -49,40 +49,6 @@ Take = Callable[[float], tuple[StreamTransport, bytes]]
 
 _LISTEN_STEP = 3600.0  # seconds; a wait that is meant to last for ever needs a number
 _REPLY_GRACE = 1.0  # seconds; how long a peer's close frame waits for the handler's last reply
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Limits of one connection; sizes in bytes, times in seconds.
-
-    :param max_message_size: of one message, after decompression; beyond it 1009.
-    :param receive_buffer: of memory for messages nobody has taken yet; beyond it nothing more is
-        read.
-    :param send_buffer: kept back for a slow peer; beyond it :meth:`Connection.send` waits, and for
-        messages of channels ``slow_client`` says what happens.
-    :param send_timeout: how long a send may wait for room, and how long a peer may take nothing,
-        before it is dropped.
-    :param close_timeout: for the closing handshake, once all before it has been taken.
-    :param ping_interval: between pings, None for none.
-    :param ping_timeout: for a sign of life after a ping, None for as long as it takes.
-    :param compression: agree to permessage-deflate where the client offers it (RFC 7692).
-    :param slow_client: ``disconnect``, ``drop_oldest`` or ``coalesce``, see ``outlet.py``.
-    :param max_message_rate: messages a second from the peer, pings, pongs and small fragments
-        among them; beyond it reading pauses.
-    :param max_connection_age: after at most so long it is closed with 1001, None for never.
-    """
-
-    max_message_size: int = 2**20
-    receive_buffer: int = 2**20
-    send_buffer: int = 2**20
-    send_timeout: float = 30.0
-    close_timeout: float = 5.0
-    ping_interval: float | None = 25.0
-    ping_timeout: float | None = 20.0
-    compression: bool = False
-    slow_client: str = "disconnect"
-    max_message_rate: float | None = None
-    max_connection_age: float | None = None
 
 
 class Channels(Protocol_):

@@ -64,8 +64,9 @@ from flask import Flask, Response, current_app, request
 from .admission import Admission
 from .brokers.base import BrokerOptions
 from .channels import Channels
-from .connection import Connection, Limits
+from .connection import Connection
 from .guests import NO_RULES, Guest, Rules
+from .limits import Limits
 from .orders import ORDERS, user_text
 from .outlet import POLICIES
 from .reports import Reporter

@@ -20,11 +20,11 @@ from flask import Flask, Response, has_request_context
 
 from flask_sockets2 import BrokerError, Sockets, signals
 from flask_sockets2.brokers.base import JSON, TEXT, Message, Position
-from flask_sockets2.connection import Limits
 from flask_sockets2.encoding import GAP, gap_message
 from flask_sockets2.event_stream import EVENTS, event, stream_response
 from flask_sockets2.extension import State, state_of
 from flask_sockets2.guests import Guest
+from flask_sockets2.limits import Limits
 from flask_sockets2.servers.stream import Body, Stream
 from tests.clients import http
 from tests.event_client import EventClient
@@ -519,7 +519,7 @@ import weakref
 
 from flask import Flask, Response, g, has_request_context, request
 from flask_sockets2 import Sockets
-from flask_sockets2.connection import Limits
+from flask_sockets2.limits import Limits
 from flask_sockets2.event_stream import stream_response
 from flask_sockets2.servers.stream import Stream
 from flask_sockets2.extension import limits_of

@@ -20,6 +20,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "exceptions": frozenset(),
     "typing": frozenset(),
     "stats": frozenset(),
+    "limits": frozenset(),
     "orders": frozenset({"brokers.base"}),
     "rates": frozenset(),
     "metrics": frozenset({"stats"}),
@@ -28,7 +29,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "transports": frozenset({"exceptions"}),
     "keepalive": frozenset({"transports"}),
     "ages": frozenset({"transports.base"}),
-    "connection": frozenset({"wire", "transports", "keepalive", "rates", "stats", "exceptions"}),
+    "connection": frozenset(
+        {"wire", "transports", "keepalive", "limits", "rates", "stats", "exceptions"}
+    ),
     "brokers": frozenset({"exceptions"}),
     "encoding": frozenset({"brokers", "wire.frames"}),
     "outlet": frozenset({"brokers.base", "encoding", "stats"}),
@@ -83,6 +86,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "channels",
             "connection",
             "guests",
+            "limits",
             "orders",
             "outlet",
             "reports",
@@ -95,11 +99,11 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "event_stream": frozenset(
         {
             "brokers.base",
-            "connection",
             "encoding",
             "extension",
             "fanout",
             "guests",
+            "limits",
             "outlet",
             "servers.stream",
             "transports.base",
@@ -159,6 +163,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "exceptions",
             "fanout",
             "firehose",
+            "limits",
             "publisher",
             "sockets",
             "turbo",
