@@ -7,7 +7,7 @@ States::
                               OPEN ─ the peer vanishes ───────────────────────┘
 
 The hub or the selector thread feeds it whatever its handler does; a message goes straight to the
-greenlet or thread that waits in :meth:`Connection.receive`, or into a queue of bounded size.
+greenlet or thread that waits in :meth:`Connection.receive`, or into its inbox (``inbox.py``).
 
 Differences from gevent-websocket's ``WebSocket``: binary messages are ``bytes``, not ``bytearray``;
 ``send(None)`` on a closed connection does nothing, so that the loop ``while not ws.closed:
@@ -18,19 +18,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
-from sys import getsizeof
 from time import monotonic
 from types import MappingProxyType
 from typing import Any
 from typing import Protocol as Protocol_
 
 from .exceptions import ConnectionClosed, HandshakeError
+from .inbox import Inbox
 from .keepalive import keepalive_of
 from .limits import Limits
-from .rates import TokenBucket
 from .stats import RouteCounters
 from .transports.base import READ_SIZE, READ_SIZE_LARGE, RETRY, StreamTransport, Timer
 from .wire import protocol as wire
@@ -136,26 +134,19 @@ class Connection:
 
     __slots__ = (
         "__weakref__",
-        "_bucket",
         "_close_timer",
         "_conversing",
-        "_deaf",
         "_encode",
         "_end_told",
-        "_handling",
         "_heard",
         "_held",
+        "_inbox",
         "_late_pong",
-        "_paused",
         "_ping",
         "_protocol",
-        "_queue",
-        "_queued",
         "_refusal",
-        "_slowed",
         "_state",
         "_take",
-        "_taken",
         "_transport",
         "_upgrade",
         "_wait",
@@ -216,17 +207,10 @@ class Connection:
         self._state = CONNECTING
         self._transport: StreamTransport
         self._protocol: Protocol
-        self._queue: deque[Any] | None = None  # unread messages, then None for the end
-        self._queued = 0  # bytes ever put into the queue: the reader's; and taken: the handler's
-        self._taken = 0
-        self._paused = False
-        self._bucket: TokenBucket | None = None  # of max_message_rate, where there is one
-        self._slowed: Timer | None = None  # until when reading is paused because of it
+        self._inbox: Inbox
         self._end_told = False
-        self._handling = False  # the handler has received and not yet come back for more
-        self._held = False  # the peer's close frame waits for that
+        self._held = False  # the peer's close frame waits for the handler
         self._conversing = False  # its handler has received since it last subscribed
-        self._deaf = False  # its handler has returned; what comes is thrown away
         self._heard = 0
         self._ping: tuple[bytes, float] | None = None
         self._late_pong: bytes | None = None
@@ -325,8 +309,7 @@ class Connection:
         self._encode = protocol.send if extensions else protocol.frame
         self._wait = transport.wait
         self.ping_interval, self.ping_timeout = limits.ping_interval, limits.ping_timeout
-        if limits.max_message_rate:
-            self._bucket = TokenBucket(limits.max_message_rate, monotonic())
+        self._inbox = Inbox(self, transport, limits, self.counters)
         with transport.lock:
             self._state = OPEN
             _opened.add(self)
@@ -369,27 +352,24 @@ class Connection:
         :raises RuntimeError: when another greenlet or thread receives.
         """
         self._conversing = True
+        if self._state is CONNECTING:
+            self.accept()
+        inbox = self._inbox
         while True:
-            queue = self._queue
-            if queue:
-                message = queue.popleft()
+            messages = inbox.messages
+            if messages:
+                message = messages.popleft()
                 if message is None:
                     return self._tell_end()
-                self._handling = True
-                self._taken += getsizeof(message)
-                if self._paused:
-                    self._resume_when_caught_up()
+                inbox.took(message)
                 return message
-            self._handling = False
+            inbox.handling = False
             if self._state is not OPEN:
-                if self._state is CONNECTING:
-                    self.accept()
-                    continue
                 return self._tell_end()
             if self._held:
                 self._release()
                 continue
-            if self._deaf:
+            if inbox.deaf:
                 raise RuntimeError(
                     "cannot receive: its handler has returned and left it to its channels; "
                     "receive in the handler"
@@ -414,11 +394,6 @@ class Connection:
 
     def _closed_error(self) -> ConnectionClosed:
         return self.error(self, self.close_code, self.close_reason)
-
-    def _resume_when_caught_up(self) -> None:
-        if self._slowed is None and self._queued - self._taken <= self.limits.receive_buffer // 2:
-            self._paused = False
-            self._transport.call_soon(self._go_on)
 
     # -- sending ---------------------------------------------------------------------------
 
@@ -581,13 +556,7 @@ class Connection:
         Returns at once where it is detachable, else once it has ended.
         """
         with self._transport.lock:
-            self._deaf = True
-            self._queue = None
-            self._queued = self._taken = 0
-            self._handling = False
-            if self._paused:
-                self._paused = False
-                self._transport.call_soon(self._go_on)
+            self._inbox.leave()
             if self._held:
                 self._answer_close()
             if self._transport.waiting is not None:  # in another greenlet, to be told
@@ -606,7 +575,9 @@ class Connection:
     @property
     def detached(self) -> bool:
         """Whether it is to outlive its request, and has not ended yet."""
-        return self._deaf and self.detachable and self._state is not CLOSED
+        if self._state is CONNECTING or self._state is CLOSED:
+            return False
+        return self.detachable and self._inbox.deaf
 
     def too_slow(self) -> None:
         """Close it with 1013: it does not take the messages of its channels."""
@@ -676,7 +647,7 @@ class Connection:
             self.wait_closed(limits.send_timeout + limits.close_timeout + 1.0)
         finally:
             self.abort()
-        self._queue = None
+        self._inbox.clear()
         self.environ = _bare_environ(self.path)  # the environ holds us: break the circle
 
     def wait_closed(self, timeout: float) -> None:
@@ -695,14 +666,14 @@ class Connection:
             self.outlet.remove()
         self._set_close_code()
         self._announce_end()
+        self._inbox.stop_pausing()
         transport = self._transport
         if self._protocol.over and not transport.buffered:
             return
         if not transport.buffered:
             self._start_close_timer()
-        if self._paused or self._protocol.more:
-            self._paused = False
-            transport.call_soon(self._go_on)
+        if self._protocol.more:
+            transport.call_soon(self.read_on)
 
     def _start_close_timer(self) -> None:
         if self._close_timer is None:
@@ -715,22 +686,23 @@ class Connection:
 
     def _announce_end(self) -> None:
         """Tell the handler, in the next turn: whoever closes may be any greenlet."""
-        if self._deaf:
+        inbox = self._inbox
+        if inbox.deaf:
             self.closed = True
-        if self._end_told or self._deaf:
+        if self._end_told or inbox.deaf:
             return
-        if not self._queue or not self._handling:
+        if not inbox.messages or not inbox.handling:
             self.closed = True
         else:  # it sees what came before first, unless it never comes back for it
             self._transport.call_later(self.limits.send_timeout, self._set_closed)
-        self._enqueue(None)
+        inbox.end()
         self._transport.call_soon(self._wake_for_end)
 
     def _set_closed(self) -> None:
         self.closed = True
 
     def _wake_for_end(self) -> None:
-        if self._transport.waiting is not None and (self._state is not OPEN or self._deaf):
+        if self._transport.waiting is not None and (self._state is not OPEN or self._inbox.deaf):
             self._transport.wake(RETRY)
 
     def _ended(self, reason: str = "", *, cut: bool = False) -> None:
@@ -749,8 +721,7 @@ class Connection:
         if self._close_timer is not None:
             self._close_timer.cancel()
             self._close_timer = None
-        if self._slowed is not None:
-            self._slowed.cancel()
+        self._inbox.stop_pausing()
         transport = self._transport
         if self.ping_interval:
             transport.call_inside(lambda: keepalive_of(transport.clock).forget(self))
@@ -780,7 +751,7 @@ class Connection:
 
     @property
     def unread(self) -> bool:
-        return bool(self._queue) or self._held
+        return bool(self._inbox.messages) or self._held
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -794,59 +765,21 @@ class Connection:
 
     def _take_early(self, data: bytes) -> None:
         self.data_received(data)
-        self._go_on()
+        self.read_on()
 
     def _data_received(self, data: bytes) -> None:
         self._heard += 1
-        protocol, transport, counters = self._protocol, self._transport, self.counters
+        protocol = self._protocol
         size = len(data)
-        counters.bytes_in += size
+        self.counters.bytes_in += size
         messages = protocol.receive(data)
         if protocol.attention and protocol.output:
             self._send_pongs()
-        for message in messages:
-            counters.messages_in += 1
-            if self._deaf:
-                continue
-            if transport.waiting is not None and not self._queue:
-                self._handling = True  # now: its thread may be slower than a close frame behind it
-                transport.wake(message)
-            else:
-                self._queued += getsizeof(message)
-                self._enqueue(message)
-        if self._bucket is not None:
-            count = len(messages) + protocol.extra if protocol.attention else len(messages)
-            if count:
-                self._slow_down(self._bucket.owe(count, monotonic()))
+        extra = protocol.extra if protocol.attention else 0
+        if messages or extra:
+            self._inbox.deliver(messages, extra)
         if protocol.attention:
             self._attend()
-
-    def _enqueue(self, message: Any) -> None:
-        if self._queue is None:
-            self._queue = deque()
-        self._queue.append(message)
-        if self._queued - self._taken > self.limits.receive_buffer and self._state is OPEN:
-            self._pause()
-
-    def _pause(self) -> None:
-        """The handler does not keep up: TCP tells the peer to wait."""
-        self._paused = True
-        self._transport.pause()
-        if self._queued - self._taken <= self.limits.receive_buffer:
-            self._resume_when_caught_up()  # it has caught up just now, in another thread
-
-    def _slow_down(self, seconds: float) -> None:
-        """The peer has sent more than its rate allows: TCP tells it to wait."""
-        if seconds and self._state is OPEN:
-            if self._slowed is None:
-                self.counters.slowed += 1
-                self._slowed = self._transport.call_later(seconds, self._speed_up)
-            self._paused = True
-            self._transport.pause()
-
-    def _speed_up(self) -> None:
-        self._slowed = None
-        self._resume_when_caught_up()
 
     def _attend(self) -> None:
         """Do what the protocol asks for beyond messages: pongs, closing, another turn."""
@@ -859,8 +792,8 @@ class Connection:
             self._attend_closing()
         if protocol.more:
             transport.pause()
-            if not self._paused:
-                transport.call_soon(self._go_on)
+            if not self._inbox.paused:
+                transport.call_soon(self.read_on)
         missing = protocol.missing
         transport.read_size = READ_SIZE if missing < READ_SIZE else READ_SIZE_LARGE
 
@@ -882,9 +815,10 @@ class Connection:
         """
         protocol = self._protocol
         if self._state is OPEN and protocol.close_received and not protocol.failed:
-            if not self._held and (self._queue or self._handling):
+            inbox = self._inbox
+            if not self._held and inbox.busy:
                 self._held = True
-                grace = self.limits.close_timeout if self._queue else _REPLY_GRACE
+                grace = self.limits.close_timeout if inbox.messages else _REPLY_GRACE
                 self._transport.call_later(min(grace, self.limits.close_timeout), self._release)
             if self._held:
                 return
@@ -894,7 +828,7 @@ class Connection:
         """Answer the close frame that waited for the handler."""
         with self._transport.lock:
             if self._held:
-                self._handling = False
+                self._inbox.handling = False
                 self._answer_close()
 
     def _answer_close(self) -> None:
@@ -912,13 +846,13 @@ class Connection:
             self.latency = monotonic() - self._ping[1]
             self._ping = None
 
-    def _go_on(self) -> None:
+    def read_on(self) -> None:
         """Take up reading where it was left."""
-        if self._paused or self._state is CLOSED:
+        if self._inbox.paused or self._state is CLOSED:
             return
         if self._protocol.more:
             self.data_received(b"")
-        if not self._protocol.more and not self._paused:
+        if not self._protocol.more and not self._inbox.paused:
             self._transport.resume()
 
     @property
@@ -956,7 +890,7 @@ class Connection:
 
     def heard(self) -> int:
         """A number that changes whenever something comes from the peer."""
-        if self._paused:
+        if self._inbox.paused:
             self._heard += 1  # nobody listens: its pongs stand behind what was not read
         return self._heard
 

@@ -29,8 +29,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "transports": frozenset({"exceptions"}),
     "keepalive": frozenset({"transports"}),
     "ages": frozenset({"transports.base"}),
+    "inbox": frozenset({"limits", "rates", "stats", "transports.base"}),
     "connection": frozenset(
-        {"wire", "transports", "keepalive", "limits", "rates", "stats", "exceptions"}
+        {"wire", "transports", "inbox", "keepalive", "limits", "stats", "exceptions"}
     ),
     "brokers": frozenset({"exceptions"}),
     "encoding": frozenset({"brokers", "wire.frames"}),

@@ -1,0 +1,144 @@
+"""The inbox of a connection, with a transport that notes what it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from sys import getsizeof
+from typing import Any
+
+import pytest
+
+from flask_sockets2.inbox import Inbox
+from flask_sockets2.limits import Limits
+from flask_sockets2.stats import RouteCounters
+
+MESSAGE = bytes(1000)
+SIZE = getsizeof(MESSAGE)
+LIMITS = Limits(receive_buffer=4 * SIZE)
+
+
+class Timer:
+    cancelled = False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class Connection:
+    """The reader and its transport."""
+
+    def __init__(self) -> None:
+        self.waiting: object | None = None
+        self.reading = True
+        self.woken_with: list[Any] = []
+        self.timers: list[tuple[Callable[[], None], Timer]] = []
+
+    def pause(self) -> None:
+        self.reading = False
+
+    def read_on(self) -> None:
+        self.reading = True
+
+    def wake(self, message: Any) -> None:
+        self.waiting = None
+        self.woken_with.append(message)
+
+    def call_soon(self, function: Callable[[], None]) -> None:
+        function()
+
+    def call_later(self, delay: float, function: Callable[[], None]) -> Timer:
+        self.timers.append((function, Timer()))
+        return self.timers[-1][1]
+
+
+def inbox_of(connection: Any, **limits: Any) -> Inbox:
+    return Inbox(connection, connection, replace(LIMITS, **limits), RouteCounters())
+
+
+@pytest.fixture
+def connection() -> Connection:
+    return Connection()
+
+
+def take(inbox: Inbox) -> Any:
+    """Take a message as ``receive()`` does."""
+    assert inbox.messages
+    message = inbox.messages.popleft()
+    inbox.took(message)
+    return message
+
+
+def test_one_who_waits_is_given_the_first_message_and_the_others_wait(
+    connection: Connection,
+) -> None:
+    inbox = inbox_of(connection)
+    connection.waiting = object()
+    inbox.deliver(["a", "b", "c"])
+    assert connection.woken_with == ["a"]
+    assert inbox.handling
+    assert list(inbox.messages or ()) == ["b", "c"]
+
+
+def test_reading_stops_beyond_the_buffer_and_goes_on_at_half_of_it(
+    connection: Connection,
+) -> None:
+    inbox = inbox_of(connection)
+    inbox.deliver([MESSAGE] * 4)
+    assert connection.reading
+    inbox.deliver([MESSAGE])
+    assert inbox.paused
+    assert not connection.reading
+    take(inbox)
+    take(inbox)
+    assert not connection.reading
+    take(inbox)
+    assert connection.reading
+    assert not inbox.paused
+
+
+def test_one_who_sends_too_often_is_read_again_after_a_while(connection: Connection) -> None:
+    inbox = inbox_of(connection, max_message_rate=2.0)
+    inbox.deliver(["a", "b"])
+    assert connection.reading
+    inbox.deliver(["c"])
+    assert not connection.reading
+    while inbox.messages:
+        take(inbox)
+    assert not connection.reading
+    [(time_is_over, _)] = connection.timers
+    time_is_over()
+    assert connection.reading
+
+
+def test_a_connection_that_closes_is_read_to_its_end(connection: Connection) -> None:
+    inbox = inbox_of(connection, max_message_rate=1.0)
+    inbox.deliver([MESSAGE] * 5)
+    assert not connection.reading
+    inbox.stop_pausing()
+    assert connection.reading
+    assert connection.timers[0][1].cancelled
+    inbox.deliver([MESSAGE] * 5)
+    assert connection.reading
+
+
+def test_what_comes_for_a_handler_that_has_returned_is_thrown_away(
+    connection: Connection,
+) -> None:
+    inbox = inbox_of(connection)
+    inbox.deliver([MESSAGE] * 5)
+    assert inbox.busy
+    inbox.leave()
+    assert connection.reading
+    inbox.deliver([MESSAGE] * 5)
+    assert not inbox.busy
+    assert not inbox.messages
+    assert connection.reading
+
+
+def test_the_end_comes_behind_the_messages_and_takes_no_room(connection: Connection) -> None:
+    inbox = inbox_of(connection)
+    inbox.deliver([MESSAGE] * 4)
+    inbox.end()
+    assert connection.reading
+    assert list(inbox.messages or ()) == [*[MESSAGE] * 4, None]
