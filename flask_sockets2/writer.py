@@ -36,20 +36,25 @@ class Clock(Protocol):
     blocks: bool
 
 
+class Audience(Protocol):
+    """Who is sent what is published."""
+
+    def seal(self) -> None:
+        """Give what is pending to the writer as batches; under the lock."""
+
+
 class Writer:
     """What is to be written in one hub or selector thread.
 
     :param clock: that thread; only there the sockets are written.
     :param lock: the fan-out's.
-    :param seal: the fan-out's, called under the lock.
     """
 
-    def __init__(self, clock: Clock, lock: Any, seal: Callable[[Any], None]) -> None:
+    def __init__(self, clock: Clock, lock: Any) -> None:
         self.clock = clock
         self._lock = lock
-        self._seal = seal
         self._scheduled = False
-        self._audiences: dict[Any, None] = {}  # with something pending
+        self._audiences: dict[Audience, None] = {}  # with something pending
         #: To be written, in this order; the lock guards them.
         self.batches: list[Batch] = []
         #: Bytes of messages that wait for their turn.
@@ -58,7 +63,7 @@ class Writer:
         self._writes: Iterator[tuple[Outlet, tuple[Batch, ...]]] | None = None
         self._busy = False
 
-    def note(self, audience: Any, size: int) -> None:
+    def note(self, audience: Audience, size: int) -> None:
         """Something is pending in an audience; under the lock."""
         self._audiences[audience] = None
         self.pending += size
@@ -111,7 +116,7 @@ class Writer:
         """Take everything that has come up to now, to be written."""
         with self._lock:
             for audience in self._audiences:
-                self._seal(audience)
+                audience.seal()
             self._audiences.clear()
             batches, self.batches = self.batches, []
             self.pending = 0

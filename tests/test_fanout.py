@@ -532,7 +532,7 @@ def test_a_channel_that_is_given_back_leaves_nothing_at_hand(hasty: Process) -> 
     hasty.publish("1")
     hasty.settle()
     hasty.unsubscribe(listener)
-    wait_until(lambda: hasty.fanout._channels == {}, "the end of the channel")
+    wait_until(lambda: hasty.fanout._channels.by_name == {}, "the end of the channel")
     recent = hasty.fanout._recent
     assert recent is not None
     assert (recent._channels, recent._newest) == ({}, {})
@@ -891,7 +891,7 @@ def test_where_nobody_watches_the_broker_is_not_asked(rolling: Process) -> None:
 
 
 def iter_watchers(process: Process) -> Any:
-    for audience in process.fanout._channels["news"].audiences.values():
+    for audience in process.fanout._channels.by_name["news"].audiences.values():
         for encoding, outlets in audience.groups.items():
             if encoding is PRESENCE:
                 yield from (outlet.owner for outlet in outlets)
@@ -1070,7 +1070,7 @@ def check_empty(process: Process) -> None:
     assert process.fanout.channels() == {}
     assert process.broker.joined == []
     assert process.broker.counts.get("news", 0) == 0
-    for channel in process.fanout._channels.values():
+    for channel in process.fanout._channels.by_name.values():
         assert channel.subscribers == 0
         assert channel.audiences == {}
 
@@ -1251,7 +1251,7 @@ def test_one_client_that_subscribes_twice_at_once_does_so_once(point: str, far: 
 def test_a_broker_that_never_answers_is_an_error(
     far: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flask_sockets2.fanout._OPEN_TIMEOUT", 0.05)
+    monkeypatch.setattr("flask_sockets2.open_channels._OPEN_TIMEOUT", 0.05)
     gate = Gate("subscribe")
     far.broker.hook = gate
     first, other = far.client(), far.client()
@@ -1293,13 +1293,13 @@ def test_the_channel_of_a_far_broker_is_kept_a_while_for_who_comes_back(
 @pytest.fixture
 def hasty(far: Process) -> Process:
     """A process that keeps no channel without subscribers."""
-    far.fanout._lingering._delay = 0.0
+    far.fanout._channels._lingering._delay = 0.0
     return far
 
 
 def test_a_channel_without_subscribers_is_given_back_at_last(hasty: Process) -> None:
     hasty.unsubscribe(hasty.listener())
-    wait_until(lambda: hasty.fanout._channels == {}, "the end of the channel")
+    wait_until(lambda: hasty.fanout._channels.by_name == {}, "the end of the channel")
     assert hasty.broker.subscribed == set()
 
 
@@ -1327,7 +1327,7 @@ def test_who_comes_while_a_channel_is_given_back_gets_everything(hasty: Process)
 def test_the_channel_of_the_process_itself_is_given_back_at_once() -> None:
     process = Process()
     process.unsubscribe(process.listener())
-    assert process.fanout._channels == {}
+    assert process.fanout._channels.by_name == {}
 
 
 def test_after_the_end_of_all_nothing_is_left() -> None:
@@ -1337,7 +1337,7 @@ def test_after_the_end_of_all_nothing_is_left() -> None:
         process.subscribe(client, "more", PLAIN)
         assert client.outlet is not None
         client.outlet.remove()
-    assert process.fanout._channels == {}
+    assert process.fanout._channels.by_name == {}
     assert process.broker._counts == {}
 
 
@@ -1353,7 +1353,7 @@ def test_an_error_of_the_broker_keeps_nobody_from_leaving(
     assert client.outlet is not None
     client.outlet.remove()
     assert hasty.fanout.subscribers("news") == 0
-    wait_until(lambda: not hasty.fanout._channels, "the channel to be given back")
+    wait_until(lambda: not hasty.fanout._channels.by_name, "the channel to be given back")
     assert "a broker that waits in a hub" in caplog.text
 
 

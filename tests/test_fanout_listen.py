@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from flask_sockets2 import BrokerError, fanout
+from flask_sockets2 import BrokerError, own_channels
 from flask_sockets2.brokers.base import Message
 from tests.fanning import Hub, Process
 from tests.processes import wait_until
@@ -72,7 +72,7 @@ def test_those_who_wait_for_a_broker_that_is_away_fail_together(
         begun.append(time.monotonic())
         return begun[-1]
 
-    monkeypatch.setattr(fanout, "monotonic", note_the_time)
+    monkeypatch.setattr(own_channels, "monotonic", note_the_time)
     process.broker.hook = lambda name: wait_until(lambda: len(begun) == 5, "all to have begun")
 
     def listen(number: int) -> str:

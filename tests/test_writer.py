@@ -87,7 +87,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def made(clock: Clock) -> Writer:
-    return Writer(clock, threading.Lock(), Audience.seal)
+    return Writer(clock, threading.Lock())
 
 
 def test_what_comes_in_one_turn_is_one_write(clock: Clock, made: Writer) -> None:
