@@ -48,7 +48,8 @@ from .base import (
     new_epoch,
 )
 from .leases import Leases, LeaseTimes
-from .listener import Listener, ListenerTimes
+from .listener import Listener
+from .reader import ListenerTimes
 from .scripts import APPEND, HISTORY, HOLD, POSITION, Call, Names, body_of, parse
 
 __all__ = ["Client", "RedisBroker"]

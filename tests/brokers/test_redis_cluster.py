@@ -9,7 +9,7 @@ import pytest
 
 from flask_sockets2 import BrokerError
 from flask_sockets2.brokers.base import TEXT, Draft, Position
-from flask_sockets2.brokers.listener import ListenerTimes
+from flask_sockets2.brokers.reader import ListenerTimes
 from flask_sockets2.brokers.redis import RedisBroker
 from tests.processes import wait_until
 

@@ -21,7 +21,7 @@ import pytest
 
 from flask_sockets2 import BrokerError
 from flask_sockets2.brokers.base import BrokerOptions, Message, Position
-from flask_sockets2.brokers.listener import ListenerTimes
+from flask_sockets2.brokers.reader import ListenerTimes
 from flask_sockets2.brokers.redis import RedisBroker
 from tests import clients, wire_client
 from tests.brokers.servers import RedisServer, server_binary

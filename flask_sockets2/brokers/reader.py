@@ -1,0 +1,390 @@
+"""Reader: one connection for pub/sub, and the thread that has it to itself.
+
+That thread (under a patched gevent, a greenlet) alone reads from the connection, writes to it and
+calls the receiver; who subscribes asks it through an inbox and waits for the answer, so that no
+lock is held while anything waits.
+"""
+
+from __future__ import annotations
+
+import _thread
+import logging
+import random
+import selectors
+import socket
+import threading
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Protocol
+
+from redis import exceptions as errors
+
+from ..exceptions import BrokerError
+from .feeds import Delivery, Feed
+from .scripts import parse
+
+if TYPE_CHECKING:
+    from .listener import Listener
+
+__all__ = ["START", "SUBSCRIBE", "UNSUBSCRIBE", "ListenerTimes", "Reader", "Servers"]
+
+logger = logging.getLogger("flask_sockets2.brokers")
+
+_CHUNK = 64  # messages, after which others may run
+_BREATH = 1e-6  # seconds in which other threads or greenlets may run
+
+SUBSCRIBE, UNSUBSCRIBE, START = "subscribe", "unsubscribe", "start"
+"""What a reader is asked for; START: a position is known, which what comes is delivered after."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerTimes:
+    """Seconds.
+
+    :ivar answer: within which the server answers a SUBSCRIBE or PING.
+    :ivar ping: without any message, after which it is asked whether it is still there.
+    :ivar shortest_wait: before the first attempt to reconnect, doubled for each one after it.
+    :ivar longest_wait: between two attempts.
+    """
+
+    answer: float = 5.0
+    ping: float = 5.0
+    shortest_wait: float = 0.05
+    longest_wait: float = 2.0
+
+
+class Servers(Protocol):
+    """What the listener needs of the client; all raise BrokerError."""
+
+    shown: str
+
+    @property
+    def clustered(self) -> bool: ...
+
+    def node_of(self, name: bytes) -> str: ...
+
+    def refresh(self) -> None: ...
+
+    def connection(self, node: str) -> Any:  # of redis-py, whose classes have no common type
+        ...
+
+    def error(self, exc: Exception) -> BrokerError: ...
+
+
+class Reader:
+    """One connection for pub/sub, and the thread that has it to itself.
+
+    :param node: of a cluster that it is to, else ''.
+    :ivar failure: of the last attempt to connect, None where it succeeded.
+    """
+
+    def __init__(self, listener: Listener, node: str) -> None:
+        self.node = node
+        self.failure: BrokerError | None = None
+        self._listener = listener
+        self._times = listener.times
+        self._delivery = Delivery(listener.receiver)
+        self._feeds = listener.feeds
+        self._inbox: deque[tuple[str, Feed]] = deque()  # guarded by the listener's lock
+        self._asked: deque[tuple[str, Feed]] = deque()  # not answered yet, in their order
+        self._recovering = False
+        self._connected = False  # at the present attempt
+        self._well = False  # it has been heard at that, and all have caught up
+        self._connection: Any = None  # of redis-py, whose classes have no common type
+        self._waiting_since: float | None = None  # for an answer
+        self._closed = False
+        self._stop = threading.Event()
+        self._waker, self._woken = socket.socketpair()
+        self._waker.setblocking(False)
+        self._woken.setblocking(False)
+        self._finished = threading.Event()
+        self._thread = 0  # its identity
+
+    def start(self) -> None:
+        """Start the thread; where that cannot be, nothing is left of it.
+
+        :raises RuntimeError: when the system allows no more threads.
+        """
+        # Not threading.Thread, whose books are wrong in a child that gevent has forked.
+        try:
+            _thread.start_new_thread(self._run, ())
+        except BaseException:
+            self._close_wakers()
+            raise
+
+    # -- called by others ------------------------------------------------------------------
+
+    def ask(self, what: str, feed: Feed) -> None:
+        """Ask for something; never waits. Called with the listener's lock held."""
+        self._inbox.append((what, feed))
+        self._wake()
+
+    def drop_questions(self) -> None:
+        """Forget what a new connection makes pointless. Called with the listener's lock held."""
+        self._inbox = deque(each for each in self._inbox if each[0] == START)
+
+    def _wake(self) -> None:
+        try:
+            self._waker.send(b"!")
+        except OSError:
+            pass  # it is full, so that the thread wakes anyway, or closed
+
+    def _close_wakers(self) -> None:
+        self._waker.close()
+        self._woken.close()
+
+    def close(self) -> None:
+        self._closed = True
+        self._stop.set()
+        self._wake()
+        if self._thread != _thread.get_ident():
+            self._finished.wait(self._times.answer)
+
+    def forget(self) -> None:
+        """End, in a child of a fork, without a word to the server, whose connection goes on."""
+        self._closed = True
+        connection = self._connection
+        if connection is not None:
+            connection.disconnect()
+
+    # -- the thread ------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        self._thread = _thread.get_ident()
+        times = self._times
+        wait = times.shortest_wait
+        try:
+            while not self._closed:
+                self._well = False
+                try:
+                    self._connect()
+                    self._serve(self._connection)
+                except Exception as exc:  # whatever it was, delivery must go on
+                    self._lost(exc)
+                finally:
+                    self._disconnect()
+                if self._closed or (self.failure is not None and self._moved_away()):
+                    break
+                wait = times.shortest_wait if self._well else min(wait * 2, times.longest_wait)
+                self.pause(wait * random.uniform(0.5, 1.0))
+        finally:
+            self._listener.drop(self)
+            self._close_wakers()
+            self._finished.set()
+
+    @property
+    def away(self) -> bool:
+        """Whether its connection is lost, and has not come back with all that was missed."""
+        return self._recovering or self.failure is not None
+
+    def pause(self, seconds: float) -> None:
+        """Wait, unless it is to end. Called in the thread."""
+        # Not time.sleep, which gevent may patch where it leaves threads alone: it is no greenlet's.
+        self._stop.wait(seconds)
+
+    def _connect(self) -> None:
+        self._connected = False
+        self._connection = self._listener.servers.connection(self.node)
+        self._connection.connect()
+        self._connected = True
+        self.failure = None
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.disconnect()
+
+    def _lost(self, exc: Exception) -> None:
+        """Have all feeds wait for the next connection."""
+        if self._closed:
+            return
+        error = exc if isinstance(exc, BrokerError) else self._listener.servers.error(exc)
+        if not isinstance(exc, (errors.RedisError, OSError)):
+            logger.exception("the listener failed and begins anew")
+        elif self._connected:
+            logger.warning(
+                "lost the connection that listens: %s; reconnecting",
+                error,
+                extra={"event": "broker_away", "broker": self._listener.servers.shown},
+            )
+        if self._connected:
+            self._recovering = True
+        else:
+            self.failure = error
+        self._asked.clear()
+        self._delivery.lost(self._listener.of(self), self.failure)
+
+    def _moved_away(self) -> bool:
+        """Give everything to other nodes of a cluster, where this one is out of reach."""
+        listener = self._listener
+        if not self.node:
+            return False
+        try:
+            listener.move(self, listener.of(self))
+        except BrokerError:
+            return False
+        return listener.retire(self)
+
+    def _serve(self, connection: Any) -> None:
+        """Read from a connection, and write what is asked for, until it is lost."""
+        self._waiting_since = None
+        with selectors.DefaultSelector() as selector:
+            # redis-py has no other way to wait for a connection and something else.
+            selector.register(connection._sock, selectors.EVENT_READ)
+            selector.register(self._woken, selectors.EVENT_READ)
+            feeds = self._listener.begin(self)
+            self._delivery.returning.intersection_update(feeds)
+            self._asked.extend((SUBSCRIBE, each) for each in feeds)
+            self._send(connection, self._asked)
+            heard = monotonic()
+            while not self._closed:
+                self._answer_inbox(connection)
+                count = self._read(connection)
+                self._catch_up()
+                if count:
+                    heard = monotonic()
+                    self._well = not self._recovering
+                    self._waiting_since = heard if self._asked else None
+                if count == _CHUNK:
+                    self.pause(_BREATH)  # a flood must not keep others from running
+                else:
+                    selector.select(self._patience(connection, heard))
+                    self._drain()
+
+    def _send(self, connection: Any, questions: Iterable[tuple[str, Feed]]) -> None:
+        sharded = "S" if self.node else ""
+        commands = [
+            (sharded + ("SUBSCRIBE" if what == SUBSCRIBE else "UNSUBSCRIBE"), feed.name)
+            for what, feed in questions
+        ]
+        if commands:
+            # One command for each, so that each has an answer of its own.
+            connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            if self._waiting_since is None:  # else it owes older answers already
+                self._waiting_since = monotonic()
+
+    def _answer_inbox(self, connection: Any) -> None:
+        questions = []
+        inbox = self._inbox
+        while inbox:
+            question = inbox.popleft()
+            what, feed = question
+            if what == START:
+                self._delivery.go_live(feed)
+                continue
+            questions.append(question)
+            if what == UNSUBSCRIBE:
+                self._delivery.returning.discard(feed)
+        self._asked.extend(questions)
+        self._send(connection, questions)
+
+    def _patience(self, connection: Any, heard: float) -> float:
+        """Return for how many seconds to wait for the server, and ask whether it is still there.
+
+        A server that is stopped, and a network that swallows everything, end here.
+        """
+        now = monotonic()
+        times = self._times
+        if self._waiting_since is not None:
+            left = self._waiting_since + times.answer - now
+            if left < 0 and not connection.can_read(0):
+                raise errors.TimeoutError("no answer from a connection that listens")
+            return max(left, 0)
+        left = heard + times.ping - now
+        if left > 0:
+            return left
+        connection.send_command("PING", check_health=False)
+        self._waiting_since = now
+        return times.answer
+
+    def _drain(self) -> None:
+        try:
+            while self._woken.recv(4096):
+                pass
+        except BlockingIOError:
+            pass
+
+    def _read(self, connection: Any) -> int:
+        """Read what is there, but no more than others can wait for; return how many messages."""
+        count = 0
+        while count < _CHUNK and connection.can_read(0):
+            count += 1
+            try:
+                reply = connection.read_response()
+            except errors.ResponseError as exc:
+                self._refused(exc)
+                continue
+            if not isinstance(reply, list):
+                continue  # PONG
+            what = reply[0]
+            if what in (b"message", b"smessage"):
+                self._message(reply[1], reply[2])
+            elif what in (b"subscribe", b"ssubscribe"):
+                self._confirmed()
+            elif what in (b"unsubscribe", b"sunsubscribe"):
+                self._ended(reply[1])
+        return count
+
+    # -- answers ---------------------------------------------------------------------------
+
+    def _confirmed(self) -> None:
+        _, feed = self._asked.popleft()
+        self._delivery.confirmed(feed)
+
+    def _ended(self, name: bytes) -> None:
+        if self._asked:
+            what, feed = self._asked[0]
+            if what == UNSUBSCRIBE and feed.name == name:
+                self._asked.popleft()
+                return
+        # The slot has moved to another node.
+        moved = self._feeds.get(name)
+        if moved is not None and moved.reader is self:
+            self._move([moved])
+
+    def _refused(self, exc: errors.ResponseError) -> None:
+        if not self._asked:
+            return  # an answer to PING is as good as any other
+        what, feed = self._asked.popleft()
+        if what == UNSUBSCRIBE or feed.gone:
+            return
+        if isinstance(exc, (errors.AskError, errors.TryAgainError, errors.ClusterError)):
+            self._move([feed])
+        else:
+            feed.error = self._listener.servers.error(exc)
+            if feed.answered.is_set():
+                self._delivery.unreadable(feed, feed.error)
+            feed.answered.set()
+
+    def _move(self, feeds: Sequence[Feed]) -> None:
+        self._delivery.returning.difference_update(feeds)
+        self._listener.move(self, feeds)
+
+    def _message(self, name: bytes, payload: bytes) -> None:
+        feed = self._feeds.get(name)
+        if feed is None or not feed.confirmed or feed.reader is not self:
+            return
+        try:
+            message = parse(feed.channel, payload)
+        except ValueError:
+            logger.debug("ignored what another program published to a channel")
+            return
+        self._delivery.receive(feed, message)
+
+    def _catch_up(self) -> None:
+        """Bring confirmed feeds what they missed; live messages wait meanwhile."""
+        delivery = self._delivery
+        behind = [each for each in delivery.behind() if each.reader is self]
+        if behind:
+            wanted = [(each.channel, each.last) for each in behind]
+            for feed, found in zip(behind, self._listener.histories(wanted), strict=True):
+                delivery.bring(feed, found)
+        if self._recovering and not delivery.returning and not self._asked:
+            self._recovering = False
+            shown = self._listener.servers.shown
+            logger.info(
+                "listening again to %s", shown, extra={"event": "broker_back", "broker": shown}
+            )
+            delivery.reconnected()
