@@ -25,9 +25,10 @@ from .brokers.base import History, Message, Position, Receiver
 from .doctor import Case, examine
 from .encoding import Frames, gap_message
 from .exceptions import BrokerError
-from .extension import broker_options_of, broker_url_of, limits_of
+from .extension import broker_url_of
 from .findings import Finding
 from .publisher import Publisher, check_channel, dumps_of
+from .settings import broker_options_of, limits_of
 from .top import INTERVAL, Top
 from .view import View
 

@@ -32,12 +32,13 @@ from werkzeug.exceptions import ServiceUnavailable, TooManyRequests
 from .brokers.base import Message
 from .encoding import GAP, Encoding, Frames
 from .exceptions import BrokerError, HandshakeError
-from .extension import State, limits_of, state_of
+from .extension import State, state_of
 from .fanout import Subscription
 from .guests import Guest
 from .limits import Limits
 from .outlet import Outlet
 from .servers.stream import Body, Stream
+from .settings import limits_of
 from .transports.base import StreamTransport
 
 __all__ = [

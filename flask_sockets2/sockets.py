@@ -26,19 +26,11 @@ from werkzeug.routing.exceptions import WebsocketMismatch
 from .brokers.base import Position
 from .brokers.registry import open_broker
 from .channels import Channels
-from .extension import (
-    EXTENSION,
-    broker_options_of,
-    broker_url_of,
-    limits_of,
-    make_state,
-    rules_of,
-    serve_metrics,
-    state_of,
-)
+from .extension import EXTENSION, broker_url_of, make_state, serve_metrics, state_of
 from .health import serve_health
 from .middleware import SocketMiddleware
 from .publisher import Publisher
+from .settings import broker_options_of, limits_of, rules_of
 from .view import OPTIONS, View, mismatch
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from werkzeug.routing.exceptions import WebsocketMismatch
 
 from .connection import Connection
 from .exceptions import BrokerError, ConnectionClosed, HandshakeError, WebSocketError
-from .extension import LIMITS, check_limit, limits_of, state_of
+from .extension import state_of
+from .settings import LIMITS, check_limit, limits_of
 from .wire.handshake import origin_allowed, parse_upgrade, select_subprotocol
 
 __all__ = ["OPTIONS", "Refusal", "View", "check_origin", "check_site", "mismatch"]

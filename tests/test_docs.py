@@ -37,9 +37,9 @@ from flask_sockets2 import (
     WebSocketRejected,
     admission,
     exceptions,
-    extension,
     signals,
 )
+from flask_sockets2 import settings as settings_module
 from flask_sockets2._version import __version__
 from flask_sockets2.admission import _Refusal
 from flask_sockets2.brokers.base import (
@@ -228,7 +228,7 @@ def test_every_setting_that_a_page_names_exists(path: Path) -> None:
 
 def test_the_table_of_the_module_is_complete_and_its_defaults_are_the_real_ones() -> None:
     rows = re.findall(
-        r"^``(SOCKETS_\w+)`` +(\S+(?: \w+)?)  ", extension.__doc__ or "", re.MULTILINE
+        r"^``(SOCKETS_\w+)`` +(\S+(?: \w+)?)  ", settings_module.__doc__ or "", re.MULTILINE
     )
     assert {setting: value_of(default) for setting, default in rows} == DEFAULTS
 
@@ -326,7 +326,7 @@ def test_a_route_takes_the_settings_before_the_handshake_timeout() -> None:
     first, *others = [name.removeprefix("SOCKETS_").lower() for name in settings("SOCKETS_")]
     last = others.index("handshake_timeout")
     assert first == "allowed_origins"
-    assert set(others[:last]) == set(extension.LIMITS)
+    assert set(others[:last]) == set(settings_module.LIMITS)
     assert {"origins", *others[:last]} <= OPTIONS
     assert not OPTIONS & set(others[last:])
 

@@ -86,18 +86,18 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     ),
     "top": frozenset({"brokers.base", "reports"}),
     "servers": frozenset({"connection", "transports", "keepalive", "wire", "exceptions"}),
+    "settings": frozenset({"brokers.base", "guests", "limits", "outlet"}),
     "extension": frozenset(
         {
             "admission",
-            "brokers.base",
             "channels",
             "connection",
             "guests",
             "limits",
             "orders",
-            "outlet",
             "reports",
             "servers.environ",
+            "settings",
             "signals",
             "stats",
             "transports.base",
@@ -113,16 +113,26 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "limits",
             "outlet",
             "servers.stream",
+            "settings",
             "transports.base",
             "exceptions",
         }
     ),
     "signing": frozenset(),
-    "view": frozenset({"extension", "connection", "wire.handshake", "exceptions"}),
+    "view": frozenset({"extension", "settings", "connection", "wire.handshake", "exceptions"}),
     "middleware": frozenset({"servers", "connection", "wire.handshake"}),
     "health": frozenset({"extension", "servers.environ"}),
     "sockets": frozenset(
-        {"brokers", "channels", "extension", "health", "publisher", "view", "middleware"}
+        {
+            "brokers",
+            "channels",
+            "extension",
+            "health",
+            "middleware",
+            "publisher",
+            "settings",
+            "view",
+        }
     ),
     "turbo": frozenset(
         {
@@ -132,6 +142,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "orders",
             "publisher",
             "rates",
+            "settings",
             "signing",
             "sockets",
             "view",
@@ -150,6 +161,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "keepalive",
             "publisher",
             "servers",
+            "settings",
             "signing",
             "sockets",
             "transports.base",

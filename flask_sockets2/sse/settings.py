@@ -29,8 +29,9 @@ from weakref import WeakSet
 from flask import Flask, current_app
 
 from ..brokers.registry import open_broker
-from ..extension import State, broker_options_of, broker_url_of, state_of
+from ..extension import State, broker_url_of, state_of
 from ..publisher import Dumps, dumps_of
+from ..settings import broker_options_of
 from ..sockets import Sockets
 from .encoding import Bodies, Lines, One
 

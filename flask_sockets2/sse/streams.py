@@ -12,9 +12,9 @@ from flask import Response, request
 from ..brokers.base import Position
 from ..event_stream import Attach, answer, open_body
 from ..exceptions import BrokerError
-from ..extension import limits_of
 from ..guests import Guest
 from ..publisher import Publisher
+from ..settings import limits_of
 from .encoding import LOST, Several, channel_of, id_of, message_of, positions_of
 from .message import Message
 from .settings import Site, settings_of

@@ -61,7 +61,8 @@ from werkzeug.routing.exceptions import WebsocketMismatch
 
 from ..brokers.base import Position
 from ..event_stream import expect, stream_response
-from ..extension import limits_of, state_of
+from ..extension import state_of
+from ..settings import limits_of
 from ..signing import Expired, Forged, InvalidName
 from ..sockets import Sockets
 from ..view import check_origin, check_site, mismatch

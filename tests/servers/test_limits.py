@@ -37,7 +37,8 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from flask_sockets2 import Sockets, Turbo
 from flask_sockets2.event_stream import stream_response
-from flask_sockets2.extension import limits_of, state_of
+from flask_sockets2.extension import state_of
+from flask_sockets2.settings import limits_of
 from flask_sockets2.sse import sse
 
 logging.basicConfig()
