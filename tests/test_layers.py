@@ -233,7 +233,13 @@ FLASK = frozenset(
 
 FOREIGN: dict[str, frozenset[str]] = {
     "gevent": frozenset(
-        {"transports.green", "servers.gevent", "servers.gunicorn", "servers.successor"}
+        {
+            "transports.green",
+            "servers.gevent",
+            "servers.gunicorn",
+            "servers.pool",
+            "servers.successor",
+        }
     ),
     "greenlet": frozenset({"transports.green"}),
     "geventwebsocket": frozenset({"servers.gevent"}),

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +20,7 @@ from typing import Any
 
 import gevent
 from gevent.monkey import is_module_patched
-from gevent.pool import Group, Pool
+from gevent.pool import Pool
 from gevent.pywsgi import WSGIHandler, WSGIServer
 from geventwebsocket.exceptions import WebSocketError as GeventWebSocketError
 
@@ -30,9 +29,11 @@ from ..exceptions import ConnectionClosed, HandshakeError
 from ..transports.base import StreamTransport, read_ahead
 from ..transports.green import GreenTransport
 from ..wire.handshake import is_upgrade
+from .head import CONTROL, CONTROL_IN_LINE, NAME, Headers, printable
+from .pool import HandlerPool, Heir
 from .stream import Body, Stream
 
-__all__ = ["GreenConnection", "WebSocketHandler", "WebSocketServer", "printable"]
+__all__ = ["GreenConnection", "WebSocketHandler", "WebSocketServer", "drain"]
 
 logger = logging.getLogger("flask_sockets2.servers")
 
@@ -43,17 +44,7 @@ _BATCH_INTERVAL = 0.1  # seconds
 # in a second its successor takes in the same time.
 _SMALLEST_BATCH = 10
 
-_MAX_HEAD = 65536  # bytes of all header lines together
-
-_NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # a token, RFC 9110 §5.6.2
-_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_CONTROL_IN_LINE = re.compile("[\x00-\x1f\x7f]")
-
 _REQUEST_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-
-
-Heir = Connection | Stream
-"""What outlives its request."""
 
 
 class _SlowRequest(ValueError, TimeoutError):
@@ -62,81 +53,6 @@ class _SlowRequest(ValueError, TimeoutError):
     In the request line pywsgi closes the connection silently for the one base, in the header
     fields it answers for the other.
     """
-
-
-class _Headers:
-    """The header fields of a request, read strictly; what pywsgi needs of ``email.Message``.
-
-    Refused are lines that are no field, a space before the colon, folded lines and control
-    characters (RFC 9112 §5.1, §5.2), and whatever leaves room for doubt about the length of the
-    body (§6.1, §6.3).
-    """
-
-    status = ""  # of Python 2's parser: it has no complaint
-
-    def __init__(self, rfile: Any) -> None:
-        self.fields: list[tuple[str, str]] = []
-        left = _MAX_HEAD
-        while (line := rfile.readline(left)) not in (b"\r\n", b"\n"):
-            left -= len(line)
-            name, colon, value = line[:-1].removesuffix(b"\r").partition(b":")
-            if not (colon and line.endswith(b"\n") and _NAME.fullmatch(name)):
-                raise ValueError(_head_error(line, left))
-            if _CONTROL.search(value):
-                raise ValueError("the value of a header field holds a control character")
-            # Names are the same in every request: interned, a connection keeps none of its own.
-            field = intern(name.decode("ascii"))
-            self.fields.append((field, value.strip(b" \t").decode("latin-1")))
-        self._check_framing()
-
-    def _check_framing(self) -> None:
-        """See that everybody agrees on where the body ends (RFC 9112 §6.3)."""
-        lengths, encodings = self.get_all("content-length"), self.get_all("transfer-encoding")
-        if len(lengths) + len(encodings) > 1:
-            raise ValueError("expected one Content-Length or Transfer-Encoding header field")
-        if lengths and not (lengths[0].isascii() and lengths[0].isdigit()):
-            raise ValueError("Content-Length is no number")
-        if encodings and encodings[0].lower() != "chunked":
-            raise ValueError("the only Transfer-Encoding that is understood is chunked")
-
-    def get_all(self, name: str) -> list[str]:
-        """Return the values of a field; :param name: in lower case."""
-        return [value for field, value in self.fields if field.lower() == name]
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """Return the first value of a field."""
-        name = name.lower()
-        return next((value for field, value in self.fields if field.lower() == name), default)
-
-    getheader = get
-
-    @property
-    def typeheader(self) -> str | None:
-        """The Content-Type."""
-        content_type: str | None = self.get("content-type")
-        return content_type
-
-    def items(self) -> list[tuple[str, str]]:
-        """Return names and values, for the access log."""
-        return self.fields
-
-    def __delitem__(self, name: str) -> None:
-        self.fields = [field for field in self.fields if field[0].lower() != name]
-
-
-def _head_error(line: bytes, left: int) -> str:
-    if not left:
-        return f"the head of the request is longer than {_MAX_HEAD} bytes"
-    if not line:
-        return "the head of the request ends in the middle"
-    if line[:1] in b" \t":
-        return "a header line begins with a space: folded lines are not allowed (RFC 9112 §5.2)"
-    return "a header line is not 'name: value' (RFC 9112 §5)"
-
-
-def printable(text: str) -> str:
-    """Return what a client sent as a log may have it: in one line, and nothing for a terminal."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 class GreenConnectionClosed(ConnectionClosed, GeventWebSocketError):  # type: ignore[misc]  # untyped base
@@ -206,7 +122,7 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
         return line
 
     def read_request(self, raw_requestline: str) -> bool:
-        if _CONTROL_IN_LINE.search(raw_requestline.removesuffix("\n").removesuffix("\r")):
+        if CONTROL_IN_LINE.search(raw_requestline.removesuffix("\n").removesuffix("\r")):
             raise ValueError("the request line holds a control character")  # RFC 9112 §3
         valid: bool = super().read_request(raw_requestline)
         self._stop_timeout()
@@ -225,8 +141,8 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
         self._timeout.close()
         self._timeout = _NO_TIMEOUT
 
-    def MessageClass(self, rfile: Any, *args: Any) -> _Headers:
-        return _Headers(rfile)
+    def MessageClass(self, rfile: Any, *args: Any) -> Headers:
+        return Headers(rfile)
 
     def _headers(self) -> Iterator[tuple[str, str]]:
         for name, value in self.headers.fields:
@@ -260,7 +176,7 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
         head = [b"HTTP/1.1 103 Early Hints\r\n"]
         for name, value in headers:
             field, content = name.encode("latin-1"), value.encode("latin-1")
-            if not _NAME.fullmatch(field) or _CONTROL.search(content):
+            if not NAME.fullmatch(field) or CONTROL.search(content):
                 raise ValueError(f"the header field {name!r} cannot be sent as an early hint")
             head.append(b"%b: %b\r\n" % (field, content))
         over = self.headers_sent or number != self._requests
@@ -422,9 +338,9 @@ class WebSocketServer(WSGIServer):  # type: ignore[misc]  # gevent's stubs make 
 
     def set_spawn(self, spawn: Any) -> None:
         if isinstance(spawn, Pool):
-            spawn = _Pool(spawn.size)
+            spawn = HandlerPool(spawn.size)
         elif type(spawn) is int:
-            spawn = _Pool(spawn)
+            spawn = HandlerPool(spawn)
         super().set_spawn(spawn)
 
     def keep(self, heir: Heir, sock: Any) -> None:
@@ -432,7 +348,7 @@ class WebSocketServer(WSGIServer):  # type: ignore[misc]  # gevent's stubs make 
 
         :param sock: its socket.
         """
-        if isinstance(self.pool, _Pool):
+        if isinstance(self.pool, HandlerPool):
             self.pool.keep(heir)
         if hasattr(sock, "pending"):  # TLS
             self._kept_sockets.add(sock)
@@ -442,7 +358,7 @@ class WebSocketServer(WSGIServer):  # type: ignore[misc]  # gevent's stubs make 
         """Count what was kept no longer."""
         if heir.transport is not None:
             self._kept_sockets.discard(heir.transport.sock)
-        if isinstance(self.pool, _Pool):
+        if isinstance(self.pool, HandlerPool):
             self.pool.forget(heir)
 
     def serve_forever(self, stop_timeout: float | None = None) -> None:
@@ -484,43 +400,6 @@ class WebSocketServer(WSGIServer):  # type: ignore[misc]  # gevent's stubs make 
         finally:
             if tls_socket not in self._kept_sockets:
                 tls_socket.close()
-
-
-class _Pool(Pool):  # gevent's stubs leave out what subclasses and its own servers use
-    """Handlers of one server, whose size limits connections that outlive their request, too.
-
-    Such a connection takes over the place of its greenlet: while the pool is full the server waits
-    for its semaphore, which must not say that there is room.
-    """
-
-    def __init__(self, size: int | None) -> None:
-        super().__init__(size)
-        self._heirs: dict[Any, Heir] = {}  # by greenlets that have not ended yet
-        self._kept: set[Heir] = set()  # those with a place
-
-    def keep(self, heir: Heir) -> None:
-        """Have it take the place of the greenlet that runs."""
-        self._heirs[gevent.getcurrent()] = heir
-
-    def forget(self, heir: Heir) -> None:
-        """Give its place back."""
-        if heir in self._kept:
-            self._kept.remove(heir)
-            self._semaphore.release()  # type: ignore[attr-defined]
-            return
-        self._heirs = {g: other for g, other in self._heirs.items() if other is not heir}
-
-    def _discard(self, greenlet: Any) -> None:
-        heir = self._heirs.pop(greenlet, None)
-        if heir is None:
-            super()._discard(greenlet)  # type: ignore[misc]
-        else:
-            self._kept.add(heir)
-            Group._discard(self, greenlet)  # type: ignore[attr-defined]
-
-    def free_count(self) -> int:
-        free: int = super().free_count()
-        return free if self.size is None else max(0, free - len(self._kept))
 
 
 def drain(seconds: float) -> None:

@@ -17,7 +17,8 @@ import gevent
 from gunicorn.workers.ggevent import GeventPyWSGIWorker, PyWSGIHandler
 
 from .environ import STOPPING
-from .gevent import WebSocketHandler, WebSocketServer, drain, printable
+from .gevent import WebSocketHandler, WebSocketServer, drain
+from .head import printable
 from .successor import await_successor
 
 __all__ = ["Worker"]

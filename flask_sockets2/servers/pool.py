@@ -1,0 +1,53 @@
+"""Pool: the handlers of one server, and the places of what outlives its request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gevent
+from gevent.pool import Group, Pool
+
+from ..connection import Connection
+from .stream import Stream
+
+__all__ = ["HandlerPool", "Heir"]
+
+Heir = Connection | Stream
+"""What outlives its request."""
+
+
+class HandlerPool(Pool):  # gevent's stubs leave out what subclasses and its own servers use
+    """Handlers of one server, whose size limits connections that outlive their request, too.
+
+    Such a connection takes over the place of its greenlet: while the pool is full the server waits
+    for its semaphore, which must not say that there is room.
+    """
+
+    def __init__(self, size: int | None) -> None:
+        super().__init__(size)
+        self._heirs: dict[Any, Heir] = {}  # by greenlets that have not ended yet
+        self._kept: set[Heir] = set()  # those with a place
+
+    def keep(self, heir: Heir) -> None:
+        """Have it take the place of the greenlet that runs."""
+        self._heirs[gevent.getcurrent()] = heir
+
+    def forget(self, heir: Heir) -> None:
+        """Give its place back."""
+        if heir in self._kept:
+            self._kept.remove(heir)
+            self._semaphore.release()  # type: ignore[attr-defined]
+            return
+        self._heirs = {g: other for g, other in self._heirs.items() if other is not heir}
+
+    def _discard(self, greenlet: Any) -> None:
+        heir = self._heirs.pop(greenlet, None)
+        if heir is None:
+            super()._discard(greenlet)  # type: ignore[misc]
+        else:
+            self._kept.add(heir)
+            Group._discard(self, greenlet)  # type: ignore[attr-defined]
+
+    def free_count(self) -> int:
+        free: int = super().free_count()
+        return free if self.size is None else max(0, free - len(self._kept))
