@@ -1,4 +1,4 @@
-"""Connection: one WebSocket, a Protocol on a Transport, with gevent-websocket's interface and more.
+"""Connection: one WebSocket, as its handler has it: gevent-websocket's interface and more.
 
 States::
 
@@ -6,8 +6,9 @@ States::
          └─ refused with an HTTP response: the connection is never opened     ↑
                               OPEN ─ the peer vanishes ───────────────────────┘
 
-The hub or the selector thread feeds it whatever its handler does; a message goes straight to the
-greenlet or thread that waits in :meth:`Connection.receive`, or into its inbox (``inbox.py``).
+From the accept on there is a link (``link.py``), which the hub or the selector thread feeds
+whatever the handler does; a message goes straight to the greenlet or thread that waits in
+:meth:`Connection.receive`, or into the link's inbox (``inbox.py``).
 
 Differences from gevent-websocket's ``WebSocket``: binary messages are ``bytes``, not ``bytearray``;
 ``send(None)`` on a closed connection does nothing, so that the loop ``while not ws.closed:
@@ -20,33 +21,27 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
-from time import monotonic
 from types import MappingProxyType
 from typing import Any
 from typing import Protocol as Protocol_
 
 from .exceptions import ConnectionClosed, HandshakeError
-from .inbox import Inbox
-from .keepalive import keepalive_of
 from .limits import Limits
+from .link import CLOSED, OPEN, Link
 from .stats import RouteCounters
-from .transports.base import READ_SIZE, READ_SIZE_LARGE, RETRY, StreamTransport, Timer
-from .wire import protocol as wire
+from .transports.base import RETRY, StreamTransport
 from .wire.frames import BINARY, CLOSE, PING, PONG, TEXT
 from .wire.handshake import Upgrade, parse_upgrade
 from .wire.protocol import Protocol
 
-__all__ = ["CLOSED", "CLOSING", "CONNECTING", "OPEN", "Connection"]
+__all__ = ["Connection"]
 
 logger = logging.getLogger("flask_sockets2.connection")
-
-CONNECTING, OPEN, CLOSING, CLOSED = "CONNECTING", "OPEN", "CLOSING", "CLOSED"
 
 Take = Callable[[float], tuple[StreamTransport, bytes]]
 """Take the socket over: send_timeout -> transport, bytes that came behind the request's head."""
 
 _LISTEN_STEP = 3600.0  # seconds; a wait that is meant to last for ever needs a number
-_REPLY_GRACE = 1.0  # seconds; how long a peer's close frame waits for the handler's last reply
 
 
 class Channels(Protocol_):
@@ -134,38 +129,25 @@ class Connection:
 
     __slots__ = (
         "__weakref__",
-        "_close_timer",
         "_conversing",
         "_encode",
         "_end_told",
-        "_heard",
-        "_held",
-        "_inbox",
-        "_late_pong",
-        "_ping",
-        "_protocol",
+        "_link",
         "_refusal",
-        "_state",
         "_take",
-        "_transport",
         "_upgrade",
         "_wait",
         "channels",
-        "close_code",
-        "close_reason",
         "closed",
         "counters",
         "detachable",
         "environ",
         "handler",
         "keeper",
-        "latency",
         "limits",
         "on_end",
         "on_open",
         "outlet",
-        "ping_interval",
-        "ping_timeout",
         "subprotocol",
     )
 
@@ -177,21 +159,10 @@ class Connection:
         #: Whether it has ended, as far as its handler is concerned: one that receives sees the
         #: messages that came before the end first.
         self.closed = False
-        #: Code that it ended with (RFC 6455 §7.1.5): what the peer sent, else what we sent, 1006
-        #: without either; None before.
-        self.close_code: int | None = None
-        #: The reason to it, empty without one.
-        self.close_reason = ""
         #: The subprotocol agreed to; before accept, the one that the route prefers.
         self.subprotocol: str | None = None
-        #: Seconds from the last ping to its pong, None before.
-        self.latency: float | None = None
         #: What its route or its application has set; to be read.
         self.limits = Limits()
-        #: Seconds, of the keepalive; None for none, and before accept.
-        self.ping_interval: float | None = None
-        #: Seconds, of the keepalive; None for ever, and before accept.
-        self.ping_timeout: float | None = None
         #: Called once, when it is accepted, and when it has ended after that.
         self.on_open: Callable[[Connection], None] | None = None
         self.on_end: Callable[[Connection], None] | None = None
@@ -204,17 +175,9 @@ class Connection:
         #: What is counted for its route.
         self.counters = _uncounted
         self._take: Take | None = take
-        self._state = CONNECTING
-        self._transport: StreamTransport
-        self._protocol: Protocol
-        self._inbox: Inbox
+        self._link: Link | None = None  # once it is accepted
         self._end_told = False
-        self._held = False  # the peer's close frame waits for the handler
         self._conversing = False  # its handler has received since it last subscribed
-        self._heard = 0
-        self._ping: tuple[bytes, float] | None = None
-        self._late_pong: bytes | None = None
-        self._close_timer: Timer | None = None
         self._upgrade: Upgrade | None = None
         self._refusal: HandshakeError | None = None
         try:
@@ -232,7 +195,7 @@ class Connection:
     @property
     def accepted(self) -> bool:
         """Whether the 101 response has been sent."""
-        return self._state is not CONNECTING
+        return self._link is not None
 
     @property
     def subprotocols(self) -> tuple[str, ...]:
@@ -260,6 +223,21 @@ class Connection:
         return self.environ.get("HTTP_SEC_WEBSOCKET_VERSION")
 
     @property
+    def latency(self) -> float | None:
+        """Seconds from the last ping of the keepalive to its pong, None before."""
+        return self._link.latency if self._link is not None else None
+
+    @property
+    def ping_interval(self) -> float | None:
+        """Seconds, of the keepalive; None for none, and before accept."""
+        return self._link.ping_interval if self._link is not None else None
+
+    @property
+    def ping_timeout(self) -> float | None:
+        """Seconds, of the keepalive; None for ever, and before accept."""
+        return self._link.ping_timeout if self._link is not None else None
+
+    @property
     def logger(self) -> logging.Logger:
         """Where this package logs about connections."""
         return logger
@@ -283,7 +261,7 @@ class Connection:
             are too many connections.
         :raises ValueError: when the subprotocol was not offered or a field cannot be sent.
         """
-        if self._state is not CONNECTING:
+        if self._link is not None:
             return
         self.check()
         assert self._upgrade is not None
@@ -304,23 +282,15 @@ class Connection:
         self._take = None
         protocol = Protocol(max_message_size=limits.max_message_size, extensions=extensions)
         self.subprotocol = subprotocol
-        self._transport = transport
-        self._protocol = protocol
         self._encode = protocol.send if extensions else protocol.frame
         self._wait = transport.wait
-        self.ping_interval, self.ping_timeout = limits.ping_interval, limits.ping_timeout
-        self._inbox = Inbox(self, transport, limits, self.counters)
+        link = Link(self, transport, protocol, limits, self.counters)
         with transport.lock:
-            self._state = OPEN
+            self._link = link
             _opened.add(self)
             self.counters.opened += 1
-            transport.write(response)
-            # What came early goes first, and the hub may poll sockets before it calls us.
-            transport.start(self, reading=not early)
-            if early:
-                transport.call_soon(lambda: self._take_early(early))
-        if self.ping_interval:
-            transport.call_inside(self._watch)
+            link.start(response, early)
+        link.keep_alive()
         address = self.environ.get("REMOTE_ADDR")
         logger.info(
             "open %.200r from %.100r",
@@ -338,7 +308,13 @@ class Connection:
             except BaseException:
                 self.on_open = on_open
                 raise
-        return self._state is CONNECTING
+        return self._link is None
+
+    def _opened_link(self) -> Link:
+        """Accept it, where that has not been done, and return its link."""
+        self.accept()
+        assert self._link is not None
+        return self._link
 
     # -- receiving -------------------------------------------------------------------------
 
@@ -352,9 +328,8 @@ class Connection:
         :raises RuntimeError: when another greenlet or thread receives.
         """
         self._conversing = True
-        if self._state is CONNECTING:
-            self.accept()
-        inbox = self._inbox
+        link = self._link or self._opened_link()
+        inbox = link.inbox
         while True:
             messages = inbox.messages
             if messages:
@@ -364,10 +339,10 @@ class Connection:
                 inbox.took(message)
                 return message
             inbox.handling = False
-            if self._state is not OPEN:
+            if link.state is not OPEN:
                 return self._tell_end()
-            if self._held:
-                self._release()
+            if link.held:
+                link.release()
                 continue
             if inbox.deaf:
                 raise RuntimeError(
@@ -406,11 +381,14 @@ class Connection:
             for ``send_timeout`` seconds, which ends it.
         :raises TypeError: when the message is neither text nor bytes.
         """
-        if self._state is not OPEN and not self._can_send(message):
-            return
-        transport = self._transport
+        link = self._link or self._opened_link()
+        if link.state is not OPEN:
+            if message is None:  # the last turn of: while not ws.closed: ws.send(ws.receive())
+                return
+            raise self._closed_error()
+        transport = link.transport
         if transport.buffered:
-            self._wait_for_room(message)
+            self._wait_for_room(link, message)
         frame = self._encode(message, binary)
         transport.write(frame)
         size = len(frame)
@@ -418,25 +396,11 @@ class Connection:
         counters.messages_out += 1
         counters.bytes_out += size
 
-    def _can_send(self, message: Any) -> bool:
-        if self._state is CONNECTING:
-            self.accept()
-            return True
-        if message is None:  # the last turn of: while not ws.closed: ws.send(ws.receive())
-            return False
-        raise self._closed_error()
-
-    def _wait_for_room(self, message: Any) -> None:
-        """Wait until the peer has taken enough; it is dropped when it does not."""
-        transport = self._transport
-        size = len(message) if isinstance(message, str | bytes | bytearray | memoryview) else 0
-        limit = max(0, self.limits.send_buffer - size)
-        deadline = monotonic() + self.limits.send_timeout
-        with transport.lock:
-            while transport.buffered > limit:
-                if not transport.wait_progress(max(0.0, deadline - monotonic())):
-                    self._drop("no room to send")
-        if self._state is not OPEN:
+    def _wait_for_room(self, link: Link, message: Any) -> None:
+        link.wait_for_room(
+            len(message) if isinstance(message, str | bytes | bytearray | memoryview) else 0
+        )
+        if link.state is not OPEN:
             raise self._closed_error()
 
     def send_frame(self, message: Any, opcode: int) -> None:
@@ -452,14 +416,13 @@ class Connection:
                 f"cannot send a frame of opcode {opcode}; use send(), ping() or close()"
             )
         payload = message.encode() if isinstance(message, str) else bytes(message or b"")
-        if self._state is not OPEN and not self._can_send(payload):
-            return
-        if self._transport.buffered:
-            self._wait_for_room(payload)
-        protocol = self._protocol
-        self._transport.write(
-            protocol.ping(payload) if opcode == PING else protocol.pong_frame(payload)
-        )
+        link = self._link or self._opened_link()
+        if link.state is not OPEN:
+            raise self._closed_error()
+        if link.transport.buffered:
+            self._wait_for_room(link, payload)
+        make = link.protocol.ping if opcode == PING else link.protocol.pong_frame
+        link.transport.write(make(payload))
 
     def ping(self, payload: str | bytes = b"") -> None:
         """Send a ping of at most 125 bytes; the peer's pong is not waited for."""
@@ -499,10 +462,10 @@ class Connection:
         :raises ValueError: for a name that is none, or where it is subscribed to already.
         """
         channels = self._channels()
-        if self._state is CONNECTING:
+        if self._link is None:
             channels.check(channel)  # what is wrong becomes the response
-            self.accept()
-        if self._state is not OPEN:
+        link = self._link or self._opened_link()
+        if link.state is not OPEN:
             raise self._closed_error()
         subscription = channels.subscribe(
             self,
@@ -513,7 +476,7 @@ class Connection:
             identity=identity,
             gap=gap,
         )
-        if self._state is not OPEN:  # it has ended while the broker was asked
+        if link.state is not OPEN:  # it has ended while the broker was asked
             raise self._closed_error()
         self._conversing = False
         return subscription
@@ -530,23 +493,25 @@ class Connection:
     @property
     def window_bits(self) -> int | None:
         """Window of permessage-deflate for what is sent; None where it was not agreed to."""
-        return self._protocol.window_bits
+        assert self._link is not None
+        return self._link.protocol.window_bits
 
     @property
     def transport(self) -> StreamTransport:
         """What its bytes go through, once it is accepted."""
-        return self._transport
+        assert self._link is not None
+        return self._link.transport
 
     @property
     def open(self) -> bool:
         """Whether it is accepted and its end has not begun."""
-        return self._state is OPEN
+        return self._link is not None and self._link.state is OPEN
 
     @property
     def listening(self) -> bool:
         """Whether it is to outlive its handler: it is open and subscribes to a channel, and has
         not received since."""
-        if self._state is not OPEN or self._conversing:
+        if not self.open or self._conversing:
             return False
         return self.outlet is not None and bool(self.outlet.entries)
 
@@ -555,18 +520,20 @@ class Connection:
 
         Returns at once where it is detachable, else once it has ended.
         """
-        with self._transport.lock:
-            self._inbox.leave()
-            if self._held:
-                self._answer_close()
-            if self._transport.waiting is not None:  # in another greenlet, to be told
-                self._transport.call_soon(self._wake_for_end)
+        link = self._link
+        assert link is not None
+        transport = link.transport
+        with transport.lock:
+            link.inbox.leave()
+            link.release()
+            if transport.waiting is not None:  # in another greenlet, to be told
+                transport.call_soon(self._wake_for_end)
         if self.detachable:
             self.environ = _bare_environ(self.path)
             self._take = self._upgrade = None
         else:
             try:
-                while not self._transport.closed:
+                while not transport.closed:
                     self.wait_closed(_LISTEN_STEP)
             finally:
                 self.abort()
@@ -575,9 +542,10 @@ class Connection:
     @property
     def detached(self) -> bool:
         """Whether it is to outlive its request, and has not ended yet."""
-        if self._state is CONNECTING or self._state is CLOSED:
+        link = self._link
+        if link is None or link.state is CLOSED:
             return False
-        return self.detachable and self._inbox.deaf
+        return self.detachable and link.inbox.deaf
 
     def too_slow(self) -> None:
         """Close it with 1013: it does not take the messages of its channels."""
@@ -591,6 +559,17 @@ class Connection:
 
     # -- closing ---------------------------------------------------------------------------
 
+    @property
+    def close_code(self) -> int | None:
+        """Code that it ended with (RFC 6455 §7.1.5): what the peer sent, else what we sent, 1006
+        without either; None before."""
+        return self._link.close_code if self._link is not None else None
+
+    @property
+    def close_reason(self) -> str:
+        """The reason to it, empty without one."""
+        return self._link.close_reason if self._link is not None else ""
+
     def close(self, code: int = 1000, reason: str | bytes = "", *, message: Any = None) -> None:
         """Start the closing handshake and return; does nothing where it has been started.
 
@@ -602,43 +581,33 @@ class Connection:
         reason = message or reason
         if isinstance(reason, bytes | bytearray):
             reason = bytes(reason).decode()
-        if self._state is CONNECTING:
-            self.accept()
-        with self._transport.lock:
-            if self._state is not OPEN:
-                pass
-            elif self._protocol.close_received:  # it waited for us
-                self._answer_close()
-            else:
-                self._protocol.close(code, reason)
-                self._attend()
+        (self._link or self._opened_link()).close(code, reason)
         self.closed = True
 
     def fail(self, code: int, reason: str = "") -> None:
         """Send a close frame and end, without waiting for the peer's (RFC 6455 §7.1.7)."""
-        with self._transport.lock:
-            if self._state is OPEN or self._state is CLOSING:
-                self._protocol.fail(code, reason)
-                self._attend()
+        if self._link is not None:
+            self._link.fail(code, reason)
 
     def abort(self, reason: str = "") -> None:
         """Drop the connection at once, without a closing handshake.
 
         :param reason: why, for the log and for ``close_reason``.
         """
-        with self._transport.lock:
-            if self._state is CLOSED:
-                return
-            cut = self._transport.buffered > 0
-            self._transport.close()
-            self._ended(reason, cut=cut)
+        if self._link is not None:
+            self._link.abort(reason)
+
+    def wait_closed(self, timeout: float) -> None:
+        """Wait until the connection is over, at most so many seconds."""
+        if self._link is not None:
+            self._link.wait_closed(timeout)
 
     def finish(self, code: int = 1000, reason: str = "") -> None:
         """Close the connection and wait until it is over: its handler has returned.
 
         :param code: close code, where no closing handshake has been started.
         """
-        if self._state is CONNECTING:
+        if self._link is None:
             return
         limits = self.limits
         try:
@@ -647,46 +616,21 @@ class Connection:
             self.wait_closed(limits.send_timeout + limits.close_timeout + 1.0)
         finally:
             self.abort()
-        self._inbox.clear()
+        self._link.inbox.clear()
         self.environ = _bare_environ(self.path)  # the environ holds us: break the circle
 
-    def wait_closed(self, timeout: float) -> None:
-        """Wait until the connection is over, at most so many seconds."""
-        transport = self._transport
-        deadline = monotonic() + timeout
-        with transport.lock:
-            while not transport.closed and monotonic() < deadline:
-                transport.wait_progress(max(0.0, deadline - monotonic()))
+    # -- told by its link ------------------------------------------------------------------
 
-    def _start_closing(self) -> None:
-        """The closing handshake is under way; the handler can send nothing more."""
-        self._state = CLOSING
-        self._held = False
+    def link_closing(self) -> None:
+        """See :class:`~flask_sockets2.link.Owner`."""
         if self.outlet is not None:
             self.outlet.remove()
-        self._set_close_code()
         self._announce_end()
-        self._inbox.stop_pausing()
-        transport = self._transport
-        if self._protocol.over and not transport.buffered:
-            return
-        if not transport.buffered:
-            self._start_close_timer()
-        if self._protocol.more:
-            transport.call_soon(self.read_on)
-
-    def _start_close_timer(self) -> None:
-        if self._close_timer is None:
-            self._close_timer = self._transport.call_later(self.limits.close_timeout, self.abort)
-
-    def _set_close_code(self, reason: str = "", *, cut: bool = False) -> None:
-        protocol = self._protocol
-        sent = None if cut else protocol.close_sent
-        self.close_code, self.close_reason = protocol.close_received or sent or (1006, reason)
 
     def _announce_end(self) -> None:
         """Tell the handler, in the next turn: whoever closes may be any greenlet."""
-        inbox = self._inbox
+        assert self._link is not None
+        inbox, transport = self._link.inbox, self._link.transport
         if inbox.deaf:
             self.closed = True
         if self._end_told or inbox.deaf:
@@ -694,39 +638,25 @@ class Connection:
         if not inbox.messages or not inbox.handling:
             self.closed = True
         else:  # it sees what came before first, unless it never comes back for it
-            self._transport.call_later(self.limits.send_timeout, self._set_closed)
+            transport.call_later(self.limits.send_timeout, self._set_closed)
         inbox.end()
-        self._transport.call_soon(self._wake_for_end)
+        transport.call_soon(self._wake_for_end)
 
     def _set_closed(self) -> None:
         self.closed = True
 
     def _wake_for_end(self) -> None:
-        if self._transport.waiting is not None and (self._state is not OPEN or self._inbox.deaf):
-            self._transport.wake(RETRY)
+        link = self._link
+        assert link is not None
+        if link.transport.waiting is not None and (link.state is not OPEN or link.inbox.deaf):
+            link.transport.wake(RETRY)
 
-    def _ended(self, reason: str = "", *, cut: bool = False) -> None:
-        """The transport is closed; :param cut: with something that was never written."""
-        if self._state is CLOSED:
-            return
-        was_open = self._state is OPEN
+    def link_ended(self) -> None:
+        """See :class:`~flask_sockets2.link.Owner`."""
         _opened.discard(self)
-        self._protocol.receive_eof()
-        self._state = CLOSED
-        self._held = False
         if self.outlet is not None:
             self.outlet.remove()
         self.counters.closed += 1
-        self._set_close_code(reason, cut=cut)
-        if self._close_timer is not None:
-            self._close_timer.cancel()
-            self._close_timer = None
-        self._inbox.stop_pausing()
-        transport = self._transport
-        if self.ping_interval:
-            transport.call_inside(lambda: keepalive_of(transport.clock).forget(self))
-        if was_open:
-            self._announce_end()
         code, reason = self.close_code, self.close_reason
         logger.info(
             "closed %.200r with %s %.200r",
@@ -747,166 +677,7 @@ class Connection:
             if self.keeper is not None:
                 self.keeper.forget(self)
 
-    # -- the hub or the selector thread ----------------------------------------------------
-
-    @property
-    def unread(self) -> bool:
-        return bool(self._inbox.messages) or self._held
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            self._data_received(data)
-        except Exception:  # ours: the connection must not stay behind, open and silent
-            logger.exception("the connection of %.200r broke", self.path)
-            try:
-                self.fail(1011)
-            finally:
-                self.abort()
-
-    def _take_early(self, data: bytes) -> None:
-        self.data_received(data)
-        self.read_on()
-
-    def _data_received(self, data: bytes) -> None:
-        self._heard += 1
-        protocol = self._protocol
-        size = len(data)
-        self.counters.bytes_in += size
-        messages = protocol.receive(data)
-        if protocol.attention and protocol.output:
-            self._send_pongs()
-        extra = protocol.extra if protocol.attention else 0
-        if messages or extra:
-            self._inbox.deliver(messages, extra)
-        if protocol.attention:
-            self._attend()
-
-    def _attend(self) -> None:
-        """Do what the protocol asks for beyond messages: pongs, closing, another turn."""
-        protocol, transport = self._protocol, self._transport
-        protocol.attention = False
-        if protocol.pong is not None:
-            self._take_pong(protocol.pong)
-            protocol.pong = None
-        if protocol.state is not wire.OPEN:
-            self._attend_closing()
-        if protocol.more:
-            transport.pause()
-            if not self._inbox.paused:
-                transport.call_soon(self.read_on)
-        missing = protocol.missing
-        transport.read_size = READ_SIZE if missing < READ_SIZE else READ_SIZE_LARGE
-
-    def _send_pongs(self) -> None:
-        """Answer pings, before the messages behind them are; a close frame is for later."""
-        output = self._protocol.output
-        closing = [output.pop()] if self._protocol.state is not wire.OPEN else []
-        if output and self._transport.buffered:
-            self._late_pong = output[-1]  # of pings that come too fast, the newest (§5.5.3)
-        elif output:
-            self._transport.write(b"".join(output))
-        output[:] = closing
-
-    def _attend_closing(self) -> None:
-        """Write the close frame, unless the handler still owes the replies to what came before.
-
-        RFC 6455 §5.5.1 lets an endpoint delay its close frame. What gevent-websocket's users
-        know is kept so: a close frame is seen after the messages before it were handled.
-        """
-        protocol = self._protocol
-        if self._state is OPEN and protocol.close_received and not protocol.failed:
-            inbox = self._inbox
-            if not self._held and inbox.busy:
-                self._held = True
-                grace = self.limits.close_timeout if inbox.messages else _REPLY_GRACE
-                self._transport.call_later(min(grace, self.limits.close_timeout), self._release)
-            if self._held:
-                return
-        self._answer_close()
-
-    def _release(self) -> None:
-        """Answer the close frame that waited for the handler."""
-        with self._transport.lock:
-            if self._held:
-                self._inbox.handling = False
-                self._answer_close()
-
-    def _answer_close(self) -> None:
-        protocol, transport = self._protocol, self._transport
-        if protocol.output:
-            transport.write(b"".join(protocol.output))
-            protocol.output.clear()
-        if self._state is OPEN:
-            self._start_closing()
-        if protocol.finished:
-            transport.finish(linger=not protocol.over)
-
-    def _take_pong(self, payload: bytes) -> None:
-        if self._ping is not None and self._ping[0] == payload:
-            self.latency = monotonic() - self._ping[1]
-            self._ping = None
-
-    def read_on(self) -> None:
-        """Take up reading where it was left."""
-        if self._inbox.paused or self._state is CLOSED:
-            return
-        if self._protocol.more:
-            self.data_received(b"")
-        if not self._protocol.more and not self._inbox.paused:
-            self._transport.resume()
-
-    @property
-    def owes(self) -> bool:
-        return self._held or (self._protocol.over and self._transport.buffered > 0)
-
-    def eof_received(self) -> None:
-        self._ended()
-
-    def write_drained(self) -> None:
-        if self._state is CLOSING:
-            self._start_close_timer()
-        elif self.outlet is not None:
+    def link_drained(self) -> None:
+        """See :class:`~flask_sockets2.link.Owner`."""
+        if self.outlet is not None:
             self.outlet.drained()
-        if self._late_pong is not None:
-            pong, self._late_pong = self._late_pong, None
-            self._transport.write(pong)
-
-    def write_stalled(self) -> None:
-        self._drop("the peer took nothing")
-
-    def _drop(self, why: str) -> None:
-        """End it for a peer that is too slow."""
-        if self._state is not CLOSED:
-            reason = f"{why} for {self.limits.send_timeout} s (SOCKETS_SEND_TIMEOUT)"
-            logger.info(
-                "dropped %.200r: %s",
-                self.path,
-                reason,
-                extra={"event": "dropped", "path": self.path},
-            )
-            self.abort(reason)
-
-    # -- keepalive -------------------------------------------------------------------------
-
-    def heard(self) -> int:
-        """A number that changes whenever something comes from the peer."""
-        if self._inbox.paused:
-            self._heard += 1  # nobody listens: its pongs stand behind what was not read
-        return self._heard
-
-    def _watch(self) -> None:
-        if self._state is not CLOSED:
-            keepalive_of(self._transport.clock).watch(self)
-
-    def keepalive_ping(self) -> None:
-        """Send a ping that the latency is measured by."""
-        with self._transport.lock:
-            if self._state is OPEN and not self._held:
-                payload = os.urandom(4)
-                self._ping = (payload, monotonic())
-                self._transport.write(self._protocol.ping(payload))
-
-    def keepalive_failed(self) -> None:
-        """Nothing came after a ping: the peer is dead, though TCP has not said so."""
-        self.fail(1011, "keepalive ping timeout")
-        self.abort()

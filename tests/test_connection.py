@@ -276,7 +276,7 @@ def test_a_peer_that_half_closes_gets_replies_and_close_frame(serve: Serve, kind
     def handler(ws: Any) -> None:
         for message in ws:
             deadline = monotonic() + TIMEOUT
-            while ws._transport._reading and monotonic() < deadline:
+            while ws.transport._reading and monotonic() < deadline:
                 kind.sleep(0.001)  # until the end of the peer's stream has been seen
             ws.send(message)
 
@@ -402,7 +402,7 @@ def test_a_timeout_of_zero_only_looks(serve: Serve, kind: Threads) -> None:
         with pytest.raises(TimeoutError):
             ws.receive(timeout=0)
         ws.send("now")
-        while not ws.unread:
+        while not ws._link.unread:
             kind.sleep(0.001)
         return ws.receive(timeout=0)
 
@@ -436,7 +436,7 @@ def test_a_second_receiver_is_told_so_and_the_first_goes_on(serve: Serve, kind: 
     def handler(ws: Any) -> Any:
         got: list[Any] = []
         join = kind.spawn(lambda: got.append(ws.receive()))
-        while not ws._transport.waiting:
+        while not ws.transport.waiting:
             kind.sleep(0.001)
         with pytest.raises(RuntimeError, match=r"another (thread|greenlet) waits in receive\(\)"):
             ws.receive()
@@ -459,7 +459,7 @@ def test_a_receiver_elsewhere_is_woken_when_the_handler_ends_the_connection(
 
     def handler(ws: Any) -> None:
         kind.spawn(lambda: got.append(ws.receive()))
-        while ws._transport.waiting is None:
+        while ws.transport.waiting is None:
             kind.sleep(0.001)
         if how != "return":
             getattr(ws, how)()
@@ -518,7 +518,7 @@ def test_a_reader_that_does_not_keep_up_stops_the_peer_and_loses_nothing(
     serving = serve(handler, small_buffers=True, receive_buffer=4000)
     sent = serving.peer.send_while_taken(message, for_seconds=TIMEOUT, stalled_after=0.3)
     assert sent < 2**20, "reading never stopped"
-    unread = sum(map(len, serving.ws._inbox.messages))
+    unread = sum(map(len, serving.ws._link.inbox.messages))
     assert unread <= 4000 + 66_000, "more was read than one read brings"
     go.set()
     serving.peer.send(message[sent % len(message) or len(message) :] + close_frame())
@@ -556,7 +556,7 @@ def test_text_counts_as_the_memory_that_it_takes(serve: Serve, kind: Threads) ->
 
     serving = serve(handler, small_buffers=True, receive_buffer=100_000)
     sent = serving.peer.send_while_taken(message, for_seconds=TIMEOUT, stalled_after=0.3)
-    unread = sum(map(getsizeof, serving.ws._inbox.messages))
+    unread = sum(map(getsizeof, serving.ws._link.inbox.messages))
     assert unread <= 100_000 + 70_000, "more than one read more"
     go.set()
     serving.peer.send(message[sent % len(message) or len(message) :] + close_frame())
@@ -704,10 +704,10 @@ def test_a_send_waits_when_the_buffer_is_full_and_goes_on(serve: Serve) -> None:
     def handler(ws: Any) -> None:
         for number in range(count):
             ws.send(bytes([number]) * size)
-            most.append(ws._transport.buffered)
+            most.append(ws.transport.buffered)
 
     serving = serve(handler, small_buffers=True, send_buffer=50_000)
-    wait_until(lambda: serving.ws._transport.buffered > 20_000, "the buffer to fill")
+    wait_until(lambda: serving.ws.transport.buffered > 20_000, "the buffer to fill")
     assert len(most) < count
     for number in range(count):
         assert serving.peer.message() == bytes([number]) * size
@@ -770,7 +770,7 @@ def test_a_slow_peer_gets_all_though_the_close_timeout_is_short(serve: Serve) ->
     size = 2_000_000
     serving = serve(lambda ws: ws.send(bytes(size)), small_buffers=True, close_timeout=0.2)
     serving.peer.read_slowly(at_a_time=8192, interval=0.02, seconds=1.0)
-    assert serving.ws._transport.buffered, "the peer was not slow"
+    assert serving.ws.transport.buffered, "the peer was not slow"
     assert serving.peer.message() == bytes(size)
     serving.peer.send(close_frame())
     assert serving.peer.closing() == (1000, "")
@@ -805,7 +805,7 @@ def test_control_frames_have_no_more_room_than_messages(opcode: int, serve: Serv
         nonlocal most
         while True:
             ws.send_frame(b"x" * 120, opcode)
-            most = max(most, ws._transport.buffered)
+            most = max(most, ws.transport.buffered)
 
     def handler(ws: Any) -> None:
         with pytest.raises(ConnectionClosed, match="SOCKETS_SEND_TIMEOUT"):

@@ -30,9 +30,8 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "keepalive": frozenset({"transports"}),
     "ages": frozenset({"transports.base"}),
     "inbox": frozenset({"limits", "rates", "stats", "transports.base"}),
-    "connection": frozenset(
-        {"wire", "transports", "inbox", "keepalive", "limits", "stats", "exceptions"}
-    ),
+    "link": frozenset({"wire", "transports.base", "inbox", "keepalive", "limits", "stats"}),
+    "connection": frozenset({"wire", "transports.base", "limits", "link", "stats", "exceptions"}),
     "brokers": frozenset({"exceptions"}),
     "encoding": frozenset({"brokers", "wire.frames"}),
     "outlet": frozenset({"brokers.base", "encoding", "stats"}),

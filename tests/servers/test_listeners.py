@@ -83,7 +83,7 @@ def keep(ws, name):
 
 @sockets.route("/first/<name>", receive_buffer=1024)
 def first(ws, name):
-    while not ws.unread:
+    while not ws._link.unread:
         time.sleep(0.001)
     ws.send(ws.receive())
     ws.subscribe(name)

@@ -1,0 +1,385 @@
+"""Link: a Protocol on a Transport, from the 101 response to the end; what nobody waits for.
+
+States::
+
+    OPEN ─ close(), a close frame, a failure ─> CLOSING ─> CLOSED
+      └─ the peer vanishes ───────────────────────────────────┘
+
+The hub or the selector thread feeds it, whatever the handler does: it answers pings, sees to the
+closing handshake and puts messages into the handler's inbox.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from time import monotonic
+from typing import Protocol as Protocol_
+
+from .inbox import Inbox
+from .keepalive import keepalive_of
+from .limits import Limits
+from .stats import RouteCounters
+from .transports.base import READ_SIZE, READ_SIZE_LARGE, StreamTransport, Timer
+from .wire import protocol as wire
+from .wire.protocol import Protocol
+
+__all__ = ["CLOSED", "CLOSING", "OPEN", "Link"]
+
+logger = logging.getLogger("flask_sockets2.connection")
+
+OPEN, CLOSING, CLOSED = "OPEN", "CLOSING", "CLOSED"
+
+_REPLY_GRACE = 1.0  # seconds; how long a peer's close frame waits for the handler's last reply
+
+
+class Owner(Protocol_):
+    """Whose link it is: a connection. It is told everything under the transport's lock."""
+
+    @property
+    def path(self) -> str | None:
+        """For the log."""
+
+    def link_closing(self) -> None:
+        """Nothing can be sent any more, and no more messages are to be expected."""
+
+    def link_ended(self) -> None:
+        """It is over."""
+
+    def link_drained(self) -> None:
+        """The transport keeps nothing back any more."""
+
+
+class Link:
+    """What goes on between two endpoints; the receiver of its transport.
+
+    :param limits: of the connection.
+    :param counters: of its route.
+    """
+
+    __slots__ = (
+        "_close_timer",
+        "_heard",
+        "_late_pong",
+        "_owner",
+        "_ping",
+        "close_code",
+        "close_reason",
+        "counters",
+        "held",
+        "inbox",
+        "latency",
+        "limits",
+        "ping_interval",
+        "ping_timeout",
+        "protocol",
+        "state",
+        "transport",
+    )
+
+    def __init__(
+        self,
+        owner: Owner,
+        transport: StreamTransport,
+        protocol: Protocol,
+        limits: Limits,
+        counters: RouteCounters,
+    ) -> None:
+        self.transport = transport
+        self.protocol = protocol
+        self.limits = limits
+        self.counters = counters
+        self.inbox = Inbox(self, transport, limits, counters)
+        self.state = OPEN
+        #: The peer's close frame waits for the handler; see :meth:`release`.
+        self.held = False
+        #: As :attr:`Connection.close_code` and :attr:`Connection.close_reason`.
+        self.close_code: int | None = None
+        self.close_reason = ""
+        #: Seconds from the last ping to its pong, None before.
+        self.latency: float | None = None
+        self.ping_interval = limits.ping_interval
+        self.ping_timeout = limits.ping_timeout
+        self._owner = owner
+        self._heard = 0
+        self._ping: tuple[bytes, float] | None = None
+        self._late_pong: bytes | None = None
+        self._close_timer: Timer | None = None
+
+    def start(self, response: bytes, early: bytes) -> None:
+        """Send the response that opens it, and begin to read; under the transport's lock.
+
+        :param early: what has come from the peer by now.
+        """
+        transport = self.transport
+        transport.write(response)
+        # What came early goes first, and the hub may poll sockets before it calls us.
+        transport.start(self, reading=not early)
+        if early:
+            transport.call_soon(lambda: self._take_early(early))
+
+    def wait_for_room(self, size: int) -> None:
+        """Wait until so many bytes fit into the send buffer; the peer is dropped where it takes
+        nothing for so long."""
+        transport = self.transport
+        limit = max(0, self.limits.send_buffer - size)
+        deadline = monotonic() + self.limits.send_timeout
+        with transport.lock:
+            while transport.buffered > limit:
+                if not transport.wait_progress(max(0.0, deadline - monotonic())):
+                    self._drop("no room to send")
+
+    # -- closing ---------------------------------------------------------------------------
+
+    def close(self, code: int, reason: str) -> None:
+        """Start the closing handshake, or answer the peer's; does nothing where it was started.
+
+        :raises ValueError: when a close frame cannot carry the code or the reason.
+        """
+        with self.transport.lock:
+            if self.state is not OPEN:
+                pass
+            elif self.protocol.close_received:  # it waited for us
+                self._answer_close()
+            else:
+                self.protocol.close(code, reason)
+                self._attend()
+
+    def fail(self, code: int, reason: str = "") -> None:
+        """Send a close frame and end, without waiting for the peer's (RFC 6455 §7.1.7)."""
+        with self.transport.lock:
+            if self.state is OPEN or self.state is CLOSING:
+                self.protocol.fail(code, reason)
+                self._attend()
+
+    def abort(self, reason: str = "") -> None:
+        """Drop the connection at once, without a closing handshake.
+
+        :param reason: why, for the log and for ``close_reason``.
+        """
+        with self.transport.lock:
+            if self.state is CLOSED:
+                return
+            cut = self.transport.buffered > 0
+            self.transport.close()
+            self._ended(reason, cut=cut)
+
+    def wait_closed(self, timeout: float) -> None:
+        """Wait until the connection is over, at most so many seconds."""
+        transport = self.transport
+        deadline = monotonic() + timeout
+        with transport.lock:
+            while not transport.closed and monotonic() < deadline:
+                transport.wait_progress(max(0.0, deadline - monotonic()))
+
+    def release(self) -> None:
+        """Answer the close frame that waited for the handler."""
+        with self.transport.lock:
+            if self.held:
+                self.inbox.handling = False
+                self._answer_close()
+
+    def _start_closing(self) -> None:
+        """The closing handshake is under way; the handler can send nothing more."""
+        self.state = CLOSING
+        self.held = False
+        self._set_close_code()
+        self._owner.link_closing()
+        self.inbox.stop_pausing()
+        transport = self.transport
+        if self.protocol.over and not transport.buffered:
+            return
+        if not transport.buffered:
+            self._start_close_timer()
+        if self.protocol.more:
+            transport.call_soon(self.read_on)
+
+    def _start_close_timer(self) -> None:
+        if self._close_timer is None:
+            self._close_timer = self.transport.call_later(self.limits.close_timeout, self.abort)
+
+    def _set_close_code(self, reason: str = "", *, cut: bool = False) -> None:
+        protocol = self.protocol
+        sent = None if cut else protocol.close_sent
+        self.close_code, self.close_reason = protocol.close_received or sent or (1006, reason)
+
+    def _ended(self, reason: str = "", *, cut: bool = False) -> None:
+        """The transport is closed; :param cut: with something that was never written."""
+        if self.state is CLOSED:
+            return
+        was_open = self.state is OPEN
+        self.protocol.receive_eof()
+        self.state = CLOSED
+        self.held = False
+        self._set_close_code(reason, cut=cut)
+        if self._close_timer is not None:
+            self._close_timer.cancel()
+            self._close_timer = None
+        self.inbox.stop_pausing()
+        if self.ping_interval:
+            self.transport.call_inside(lambda: keepalive_of(self.transport.clock).forget(self))
+        if was_open:
+            self._owner.link_closing()
+        self._owner.link_ended()
+
+    # -- the hub or the selector thread ----------------------------------------------------
+
+    @property
+    def unread(self) -> bool:
+        return bool(self.inbox.messages) or self.held
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._data_received(data)
+        except Exception:  # ours: the connection must not stay behind, open and silent
+            logger.exception("the connection of %.200r broke", self._owner.path)
+            try:
+                self.fail(1011)
+            finally:
+                self.abort()
+
+    def _take_early(self, data: bytes) -> None:
+        self.data_received(data)
+        self.read_on()
+
+    def _data_received(self, data: bytes) -> None:
+        self._heard += 1
+        protocol = self.protocol
+        size = len(data)
+        self.counters.bytes_in += size
+        messages = protocol.receive(data)
+        if protocol.attention and protocol.output:
+            self._send_pongs()
+        extra = protocol.extra if protocol.attention else 0
+        if messages or extra:
+            self.inbox.deliver(messages, extra)
+        if protocol.attention:
+            self._attend()
+
+    def _attend(self) -> None:
+        """Do what the protocol asks for beyond messages: pongs, closing, another turn."""
+        protocol, transport = self.protocol, self.transport
+        protocol.attention = False
+        if protocol.pong is not None:
+            self._take_pong(protocol.pong)
+            protocol.pong = None
+        if protocol.state is not wire.OPEN:
+            self._attend_closing()
+        if protocol.more:
+            transport.pause()
+            if not self.inbox.paused:
+                transport.call_soon(self.read_on)
+        missing = protocol.missing
+        transport.read_size = READ_SIZE if missing < READ_SIZE else READ_SIZE_LARGE
+
+    def _send_pongs(self) -> None:
+        """Answer pings, before the messages behind them are; a close frame is for later."""
+        output = self.protocol.output
+        closing = [output.pop()] if self.protocol.state is not wire.OPEN else []
+        if output and self.transport.buffered:
+            self._late_pong = output[-1]  # of pings that come too fast, the newest (§5.5.3)
+        elif output:
+            self.transport.write(b"".join(output))
+        output[:] = closing
+
+    def _attend_closing(self) -> None:
+        """Write the close frame, unless the handler still owes the replies to what came before.
+
+        RFC 6455 §5.5.1 lets an endpoint delay its close frame. What gevent-websocket's users
+        know is kept so: a close frame is seen after the messages before it were handled.
+        """
+        protocol = self.protocol
+        if self.state is OPEN and protocol.close_received and not protocol.failed:
+            inbox = self.inbox
+            if not self.held and inbox.busy:
+                self.held = True
+                grace = self.limits.close_timeout if inbox.messages else _REPLY_GRACE
+                self.transport.call_later(min(grace, self.limits.close_timeout), self.release)
+            if self.held:
+                return
+        self._answer_close()
+
+    def _answer_close(self) -> None:
+        protocol, transport = self.protocol, self.transport
+        if protocol.output:
+            transport.write(b"".join(protocol.output))
+            protocol.output.clear()
+        if self.state is OPEN:
+            self._start_closing()
+        if protocol.finished:
+            transport.finish(linger=not protocol.over)
+
+    def _take_pong(self, payload: bytes) -> None:
+        if self._ping is not None and self._ping[0] == payload:
+            self.latency = monotonic() - self._ping[1]
+            self._ping = None
+
+    def read_on(self) -> None:
+        """Take up reading where it was left."""
+        if self.inbox.paused or self.state is CLOSED:
+            return
+        if self.protocol.more:
+            self.data_received(b"")
+        if not self.protocol.more and not self.inbox.paused:
+            self.transport.resume()
+
+    @property
+    def owes(self) -> bool:
+        return self.held or (self.protocol.over and self.transport.buffered > 0)
+
+    def eof_received(self) -> None:
+        self._ended()
+
+    def write_drained(self) -> None:
+        if self.state is CLOSING:
+            self._start_close_timer()
+        else:
+            self._owner.link_drained()
+        if self._late_pong is not None:
+            pong, self._late_pong = self._late_pong, None
+            self.transport.write(pong)
+
+    def write_stalled(self) -> None:
+        self._drop("the peer took nothing")
+
+    def _drop(self, why: str) -> None:
+        """End it for a peer that is too slow."""
+        if self.state is not CLOSED:
+            reason = f"{why} for {self.limits.send_timeout} s (SOCKETS_SEND_TIMEOUT)"
+            logger.info(
+                "dropped %.200r: %s",
+                self._owner.path,
+                reason,
+                extra={"event": "dropped", "path": self._owner.path},
+            )
+            self.abort(reason)
+
+    # -- keepalive -------------------------------------------------------------------------
+
+    def heard(self) -> int:
+        """A number that changes whenever something comes from the peer."""
+        if self.inbox.paused:
+            self._heard += 1  # nobody listens: its pongs stand behind what was not read
+        return self._heard
+
+    def keep_alive(self) -> None:
+        """Have it pinged from now on, where that is wanted."""
+        if self.ping_interval:
+            self.transport.call_inside(self._watch)
+
+    def _watch(self) -> None:
+        if self.state is not CLOSED:
+            keepalive_of(self.transport.clock).watch(self)
+
+    def keepalive_ping(self) -> None:
+        """Send a ping that the latency is measured by."""
+        with self.transport.lock:
+            if self.state is OPEN and not self.held:
+                payload = os.urandom(4)
+                self._ping = (payload, monotonic())
+                self.transport.write(self.protocol.ping(payload))
+
+    def keepalive_failed(self) -> None:
+        """Nothing came after a ping: the peer is dead, though TCP has not said so."""
+        self.fail(1011, "keepalive ping timeout")
+        self.abort()
