@@ -213,7 +213,7 @@ def test_with_memory_a_process_listens_to_nothing_more() -> None:
     with sockets.test_client(app).connect("/news"):
         assert state_of(app).reporter.begun
         broker: Any = state_of(app).channels.broker
-        assert [*broker._channels] == ["news"]
+        wait_until(lambda: [*broker._channels] == ["news"], "the subscription, and no other")
 
 
 # -- with two workers ------------------------------------------------------------------------
