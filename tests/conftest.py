@@ -3,7 +3,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -86,16 +86,30 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """A new page without cookies; an error in its scripts fails the test."""
-    context = browser.new_context()
-    context.set_default_timeout(10_000)
-    page = context.new_page()
+def new_page(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Opens pages that share neither cookies nor connections; an error in their scripts fails the
+    test. It takes the options of a browser's context."""
+    contexts = []
     errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    yield page
-    context.close()
+
+    def open_page(**options: Any) -> Page:
+        context = browser.new_context(**options)
+        contexts.append(context)
+        context.set_default_timeout(10_000)
+        page = context.new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
     assert errors == []
+
+
+@pytest.fixture
+def page(new_page: Callable[..., Page]) -> Page:
+    """A new page without cookies; an error in its scripts fails the test."""
+    return new_page()
 
 
 @pytest.fixture(scope="session")

