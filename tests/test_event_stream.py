@@ -30,6 +30,7 @@ from tests.clients import http
 from tests.event_client import EventClient
 from tests.processes import Certificate, Server, Servers, servers_in, unused_port, wait_until
 from tests.servers.test_gevent import PATCHED, SERVE
+from tests.sites import Site, on
 from tests.wire_client import TIMEOUT
 
 POSITION = Position("0" * 16, 7)
@@ -633,45 +634,21 @@ def running(
         yield start(servers, request.param)
 
 
-class Site:
-    """A server of the application, and one channel that no other test uses."""
-
-    def __init__(self, server: Server, name: str = "news") -> None:
-        self.server = server
-        self.name = name
+class Streams(Site):
+    """A site with streams of the channel."""
 
     def open(self, query: str = "", **how: Any) -> EventClient:
         return EventClient(self.server.port, f"/events/{self.name}{query}", **how)
 
-    def state(self) -> dict[str, Any]:
-        status, body, _ = http(self.server.url(f"/state/{self.name}"))
-        assert status == 200
-        found: dict[str, Any] = json.loads(body)
-        return found
-
-    def publish(self, text: str) -> str:
-        status, body, _ = http(self.server.url(f"/publish/{self.name}"), data=text.encode())
-        assert status == 200
-        return body
-
-    def wait_for_subscribers(self, number: int, timeout: float = TIMEOUT) -> None:
-        what = f"{number} subscribers"
-        wait_until(lambda: self.state()["subscribers"] == number, what, timeout)
-
 
 @pytest.fixture
-def site(running: Server) -> Site:
-    return Site(running, f"channel{next(_names)}")
-
-
-def on(*kinds: str) -> pytest.MarkDecorator:
-    """Run a test on each of these servers."""
-    return pytest.mark.parametrize("running", kinds, indirect=True)
+def site(running: Server) -> Streams:
+    return Streams(running, f"channel{next(_names)}")
 
 
 @on(*DETACHED, *ATTACHED)
 @pytest.mark.parametrize("version", ["HTTP/1.0", "HTTP/1.1"])
-def test_a_stream_lasts_longer_than_its_request_context(version: str, site: Site) -> None:
+def test_a_stream_lasts_longer_than_its_request_context(version: str, site: Streams) -> None:
     old = site.publish("old")
     with site.open(f"?since={old}", version=version) as client:
         assert client.begin()[1]["position"] == old
@@ -691,7 +668,7 @@ def test_a_stream_lasts_longer_than_its_request_context(version: str, site: Site
 
 @on(*DETACHED)
 def test_under_our_handler_nothing_is_left_of_the_request_and_the_peers_end_is_seen_at_once(
-    site: Site,
+    site: Streams,
 ) -> None:
     with site.open() as client:
         client.begin()
@@ -704,7 +681,7 @@ def test_under_our_handler_nothing_is_left_of_the_request_and_the_peers_end_is_s
 @on(*DETACHED, *ATTACHED)
 @pytest.mark.parametrize("how", ["FIN", "RST"])
 def test_who_leaves_is_noticed_at_the_next_heartbeat_and_everything_released(
-    how: str, site: Site
+    how: str, site: Streams
 ) -> None:
     with site.open(FAST) as client:
         client.begin()
@@ -717,7 +694,7 @@ def test_who_leaves_is_noticed_at_the_next_heartbeat_and_everything_released(
 
 
 @on("gunicorn", "gunicorn --threads", "wrapped")
-def test_what_a_client_says_after_its_request_is_no_end(site: Site) -> None:
+def test_what_a_client_says_after_its_request_is_no_end(site: Streams) -> None:
     with site.open(FAST) as client:
         client.begin()
         client.sock.sendall(b"x" * 100_000)
@@ -728,7 +705,7 @@ def test_what_a_client_says_after_its_request_is_no_end(site: Site) -> None:
 
 
 @on("gunicorn --threads", "gunicorn -k gevent", "wrapped")
-def test_the_chunks_of_a_stream_on_the_wire(site: Site) -> None:
+def test_the_chunks_of_a_stream_on_the_wire(site: Streams) -> None:
     """RFC 9112 §7.1"""
     old = site.publish("old")
     with site.open() as client:
@@ -746,7 +723,7 @@ def test_the_chunks_of_a_stream_on_the_wire(site: Site) -> None:
 
 
 @on("gunicorn")
-def test_a_stream_under_our_worker_on_the_wire(site: Site) -> None:
+def test_a_stream_under_our_worker_on_the_wire(site: Streams) -> None:
     """Its end is that of the connection: RFC 9112 §6.3."""
     old = site.publish("old")
     with site.open() as client:
@@ -770,7 +747,7 @@ def test_a_stream_under_our_worker_on_the_wire(site: Site) -> None:
 
 
 @on("our handler", "gunicorn", "wrapped", "gunicorn -k gevent", "gunicorn --threads", "run")
-def test_a_client_that_stops_reading_is_dropped_and_holds_up_nobody(site: Site) -> None:
+def test_a_client_that_stops_reading_is_dropped_and_holds_up_nobody(site: Streams) -> None:
     with site.open(receive_buffer=4096) as slow, site.open() as other:
         slow.begin()
         other.begin()
@@ -797,7 +774,7 @@ def child(server: Server) -> psutil.Process:
 def test_a_thousand_streams_on_one_worker(kind: str, server_factory: Servers) -> None:
     source = SOURCE + WRAP * (kind == "wrapped")
     server = server_factory.gunicorn(source, args=["--worker-connections", "2000"])
-    site = Site(server)
+    site = Streams(server)
     process = child(server)
     with site.open(FAST) as client:  # what only the first one opens
         client.begin()
@@ -821,7 +798,7 @@ def test_events_come_through_nginx_at_once(
     server_factory: Servers, nginx: Callable[[Server], Server]
 ) -> None:
     server = start(server_factory, "gunicorn")
-    site = Site(server)
+    site = Streams(server)
     with EventClient(nginx(server).port, "/events/news?heartbeat=0.2") as client:
         client.begin()
         assert client.block() == ":"
@@ -837,7 +814,7 @@ def test_events_come_through_nginx_at_once(
 def test_a_stream_takes_a_place_until_it_has_gone(end: str, server_factory: Servers) -> None:
     args = ["--worker-connections", "2"]
     server = server_factory.gunicorn(SOURCE + end, args=args)
-    site = Site(server)
+    site = Streams(server)
     with site.open(FAST) as first, site.open() as second, site.open() as third:
         first.begin()
         second.begin()
@@ -849,7 +826,7 @@ def test_a_stream_takes_a_place_until_it_has_gone(end: str, server_factory: Serv
 
 def test_the_access_log_has_one_line(server_factory: Servers) -> None:
     server = server_factory.gunicorn(SOURCE, args=["--access-logfile", "-"])
-    site = Site(server)
+    site = Streams(server)
     with site.open() as client:
         client.begin()
         server.wait_for_output(r'"GET /events/news HTTP/1\.1" 200 ')
@@ -910,7 +887,7 @@ def test_a_server_that_stops_ends_its_streams(
     gunicorn = kind != "our server"
     how: dict[str, Any] = {"args": ["--graceful-timeout", str(GRACE)]} if gunicorn else {}
     server = start(server_factory, kind, **how)
-    site = Site(server)
+    site = Streams(server)
     with site.open() as one, site.open() as other:
         one.begin(), other.begin()
         site.publish("the last")
@@ -932,7 +909,7 @@ def test_a_stream_whose_client_does_not_read_is_not_waited_for_long(
     kind: str, server_factory: Servers
 ) -> None:
     server = start(server_factory, kind, args=["--graceful-timeout", str(GRACE)])
-    site = Site(server)
+    site = Streams(server)
     with site.open(receive_buffer=4096) as client:
         client.begin()
         for _ in range(3):  # more than the kernels take, less than SOCKETS_SEND_BUFFER
@@ -954,7 +931,7 @@ def test_threads_that_hold_streams_do_not_keep_a_server_from_stopping(
     else:
         args = [THREADS, "--graceful-timeout", "1"]
         server = server_factory.gunicorn(SOURCE, worker=None, args=args)
-    with Site(server).open() as client:
+    with Streams(server).open() as client:
         client.begin()
         begun = time.monotonic()
         server.process.send_signal(signal.SIGINT)

@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -17,6 +16,7 @@ import pytest
 from tests.clients import http
 from tests.processes import Certificate, Server, Servers, servers_in, unused_port, wait_until
 from tests.servers.test_gevent import PATCHED, SERVE
+from tests.sites import Site, on
 from tests.wire_client import (
     BINARY,
     CLOSE,
@@ -182,29 +182,12 @@ GOING_AWAY = (1001, "server shutdown")
 _names = count()
 
 
-@dataclass(frozen=True, slots=True)
-class Site:
-    """A server of the application, and one channel that no other test uses.
-
-    :ivar name: of the channel.
-    """
-
-    server: Server
-    name: str
+class Listeners(Site):
+    """A site whose routes subscribe to the channel."""
 
     def connect(self, path: str = "/listen", **options: Any) -> WireClient:
         """Open a WebSocket of a route that subscribes to the channel, for a ``with`` statement."""
         return connect(self.server.port, f"{path}/{self.name}", **options)
-
-    def state(self) -> dict[str, Any]:
-        status, body, _ = http(self.server.url(f"/state/{self.name}"))
-        assert status == 200
-        found: dict[str, Any] = json.loads(body)
-        return found
-
-    def publish(self, text: str) -> None:
-        status, _, _ = http(self.server.url(f"/publish/{self.name}"), data=text.encode())
-        assert status == 200
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the connection that ``/kept`` keeps, from a view."""
@@ -215,9 +198,6 @@ class Site:
         )
         assert status == 200
         return json.loads(body)[0]
-
-    def wait_until_subscribed(self, connections: int = 1) -> None:
-        wait_until(lambda: self.state()["subscribers"] == connections, "the subscription")
 
     def wait_until_torn_down(self) -> None:
         wait_until(lambda: self.state()["noted"].get(self.name) == "torn down", "the handler's end")
@@ -259,20 +239,15 @@ def running(
 
 
 @pytest.fixture
-def site(running: Server) -> Site:
-    return Site(running, f"channel{next(_names)}")
-
-
-def on(*kinds: str) -> pytest.MarkDecorator:
-    """Run a test on each of these servers."""
-    return pytest.mark.parametrize("running", kinds, indirect=True)
+def site(running: Server) -> Listeners:
+    return Listeners(running, f"channel{next(_names)}")
 
 
 # -- after the handler has returned --------------------------------------------------------
 
 
 @on(*DETACHED)
-def test_a_listener_outlives_its_request_of_which_nothing_is_left(site: Site) -> None:
+def test_a_listener_outlives_its_request_of_which_nothing_is_left(site: Listeners) -> None:
     """Not even until the garbage collector comes: it is switched off there."""
     with site.connect() as client:
         site.wait_until_torn_down()
@@ -283,7 +258,7 @@ def test_a_listener_outlives_its_request_of_which_nothing_is_left(site: Site) ->
 
 
 @on(*ATTACHED)
-def test_elsewhere_the_servers_request_lasts_as_long_as_the_listener(site: Site) -> None:
+def test_elsewhere_the_servers_request_lasts_as_long_as_the_listener(site: Listeners) -> None:
     with site.connect() as client:
         site.wait_until_torn_down()
         site.publish("hello")
@@ -296,11 +271,11 @@ def test_elsewhere_the_servers_request_lasts_as_long_as_the_listener(site: Site)
 
 
 @on(*DETACHED, *ATTACHED)
-def test_the_client_of_a_listener_closes_it(site: Site) -> None:
+def test_the_client_of_a_listener_closes_it(site: Listeners) -> None:
     before = site.state()["routes"].get("/listen/<name>", {"opened": 0, "closed": 0})
     with site.connect() as client:
         site.wait_until_torn_down()
-        site.wait_until_subscribed()
+        site.wait_for_subscribers()
         client.send(close_frame(4000, b"enough"))
         assert client.frame() == Frame(True, 0, CLOSE, b"\x0f\xa0enough")
         assert client.rest() == b""
@@ -310,7 +285,7 @@ def test_the_client_of_a_listener_closes_it(site: Site) -> None:
 
 
 @on(*DETACHED, *ATTACHED)
-def test_the_client_of_a_listener_vanishes(site: Site) -> None:
+def test_the_client_of_a_listener_vanishes(site: Listeners) -> None:
     with site.connect() as client:
         site.wait_until_torn_down()
         client.reset()
@@ -319,7 +294,7 @@ def test_the_client_of_a_listener_vanishes(site: Site) -> None:
 
 @on(*DETACHED, *ATTACHED)
 def test_what_a_client_sends_to_a_listener_is_thrown_away_and_its_pings_are_answered(
-    site: Site,
+    site: Listeners,
 ) -> None:
     before = site.state()["routes"].get("/listen/<name>", {"messages_in": 0})["messages_in"]
     with site.connect() as client:
@@ -344,7 +319,9 @@ def test_what_a_client_sends_to_a_listener_is_thrown_away_and_its_pings_are_answ
     ],
     ids=["unmasked", "no UTF-8", "too big"],
 )
-def test_a_client_that_breaks_a_rule_ends_a_listener(data: bytes, code: int, site: Site) -> None:
+def test_a_client_that_breaks_a_rule_ends_a_listener(
+    data: bytes, code: int, site: Listeners
+) -> None:
     with site.connect() as client:
         site.wait_until_torn_down()
         client.send(data)
@@ -353,13 +330,13 @@ def test_a_client_that_breaks_a_rule_ends_a_listener(data: bytes, code: int, sit
 
 
 @on(*DETACHED, *ATTACHED)
-def test_what_its_handler_has_not_read_holds_up_no_listener(site: Site) -> None:
+def test_what_its_handler_has_not_read_holds_up_no_listener(site: Listeners) -> None:
     """The handler takes one message; the others fill the receive buffer before it returns."""
     with site.connect("/first") as client:
         client.send(b"".join(frame(TEXT, b"%d" % i + b"x" * 1000) for i in range(20)))
         assert client.message().startswith(b"0")
         client.send(frame(TEXT, b"late") + frame(PING, b"ping"))
-        site.wait_until_subscribed()
+        site.wait_for_subscribers()
         site.publish("hello")
         came = [client.frame() for _ in range(2)]
         assert sorted(f.payload for f in came) == [b"hello", b"ping"]
@@ -369,7 +346,9 @@ def test_what_its_handler_has_not_read_holds_up_no_listener(site: Site) -> None:
 
 
 @on(*DETACHED, "stock", "run")
-def test_who_receives_beside_a_handler_that_returns_is_told_that_it_is_over(site: Site) -> None:
+def test_who_receives_beside_a_handler_that_returns_is_told_that_it_is_over(
+    site: Listeners,
+) -> None:
     with site.connect("/shared") as client:
         wait_until(lambda: site.name in site.state()["noted"], "the other one to be told")
         assert "its handler has returned" in site.state()["noted"][site.name]
@@ -379,7 +358,9 @@ def test_who_receives_beside_a_handler_that_returns_is_told_that_it_is_over(site
 
 
 @on(*DETACHED, *ATTACHED)
-def test_a_handler_that_has_received_since_it_subscribed_ends_its_connection(site: Site) -> None:
+def test_a_handler_that_has_received_since_it_subscribed_ends_its_connection(
+    site: Listeners,
+) -> None:
     with site.connect("/talks") as client:
         client.send(frame(TEXT, b"hello"))
         assert client.message() == b"hello"
@@ -387,7 +368,7 @@ def test_a_handler_that_has_received_since_it_subscribed_ends_its_connection(sit
 
 
 @on(*DETACHED, *ATTACHED)
-def test_a_listener_is_pinged_and_one_that_is_dead_is_closed(site: Site) -> None:
+def test_a_listener_is_pinged_and_one_that_is_dead_is_closed(site: Listeners) -> None:
     with site.connect("/alive") as client:
         for _ in range(3):
             ping = client.frame()
@@ -398,9 +379,9 @@ def test_a_listener_is_pinged_and_one_that_is_dead_is_closed(site: Site) -> None
 
 
 @on(*DETACHED, "run")
-def test_the_application_may_go_on_with_a_listener_that_it_has_kept(site: Site) -> None:
+def test_the_application_may_go_on_with_a_listener_that_it_has_kept(site: Listeners) -> None:
     with site.connect("/kept") as client:
-        site.wait_until_subscribed()
+        site.wait_for_subscribers()
         site.call("send", "for you alone")
         assert client.message() == b"for you alone"
         site.call("subscribe", f"{site.name}:more")
@@ -436,7 +417,7 @@ def test_the_application_may_go_on_with_a_listener_that_it_has_kept(site: Site) 
     ids=["raises", "aborts", "closes", "unsubscribes"],
 )
 def test_a_handler_that_ends_otherwise_closes_though_it_has_subscribed(
-    path: str, payload: bytes, site: Site
+    path: str, payload: bytes, site: Listeners
 ) -> None:
     with site.connect(path) as client:
         assert client.frame() == Frame(True, 0, CLOSE, payload)
@@ -592,7 +573,7 @@ def test_a_listener_that_goes_before_its_greenlet_gives_back_one_place(
 ) -> None:
     """The greenlet has the place for as long as it waits, here for the access log."""
     server = script(server_factory, LOGS)
-    site = Site(server, "news")
+    site = Listeners(server)
     with asking(server) as client:
         assert is_answered(client, TIMEOUT)
         client.send(close_frame())
@@ -624,16 +605,16 @@ def test_listeners_count_for_the_most_that_an_application_takes(
 
 
 @on(*DETACHED)
-def test_listeners_that_have_gone_leave_no_open_file(site: Site) -> None:
+def test_listeners_that_have_gone_leave_no_open_file(site: Listeners) -> None:
     process = psutil.Process(site.server.process.pid)
     process = next(iter(process.children()), process)
     with site.connect():  # what only the first one opens
-        site.wait_until_subscribed()
+        site.wait_for_subscribers()
     wait_until(lambda: site.state()["subscribers"] == 0, "its end")
     before = process.num_fds()
     with ExitStack() as stack:
         clients = [stack.enter_context(site.connect()) for _ in range(30)]
-        site.wait_until_subscribed(30)
+        site.wait_for_subscribers(30)
         for number, client in enumerate(clients):
             if number % 2:
                 client.send(close_frame())
@@ -661,9 +642,9 @@ def test_a_server_that_stops_closes_its_listeners_with_1001(
     signum: int, kind: str, server_factory: Servers
 ) -> None:
     server = start(server_factory, kind)
-    site = Site(server, "news")
+    site = Listeners(server)
     with site.connect() as one, site.connect() as other:
-        site.wait_until_subscribed(2)
+        site.wait_for_subscribers(2)
         site.publish("the last")
         assert [one.message(), other.message()] == [b"the last"] * 2
         begun = time.monotonic()
@@ -678,9 +659,9 @@ def test_a_listener_that_does_not_answer_the_close_is_not_waited_for_long(
     server_factory: Servers,
 ) -> None:
     server = server_factory.gunicorn(SOURCE, args=["--graceful-timeout", "30"])
-    site = Site(server, "news")
+    site = Listeners(server)
     with site.connect() as client:
-        site.wait_until_subscribed()
+        site.wait_for_subscribers()
         site.publish("x" * 2**19)  # not read: its close frame comes after it all the same
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(TIMEOUT) == 0
@@ -701,7 +682,7 @@ def test_a_worker_that_is_replaced_closes_its_listeners_with_1001(
     args = ["--max-requests", "6"] if how == "max-requests" else []
     server = server_factory.gunicorn(SOURCE, args=["--graceful-timeout", "20", *args])
     (old,) = workers(server)
-    site = Site(server, "news")
+    site = Listeners(server)
     with site.connect() as one, site.connect() as other:
         site.publish("hello")
         assert [one.message(), other.message()] == [b"hello"] * 2
@@ -716,7 +697,7 @@ def test_a_worker_that_is_replaced_closes_its_listeners_with_1001(
         going_away([one, other])
     wait_until(lambda: old not in workers(server) and workers(server), "a new worker", TIMEOUT)
     with site.connect() as client:
-        site.wait_until_subscribed()
+        site.wait_for_subscribers()
         site.publish("of the new one")
         assert client.message() == b"of the new one"
     assert "Traceback" not in server.output
@@ -731,9 +712,9 @@ def test_threads_that_hold_listeners_do_not_keep_a_server_from_stopping(
     else:
         args = [THREADS, "--graceful-timeout", "1"]
         server = server_factory.gunicorn(SOURCE, worker=None, args=args)
-    site = Site(server, "news")
+    site = Listeners(server)
     with site.connect() as client:
-        site.wait_until_subscribed()
+        site.wait_for_subscribers()
         begun = time.monotonic()
         server.process.send_signal(signal.SIGINT)
         server.process.wait(TIMEOUT)
@@ -749,7 +730,7 @@ def test_the_access_log_has_one_line_for_a_listener_from_when_its_request_is_ove
     server_factory: Servers,
 ) -> None:
     server = server_factory.gunicorn(SOURCE, args=["--access-logfile", "-"])
-    site = Site(server, "news")
+    site = Listeners(server)
     with site.connect() as client:
         server.wait_for_output(r'"GET /listen/news HTTP/1\.1" 101 ')
         client.send(close_frame())
@@ -765,4 +746,4 @@ def test_gevent_websockets_own_object_has_no_channels_which_is_an_error_of_the_h
     with connect(server.port, "/listen/news") as client:
         client.rest()
     server.wait_for_output("AttributeError: 'WebSocket' object has no attribute 'subscribe'")
-    Site(server, "news").publish("pages may")
+    Listeners(server).publish("pages may")
