@@ -15,15 +15,15 @@ from flask import Flask, current_app
 
 from flask_sockets2.turbo import Turbo
 from tests import clients
-from tests.brokers.servers import RedisServer, server_binary
+from tests.brokers.servers import RedisServer, redis_or_skip
 from tests.processes import Server, wait_until
 
-APP = """
+SITE = """
     import os
+    from time import sleep
     from flask import Flask
     from flask_sockets2.turbo import Turbo, every
 
-    every.LEASE = 0.6
     app = Flask(__name__)
     app.config.from_prefixed_env()
     turbo = Turbo(app)
@@ -36,6 +36,10 @@ APP = """
     @app.get("/nothing")
     def nothing():
         return ""
+"""
+
+APP = f"""{SITE}
+    every.LEASE = 0.6
 
     @turbo.every(0.1)
     def job():
@@ -46,22 +50,8 @@ APP = """
         raise RuntimeError("this one is broken")
 """
 
-
-LONG = """
-    import os
-    from time import sleep
-    from flask import Flask
-    from flask_sockets2.turbo import Turbo, every
-
+LONG = f"""{SITE}
     every.LEASE = 0.3
-    app = Flask(__name__)
-    app.config.from_prefixed_env()
-    turbo = Turbo(app)
-
-    @app.get("/")
-    def page():
-        turbo.turbo()
-        return str(os.getpid())
 
     @turbo.every(0.05)
     def long():
@@ -73,11 +63,7 @@ LONG = """
 
 @pytest.fixture(scope="module")
 def redis() -> Iterator[RedisServer]:
-    if server_binary() is None:
-        pytest.skip("no valkey-server or redis-server: jobs over several workers were NOT tried")
-    server = RedisServer()
-    yield server
-    server.remove()
+    yield from redis_or_skip()
 
 
 @pytest.fixture
