@@ -61,6 +61,17 @@ def run_python(source: str, *args: str, **environ: str) -> str:
     return result.stdout
 
 
+def run_with_broker(source: str, url: str, prefix: str, *, patch: str = "") -> None:
+    """Run a program with a broker (``SETUP``), which comes to its end and closes it.
+
+    :param patch: how gevent patches the standard library, empty where it does not.
+    """
+    begin = f"from gevent import monkey; {patch}\n" if patch else ""
+    end = "broker.close()\nprint('done')\n"
+    said = run_python(begin + dedent(SETUP) + dedent(source) + end, url, prefix)
+    assert said == "done\n"
+
+
 # -- names and bytes on the server -------------------------------------------------------------
 
 
@@ -662,9 +673,8 @@ SETUP = """
 
 
 def test_a_child_of_a_fork_publishes_and_its_parent_hears_it(redis_url: str, prefix: str) -> None:
-    said = run_python(
-        dedent(SETUP)
-        + dedent("""
+    run_with_broker(
+        """
         import os
         broker.subscribe("news")
         broker.join("news", "parent")
@@ -683,22 +693,17 @@ def test_a_child_of_a_fork_publishes_and_its_parent_hears_it(redis_url: str, pre
         wait_until(lambda: receiver.data[-1] == b"after")
         assert receiver.data == [b"parent", b"before"] + [b"child"] * 60 + [b"after"]
         assert broker.present("news") == ["parent"]
-        broker.close()
-        print("done")
-        """),
+        """,
         redis_url,
         prefix,
     )
-    assert said == "done\n"
 
 
 def test_under_gevent_greenlets_and_native_threads_publish_at_once(
     redis_url: str, prefix: str
 ) -> None:
-    said = run_python(
-        "from gevent import monkey; monkey.patch_all()\n"
-        + dedent(SETUP)
-        + dedent("""
+    run_with_broker(
+        """
         import gevent
         broker.subscribe("news")
         pool = gevent.get_hub().threadpool
@@ -726,13 +731,11 @@ def test_under_gevent_greenlets_and_native_threads_publish_at_once(
         broker.leave("news", "ann")
         wait_until(lambda: broker.present("news") == [])
         assert len(ticks) > 20
-        broker.close()
-        print("done")
-        """),
+        """,
         redis_url,
         prefix,
+        patch="monkey.patch_all()",
     )
-    assert said == "done\n"
 
 
 def test_under_gevent_tls_is_spoken(
@@ -742,10 +745,8 @@ def test_under_gevent_tls_is_spoken(
     proxy = tls_proxy(authority)
     cafile = tmp_path / "ca.pem"
     authority.cert_pem.write_to_path(str(cafile))
-    said = run_python(
-        "from gevent import monkey; monkey.patch_all()\n"
-        + dedent(SETUP)
-        + dedent("""
+    run_with_broker(
+        """
         for i in range(50):
             broker.subscribe(str(i))
         broker.subscribe("news")
@@ -755,22 +756,18 @@ def test_under_gevent_tls_is_spoken(
         publish(b"end")
         wait_until(lambda: receiver.data[-1:] == [b"end"])
         assert receiver.data == [bytes(50_000)] * 50 + [b"end"]
-        broker.close()
-        print("done")
-        """),
+        """,
         f"rediss://127.0.0.1:{proxy.port}/0?ssl_ca_certs={cafile}",
         prefix,
+        patch="monkey.patch_all()",
     )
-    assert said == "done\n"
 
 
 def test_under_gevent_a_hub_callback_can_say_what_must_not_wait(
     redis_url: str, prefix: str
 ) -> None:
-    said = run_python(
-        "from gevent import monkey; monkey.patch_all()\n"
-        + dedent(SETUP)
-        + dedent("""
+    run_with_broker(
+        """
         import gevent
         broker.subscribe("news")
         broker.join("news", "ann")
@@ -784,44 +781,36 @@ def test_under_gevent_a_hub_callback_can_say_what_must_not_wait(
         gevent.get_hub().loop.run_callback(callback)
         wait_until(lambda: other.subscribers("news") == 7)
         wait_until(lambda: other.present("news") == [])
-        broker.close()
         other.close()
-        print("done")
-        """),
+        """,
         redis_url,
         prefix,
+        patch="monkey.patch_all()",
     )
-    assert said == "done\n"
 
 
 def test_where_gevent_leaves_threads_alone_greenlets_share_a_registration(
     redis_url: str, prefix: str
 ) -> None:
-    said = run_python(
-        "from gevent import monkey; monkey.patch_all(thread=False)\n"
-        + dedent(SETUP)
-        + dedent("""
+    run_with_broker(
+        """
         import gevent
         jobs = [gevent.spawn(broker.join, f"room {i}", "ann") for i in range(20)]
         for job in jobs:
             job.get(timeout=5)
         assert all(broker.present(f"room {i}") == ["ann"] for i in range(20))
-        broker.close()
-        print("done")
-        """),
+        """,
         redis_url,
         prefix,
+        patch="monkey.patch_all(thread=False)",
     )
-    assert said == "done\n"
 
 
 def test_where_gevent_leaves_threads_alone_the_listener_is_no_greenlet(
     redis_url: str, prefix: str
 ) -> None:
-    said = run_python(
-        "from gevent import monkey; monkey.patch_all(thread=False)\n"
-        + dedent(SETUP)
-        + dedent("""
+    run_with_broker(
+        """
         slept, sleep, main = [], time.sleep, threading.get_ident()
 
         def record(seconds):
@@ -834,22 +823,18 @@ def test_where_gevent_leaves_threads_alone_the_listener_is_no_greenlet(
         broker.publish([Draft("news", "binary", b"x")] * 2000)
         wait_until(lambda: len(receiver.data) == 2000)
         assert slept == [], slept[:3]
-        broker.close()
-        print("done")
-        """),
+        """,
         redis_url,
         prefix,
+        patch="monkey.patch_all(thread=False)",
     )
-    assert said == "done\n"
 
 
 def test_under_gevent_a_child_of_a_fork_leaves_its_parents_connections_alone(
     redis_url: str, prefix: str
 ) -> None:
-    said = run_python(
-        "from gevent import monkey; monkey.patch_all()\n"
-        + dedent(SETUP)
-        + dedent("""
+    run_with_broker(
+        """
         import os
         broker.subscribe("news")
         broker.join("news", "parent")
@@ -866,10 +851,8 @@ def test_under_gevent_a_child_of_a_fork_leaves_its_parents_connections_alone(
         publish(b"after")
         wait_until(lambda: receiver.data[-1] == b"after")
         assert receiver.data == [b"parent"] + [b"child"] * 200 + [b"after"]
-        broker.close()
-        print("done")
-        """),
+        """,
         redis_url,
         prefix,
+        patch="monkey.patch_all()",
     )
-    assert said == "done\n"
