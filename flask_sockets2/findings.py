@@ -51,8 +51,7 @@ in nginx, into the block "location" of this URL:
     proxy_http_version 1.1;
     proxy_set_header Host $http_host;
     proxy_set_header Upgrade $http_upgrade;
-    proxy_set_header Connection "upgrade";
-    proxy_read_timeout 3600s;"""
+    proxy_set_header Connection "upgrade";"""
 
 _PROXIES = (
     # name in the Server or Via header field, what to change there

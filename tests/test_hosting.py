@@ -38,7 +38,9 @@ PATIENCE = 1  # seconds
 
 def router(servers: Servers, program: str) -> Server:
     """One that cuts what was silent for a second."""
-    impatient = AS_DOCUMENTED.replace("3600s", f"{PATIENCE}s")
+    impatient = AS_DOCUMENTED.replace(
+        "proxy_http_version", f"proxy_read_timeout {PATIENCE}s;\n    proxy_http_version"
+    )
     return nginx_in_front(servers, servers.gunicorn(program + ROUTES).port, impatient)
 
 
