@@ -34,7 +34,7 @@ SCRIPT, PEOPLE = blocks(TUTORIAL, "javascript")
 CONSOLE = [block.splitlines() for block in blocks(TUTORIAL, "console")]
 (UNIT,) = blocks(TUTORIAL, "ini")
 (SITE,) = blocks(TUTORIAL, "nginx")
-WITH_PEOPLE = ROOMS[: ROOMS.index('@sockets.route("/chat/')] + CHAT
+WITH_PEOPLE = ROOMS[: ROOMS.index('@app.get("/rooms/')] + CHAT
 
 NAMED = {"flask": [sys.executable, "-m", "flask"], "python": [sys.executable]}
 
@@ -196,10 +196,53 @@ def test_two_workers_lose_nothing_when_one_is_killed_and_a_script_may_speak(
         assert lines(page) == ["ann: before", "a script: hello"]
 
 
+def test_what_is_on_its_way_when_all_workers_are_killed_stays_in_the_form(
+    server_factory: Servers, folder: Path, browser: Browser, redis_url: str
+) -> None:
+    server = server_factory.gunicorn(
+        WITH_PEOPLE, args=["--workers", "2"], environ={"FLASK_SOCKETS_BROKER_URL": redis_url}
+    )
+    ann, bob = enter(browser, server, "ann"), enter(browser, server, "bob")
+    workers = psutil.Process(server.process.pid).children()
+    for worker in workers:
+        worker.suspend()  # so that nobody reads what she says
+    say(ann, "hello")
+    assert ann.locator("[name=text][readonly]").count() == 1
+    for worker in workers:
+        worker.kill()
+    ann.press("[name=text]:not([readonly])", "Enter")
+    bob.wait_for_selector("text=ann: hello")
+    ann.wait_for_selector("text=ann: hello")
+    assert ann.input_value("[name=text]") == ""
+    assert lines(ann) == lines(bob) == ["ann: hello"]
+
+
+def test_a_page_without_a_name_is_refused_as_its_websocket_is(server_factory: Servers) -> None:
+    server = server_factory.flask_run(WITH_PEOPLE)
+    for name in ("", "+", "a" * 31):
+        assert http(server.url(f"/rooms/lobby?name={name}"))[0] == 400
+
+
+@pytest.mark.parametrize(
+    "broken",
+    ["import missing_module", 'raise SystemExit("no settings")', "def app(:"],
+    ids=["import", "exit", "syntax"],
+)
+def test_a_program_that_cannot_be_imported_is_not_reloaded(tmp_path: Path, broken: str) -> None:
+    check, reload = re.findall("^ExecReload=(.*)", UNIT, re.MULTILINE)
+    assert reload == "/bin/kill -s HUP $MAINPID"
+    words = [sys.executable, "-m", "gunicorn", *check.split()[1:]]
+    for program, status in ((WITH_PEOPLE, 0), (f"{broken}\n{WITH_PEOPLE}", 1)):
+        (tmp_path / "app.py").write_text(program)
+        environ = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+        ran = subprocess.run(words, cwd=tmp_path, env=environ, timeout=25, check=False)
+        assert ran.returncode == status
+
+
 def test_the_service_behind_nginx_serves_the_chat(
     server_factory: Servers, folder: Path, browser: Browser, redis_url: str
 ) -> None:
-    unit = configparser.RawConfigParser()
+    unit = configparser.RawConfigParser(strict=False)  # a unit may have two of ExecReload
     unit.optionxform = str  # type: ignore[assignment, method-assign]  # keys keep their case
     unit.read_string(UNIT)
     service = unit["Service"]
