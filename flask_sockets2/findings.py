@@ -149,9 +149,10 @@ FINDINGS = {
         "Check the path. 'flask sockets routes' lists the WebSocket rules.",
     ),
     "bad request": (
-        "The request was refused as malformed: {answer}",
-        "The application may have no WebSocket rule for this path ('flask sockets routes'), or a "
-        "proxy changes the header fields: {proxy}",
+        "The request was refused as a bad one: {answer}",
+        "The handler may refuse it, as by abort(400): check the path and the query string. Or the "
+        "application has no WebSocket rule for this path ('flask sockets routes'). Or a proxy "
+        "changes the header fields: {proxy}",
     ),
     "login": (
         "The server asks for a login: {answer}",
@@ -220,7 +221,8 @@ FINDINGS = {
     ),
     "redirect": (
         "The server redirects to {location}, which browsers do not follow: {answer}",
-        "Use that address for the WebSocket: {target}",
+        "If that is a login page, pass the cookie of a browser that has logged in: --header "
+        "'Cookie: session=...'. If the WebSocket has moved there, use that address: {target}",
     ),
     "page": (
         "A page came instead of a WebSocket: {answer}",
