@@ -21,6 +21,7 @@ from flask_sockets2.brokers.base import BrokerOptions
 from flask_sockets2.extension import state_of
 from flask_sockets2.signing import MAX_AGE
 from flask_sockets2.sse import PubSub, access, interop, progress, settings, sse
+from tests.brokers.servers import RedisServer
 from tests.clients import http
 from tests.processes import Server, wait_until
 from tests.sse.reader import Reader
@@ -97,8 +98,19 @@ def test_mail_is_for_its_user(guide: SimpleNamespace, client: FlaskClient) -> No
         response.close()
 
 
-def test_the_import_is_told(guide: SimpleNamespace, client: FlaskClient) -> None:
-    stream = client.post("/import/7", json=[1, 2]).json["stream"]  # type: ignore[index]
+def test_the_import_is_told_by_another_process(
+    guide: SimpleNamespace, client: FlaskClient, broker: RedisServer
+) -> None:
+    guide.app.config["SOCKETS_BROKER_URL"] = broker.url
+    guide.import_rows(broker.url, "7", ["a", "b"])
+    stream = client.get("/import/7").json["stream"]  # type: ignore[index]
+    with Reader(guide.app, stream) as reader:
+        assert reader.next().json() == {"state": "done", "value": 2, "total": 2, "text": "row 2"}
+    guide.app.extensions["flask_sockets2"].channels.close()
+
+
+def test_the_count_is_told_by_a_thread(guide: SimpleNamespace, client: FlaskClient) -> None:
+    stream = client.post("/count/7", json=[1, 2]).json["stream"]  # type: ignore[index]
     with Reader(guide.app, stream) as reader:
         events = [reader.next()]
         while events[-1].json()["state"] == "running":
