@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -56,7 +57,7 @@ from flask_sockets2.guests import Rules
 from flask_sockets2.metrics import _CHANNELS, _ROUTES, Metrics
 from flask_sockets2.signing import MAX_AGE
 from flask_sockets2.stats import LIMITS, ChannelCounters, Counters, RouteCounters
-from flask_sockets2.turbo import Turbo
+from flask_sockets2.turbo import Turbo, npm
 from flask_sockets2.turbo.extension import ROUTE
 from flask_sockets2.view import OPTIONS
 from tests.brokers.servers import RedisServer, redis_or_skip, server_binary
@@ -64,6 +65,7 @@ from tests.clients import TIMEOUT, echoed, http, websocket
 from tests.processes import Certificate, Server, Servers, wait_until
 from tests.proxies import caddy_in_front, haproxy_in_front, nginx_in_front
 from tests.test_cli import doctor
+from tests.turbo.browser import turbo_js
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -88,7 +90,7 @@ STARTED = {RECIPES: ["measure"], TURBO_FLASK: ["update_load"]}
 YOURS = {"app.py", "conftest.py", "tasks.py"}
 """Files of a reader's own."""
 
-LEFT_OUT = {SERVERS: "patch_all", ROOT / "docs" / "tutorial.rst": "# test_app.py"}
+LEFT_OUT = {SERVERS: "patch_all", ROOT / "docs" / "tutorial.rst": "# test_app.py|def name_of"}
 """What needs a process of its own, in ``tests/test_readme.py`` and ``tests/test_tutorial.py``."""
 
 APPLICATION = {
@@ -176,7 +178,7 @@ def run(path: Path, leave_out: str = "nothing") -> dict[str, Any]:
 
     The threads that they start are not run, but named by ``started``.
 
-    :param leave_out: what stands in the one block that is not run.
+    :param leave_out: a pattern of what stands in the blocks that are not run.
     """
     started: list[str] = []
 
@@ -192,7 +194,7 @@ def run(path: Path, leave_out: str = "nothing") -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(threading, "Thread", Recorded)
         for block in blocks(path, "python"):
-            if leave_out not in block:
+            if not re.search(leave_out, block):
                 # Without the annotations of this module's __future__.
                 exec(compile(block, path.name, "exec", dont_inherit=True), namespace)
     return namespace
@@ -392,7 +394,7 @@ def test_the_clock_of_the_reference_ticks_and_stops() -> None:
 
 @pytest.fixture(scope="module")
 def recipes() -> dict[str, Any]:
-    """What the recipes define, all but the factory, which is a program of its own."""
+    """What the recipes define, all but the factories, which are programs of their own."""
     return run(RECIPES, leave_out="def create_app")
 
 
@@ -486,13 +488,67 @@ def test_origins_may_stand_in_one_string() -> None:
 
 def test_the_factory_may_be_called_any_number_of_times() -> None:
     namespace: dict[str, Any] = {"__name__": "factory"}
-    (block,) = [block for block in blocks(RECIPES, "python") if "def create_app" in block]
+    (block,) = [block for block in blocks(RECIPES, "python") if 'prefix="/live"' in block]
     exec(compile(block, RECIPES.name, "exec"), namespace)
     apps = [namespace["create_app"]() for _ in range(3)]
     for app in apps:
         with namespace["sockets"].test_client(app).connect("/live/echo") as ws:
             ws.send("hello")
             assert ws.receive(timeout=1) == "hello"
+
+
+@pytest.fixture
+def orders(tmp_path: Path) -> str:
+    """The program with all three, whose page and script are in place."""
+    try:
+        library = turbo_js()
+    except npm.Unobtainable as exc:
+        pytest.skip(f"no turbo.js: {exc}")
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "static").mkdir()
+    (page,), (script,) = blocks(RECIPES, "html[+]jinja"), blocks(RECIPES, "javascript")
+    (tmp_path / "templates" / "board.html").write_text(page)
+    (tmp_path / "static" / "count.js").write_text(script)
+    shutil.copy(library, tmp_path / "static" / "turbo.js")
+    (program,) = [block for block in blocks(RECIPES, "python") if "turbo.init_app" in block]
+    return (
+        program
+        + """
+import os
+os.environ["FLASK_TURBO_JS_URL"] = "/static/turbo.js"
+app = create_app()
+
+
+@app.get("/about")
+def about():
+    return render_template_string("<head>{{ turbo() }}</head><a href='/'>back</a>")
+
+
+@app.get("/streams")
+def streams():
+    return {"streams": sockets.stats()["streams"]}
+"""
+    )
+
+
+def test_an_order_comes_as_html_as_an_event_and_as_json(
+    gunicorn: Callable[..., Server], orders: str, page: Page
+) -> None:
+    server = gunicorn(orders)
+    page.goto(server.url("/"))
+    page.wait_for_selector("html[data-turbo-stream-state=connected]", state="attached")
+    wait_until(lambda: json.loads(http(server.url("/streams"))[1])["streams"] == 1, "the stream")
+    with websocket(server.ws_url("/app/orders?since=start")) as app:
+        http(server.url("/orders"), data=b"order=milk")
+        assert json.loads(app.recv(timeout=TIMEOUT))["data"] == {"order": "milk"}
+    page.wait_for_selector("#orders li:has-text('milk')")
+    page.wait_for_selector("#count:has-text('2')")
+    page.evaluate("Turbo.visit('/about')")
+    page.wait_for_selector("text=back")
+    wait_until(lambda: json.loads(http(server.url("/streams"))[1])["streams"] == 0, "the close")
+    page.click("text=back")
+    page.wait_for_selector("#count:has-text('2')")
+    wait_until(lambda: json.loads(http(server.url("/streams"))[1])["streams"] == 1, "the stream")
 
 
 # -- channels ----------------------------------------------------------------------------------
