@@ -1,7 +1,8 @@
 """How Sphinx makes the site of the pages in this folder; ``make docs`` runs it.
 
-The pages are written to be read as files, too: they name each other as ``docs/channels.rst``, which
-becomes a link here. Nothing is fetched while the site is built.
+The pages are written to be read as files, too: they name each other as ``docs/channels.rst``, and
+the examples as ``examples/chat.py``. Both become links here. Nothing is fetched while the site is
+built.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ author = "the flask_sockets2 authors"
 copyright = author
 version = release = __version__
 
-extensions = ["sphinx.ext.autodoc"]
+extensions = ["sphinx.ext.autodoc", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 pygments_dark_style = "github-dark"  # furo's own underlines the names of modules
@@ -57,25 +58,34 @@ nitpick_ignore_regex = [
 
 
 class PageLinks(SphinxTransform):
-    """Makes links of the names of pages: ``docs/channels.rst`` becomes "Channels"."""
+    """Makes links of the names of pages: ``docs/channels.rst`` becomes "Channels".
+
+    And of the files that a page shows in full: ``examples/chat.py``, ``SECURITY.md``.
+    """
 
     default_priority = 5
 
     def apply(self, **kwargs: Any) -> None:
         for literal in list(self.document.findall(nodes.literal)):
-            named = re.fullmatch(r"docs/([\w/-]+)\.rst|(CHANGES)\.rst", literal.astext())
+            text = literal.astext()
+            named = re.fullmatch(r"docs/([\w/-]+)\.rst|(CHANGES)\.rst", text)
             if named is not None:
-                link = addnodes.pending_xref(
-                    "",
-                    nodes.inline("", literal.astext()),
-                    refdomain="std",
-                    reftype="doc",
-                    reftarget=f"/{named[1] or named[2].lower()}",
-                    refdoc=self.env.docname,
-                    refexplicit=False,
-                    refwarn=True,
-                )
-                literal.replace_self(link)
+                page = f"/{named[1] or named[2].lower()}"
+                literal.replace_self(self.link(nodes.inline("", text), "doc", page))
+            elif re.fullmatch(r"examples/[\w/]+\.(py|js|html)|SECURITY\.md", text):
+                literal.replace_self(self.link(literal.deepcopy(), "ref", text.lower()))
+
+    def link(self, shown: nodes.Node, kind: str, target: str) -> nodes.Node:
+        return addnodes.pending_xref(
+            "",
+            shown,
+            refdomain="std",
+            reftype=kind,
+            reftarget=target,
+            refdoc=self.env.docname,
+            refexplicit=kind == "ref",
+            refwarn=True,
+        )
 
 
 class Commands(Directive):

@@ -193,6 +193,18 @@ def test_every_exception_and_every_command_is_in_the_reference(
         assert {f"flask-{group.name}-{name}" for name in group.commands} <= ids
 
 
+def test_every_file_of_the_examples_is_shown_and_what_pages_name_of_them_is_a_link(
+    pages: dict[Path, Page], site: Path
+) -> None:
+    shown = set(re.findall(r"literalinclude:: \.\./(\S+)", (SOURCE / "examples.rst").read_text()))
+    files = [
+        path for path in (ROOT / "examples").rglob("*") if path.suffix in (".py", ".js", ".html")
+    ]
+    assert {path.relative_to(ROOT).as_posix() for path in files if path.stat().st_size} == shown
+    assert "examples.html#examples-chat-py" in pages[site / "tutorial.html"].links
+    assert "#security-md" in pages[site / "security.html"].links
+
+
 def test_the_names_of_pages_are_links(pages: dict[Path, Page], site: Path) -> None:
     assert "docs/channels.rst" not in (site / "websocket.html").read_text()
     assert "channels.html" in pages[site / "websocket.html"].links
