@@ -63,7 +63,7 @@ from flask_sockets2.view import OPTIONS
 from tests.brokers.servers import RedisServer, redis_or_skip, server_binary
 from tests.clients import TIMEOUT, echoed, http, websocket
 from tests.processes import Certificate, Server, Servers, wait_until
-from tests.proxies import caddy_in_front, haproxy_in_front, nginx_in_front
+from tests.proxies import AS_DOCUMENTED, caddy_in_front, haproxy_in_front, nginx_in_front
 from tests.test_cli import doctor
 from tests.turbo.browser import turbo_js
 
@@ -1027,6 +1027,19 @@ def test_the_nginx_block_of_the_deployment_page_works(
     assert echoed(proxy.ws_url("/echo"), "hello", origin=proxy.url("")) == "hello"
     result = doctor(proxy.ws_url("/echo"))
     assert result.exit_code == 0, result.output
+
+
+def test_the_health_route_is_kept_from_the_public_by_nginx(
+    gunicorn: Callable[..., Server], server_factory: Servers
+) -> None:
+    (block,) = blocks(ROOT / "docs" / "operations.rst", "nginx")
+    setting = '\napp.config["SOCKETS_HEALTH_ROUTE"] = "/health"\nsockets = Sockets(app)\n'
+    before, _, after = dedent(PROGRAM).partition("\nsockets = Sockets(app)\n")
+    server = gunicorn(before + setting + after)
+    proxy = nginx_in_front(server_factory, server.port, AS_DOCUMENTED + block)
+    assert echoed(proxy.ws_url("/echo"), "hello", origin=proxy.url("")) == "hello"
+    assert http(server.url("/health"))[0] == 200
+    assert http(proxy.url("/health"))[0] == 404
 
 
 def test_the_haproxy_block_of_the_deployment_page_works(
