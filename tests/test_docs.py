@@ -852,9 +852,12 @@ def test_the_logout_of_the_page_about_limits_ends_what_the_user_has() -> None:
         sockets.test_client(browser).connect("/chat") as ws,
         sockets.test_client(stranger).connect("/chat") as other,
     ):
-        browser.post("/logout")
+        with browser.post("/logout") as response:
+            assert "session=;" in response.headers["Set-Cookie"]
+            ws.send("until the cookie is gone")
+            assert ws.receive() == "until the cookie is gone"
         assert ws.receive() is None
-        assert (ws.close_code, ws.close_reason) == (4001, "logged out")
+        assert (ws.close_code, ws.close_reason) == (4401, "logged out")
         other.send("still here")
         assert other.receive() == "still here"
 
