@@ -38,6 +38,7 @@ pygments_dark_style = "github-dark"  # furo's own underlines the names of module
 html_title = f"flask_sockets2 {version}"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
+html_search_scorer = str(Path(__file__).with_name("scorer.js"))
 html_copy_source = False
 highlight_language = "text"
 
