@@ -33,7 +33,11 @@ PUBLIC = {
 }
 """What may be imported, and where the reference has it, unless the package itself has it."""
 
-NOT_FOR_USERS = {"flask_sockets2.signals.tell", "flask_sockets2.brokers.base.native_lock"}
+NOT_FOR_USERS = {
+    "flask_sockets2.signals.tell",
+    "flask_sockets2.brokers.base.RESERVED",
+    "flask_sockets2.brokers.base.native_lock",
+}
 
 
 _, _, _LISTED = (SOURCE / "websocket.rst").read_text().partition("\nNot for handlers\n")
