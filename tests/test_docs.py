@@ -193,6 +193,8 @@ def run(path: Path, leave_out: str = "nothing") -> dict[str, Any]:
     namespace: dict[str, Any] = {"__name__": path.stem, "started": started}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(threading, "Thread", Recorded)
+        # It would be in force for all tests of this process. A test below runs it for real.
+        patch.setattr("logging.config.dictConfig", lambda config: None)
         for block in blocks(path, "python"):
             if not re.search(leave_out, block):
                 # Without the annotations of this module's __future__.
