@@ -205,6 +205,7 @@ class Servers:
         cwd: Path | None = None,
         environ: dict[str, str] | None = None,
         secure: bool = False,
+        python: str | Path = sys.executable,
     ) -> Server:
         """Start gunicorn with one of its workers.
 
@@ -213,10 +214,11 @@ class Servers:
         :param args: more arguments; they win over the ones given here.
         :param target: the application in the form ``module:name``.
         :param port: 0 means any that is free.
+        :param python: of another environment, with the same gunicorn.
         """
         self._write(source)
         # Not "python -m gunicorn", which could not start itself again at SIGUSR2.
-        command: list[str | Path] = [Path(sys.executable).with_name("gunicorn")]
+        command: list[str | Path] = [Path(python).with_name("gunicorn")]
         command += ["-b", f"127.0.0.1:{port}", "-c", self._gunicorn_config()]
         command += ["--graceful-timeout", "5", *_no_control_socket()]
         command += [*(["-k", worker] if worker else []), *args, target]

@@ -1,28 +1,22 @@
-"""The package's metadata agrees with itself, and importing it stays cheap."""
+"""The metadata agrees with itself, builds go as they are told, and importing stays cheap."""
 
 from __future__ import annotations
 
 import configparser
 import os
 import re
-import shutil
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import tomllib
-import venv
-import zipfile
 from pathlib import Path
-from textwrap import dedent
 
 import pytest
 
 import flask_sockets2
 from flask_sockets2.turbo import npm
-from tests.turbo_js import OFFLINE, FakeNpm, fake_npm, turbo_tarball
-
-ROOT = Path(__file__).parents[1]
+from tests.builds import ROOT, VENDORED, build, checkout, members, run
+from tests.turbo_js import OFFLINE, FakeNpm, fake_npm
 
 
 def lines(text: str) -> list[str]:
@@ -98,135 +92,6 @@ def test_a_skip_is_a_failure_in_continuous_integration_only(
     assert "no moon tonight" in ran.stdout
     closing_line = ran.stdout.splitlines()[-1]
     assert bool(re.search(r"\d+ (failed|error)", closing_line)) == fails, ran.stdout
-
-
-BUILT_FROM = (
-    "CHANGES.rst",
-    "LICENSE",
-    "MANIFEST.in",
-    "README.rst",
-    "pyproject.toml",
-    "requirements.txt",
-    "setup.py",
-)
-VENDORED = "flask_sockets2/turbo/vendored"
-
-
-def checkout(folder: Path) -> Path:
-    """What the package is built from, in a folder that a build may write into."""
-    without_caches = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "flask_sockets2", folder / "flask_sockets2", ignore=without_caches)
-    for name in BUILT_FROM:
-        shutil.copy(ROOT / name, folder)
-    return folder
-
-
-def run(
-    command: list[str | Path], folder: Path, **environ: str
-) -> subprocess.CompletedProcess[str]:
-    """Run a program, without what this process has of the tests' settings."""
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return subprocess.run(
-        command,
-        cwd=folder,
-        env={**kept, **environ},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-
-
-def build(kind: str, folder: Path, **environ: str) -> Path:
-    """Build as pip and ``python -m build`` do, yet with the tools that are here.
-
-    :param kind: ``wheel``, ``sdist`` or ``editable``.
-    :returns: what was built.
-    """
-    out = folder / "dist"
-    program = f"from setuptools import build_meta; build_meta.build_{kind}({str(out)!r})"
-    out.mkdir(exist_ok=True)
-    before = set(out.iterdir())
-    ran = run([sys.executable, "-c", program], folder, **environ)
-    assert ran.returncode == 0, ran.stdout
-    (built,) = set(out.iterdir()) - before
-    return built
-
-
-def members(wheel: Path) -> dict[str, bytes]:
-    """The copy of turbo.js in a wheel: the files by their names."""
-    with zipfile.ZipFile(wheel) as archive:
-        return {
-            name.removeprefix(f"{VENDORED}/"): archive.read(name)
-            for name in archive.namelist()
-            if "turbo.es" in name or "vendored" in name
-        }
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from the checkout, with a real npm."""
-    turbo_tarball()  # or skip
-    return build(
-        "wheel", checkout(tmp_path_factory.mktemp("wheel")), FLASK_SOCKETS2_TURBO="require"
-    )
-
-
-@pytest.mark.timeout(180)
-def test_a_wheel_carries_turbo_js_as_npm_has_it_and_its_licence(wheel: Path) -> None:
-    files = members(wheel)
-    assert sorted(files) == [npm.LICENCE, npm.UMD]
-    assert npm.integrity_of(files[npm.UMD]) == npm.INTEGRITY[npm.UMD]
-    assert files[npm.LICENCE].decode() == npm.LICENCE_TEXT
-    with zipfile.ZipFile(wheel) as archive:
-        assert "flask_sockets2/turbo/static/turbo-streams.js" in archive.namelist()
-
-
-SERVES = """
-    import re
-    from pathlib import Path
-
-    import flask_sockets2
-    from flask import Flask, render_template_string
-    from flask_sockets2.turbo import Turbo, npm
-
-    app = Flask(__name__)
-    app.secret_key = "a secret"
-    Turbo(app)
-
-    @app.route("/")
-    def index():
-        return render_template_string("{{ turbo() }}")
-
-    client = app.test_client()
-    url = re.search('<script [^>]*src="([^"]+)">', client.get("/").text)[1]
-    answer = client.get(url, buffered=True)
-    print(Path(flask_sockets2.__file__).parent)
-    print(url)
-    print(answer.status, npm.integrity_of(answer.data), answer.headers["Cache-Control"])
-"""
-
-
-@pytest.mark.timeout(180)
-def test_an_installed_wheel_serves_turbo_js_itself(wheel: Path, tmp_path: Path) -> None:
-    """In an environment of its own, which sees of this one the packages from elsewhere only."""
-    venv.create(tmp_path / "venv")
-    python = tmp_path / "venv" / "bin" / "python"
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", python]
-    ran = run([*pip, "install", "--no-deps", "--no-compile", wheel], tmp_path)
-    assert ran.returncode == 0, ran.stdout
-    (site_packages,) = (tmp_path / "venv" / "lib").glob("python*/site-packages")
-    (site_packages / "others.pth").write_text(sysconfig.get_path("purelib"))
-    (tmp_path / "app.py").write_text(dedent(SERVES))
-    ran = run([python, "-W", "error", "app.py"], tmp_path)
-    assert ran.returncode == 0, ran.stdout
-    installed_in, url, answer = ran.stdout.splitlines()
-    assert Path(installed_in).parent == site_packages
-    assert re.fullmatch(r"/_flask_sockets2/turbo\.es2017-umd-[0-9a-f]{16}\.js", url)
-    assert answer == f"200 OK {npm.INTEGRITY[npm.UMD]} public, max-age=31536000, immutable"
-    ran = run([python, "-m", "flask", "--app", "app", "turbo", "vendor", "--help"], tmp_path)
-    assert "--from" in ran.stdout
 
 
 def test_the_source_distribution_holds_no_turbo_js(tmp_path: Path) -> None:
@@ -311,5 +176,5 @@ def test_an_editable_installation_does_not_call_npm(tmp_path: Path) -> None:
         PATH=path_with(fake),
         FLASK_SOCKETS2_TURBO="require",
     )
-    assert members(built) == {}
+    assert [name for name in members(built) if VENDORED in name] == []
     assert fake.calls == []
