@@ -2,12 +2,15 @@
 # make test   run the tests (ARGS="-k echo" to choose)
 # make fuzz   try what no test names, for a minute (SECONDS=600, TARGETS="frames heads")
 # make soak   ill-treat all features and their servers for ten minutes (MINUTES=60)
+# make oldest run what touches the dependencies with the oldest ones that are declared
 # make docs   build the documentation into docs/_build/html
 #
 # They need Python 3.11 or newer and nothing else; what they install goes into .venv.
 
 PYTHON ?= python3
 VENV ?= .venv
+OLDEST_PYTHON ?= $(PYTHON)
+OLDEST_VENV ?= .venv-oldest
 HOST ?= 127.0.0.1
 PORT ?= 5000
 ARGS ?= -n auto
@@ -17,10 +20,10 @@ BIN := $(VENV)/bin
 TURBO_JS := flask_sockets2/turbo/vendored/turbo.es2017-umd.js
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test docs fuzz soak lint types bench clean
+.PHONY: help demo test oldest oldest-installed docs fuzz soak lint types bench clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 7
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 8
 	@echo 'also: make lint, make types, make bench, make clean'
 
 $(BIN)/python:
@@ -51,6 +54,17 @@ test: $(VENV)/.installed-test
 	@tests/system-packages.sh
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
+# Their own environment, for the versions that the lower bounds name.
+oldest-installed: $(OLDEST_VENV)/.installed
+$(OLDEST_VENV)/.installed: pyproject.toml requirements.txt tests/oldest.txt
+	$(OLDEST_PYTHON) -m venv $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint tests/oldest.txt --editable '.[test]'
+	@touch $@
+
+oldest: oldest-installed
+	$(OLDEST_VENV)/bin/python -m pytest -n 2 $(ARGS) @tests/surfaces.txt
+
 fuzz: $(VENV)/.installed-test
 	$(BIN)/python -m tests.fuzz $(SECONDS) $(TARGETS)
 
@@ -73,5 +87,5 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 clean:
-	rm -rf $(VENV) docs/_build .tox .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST_VENV) docs/_build .tox .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +

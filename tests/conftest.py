@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,16 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 
+SURFACES = ("flask", "werkzeug", "gevent", "gunicorn", "websockets", "redis", "sqlalchemy")
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Run in the background by a shell; the servers would inherit it, and are to end on Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_report_header() -> str:
+    """What the tests run with, for who reads a log of several runs."""
+    return "with: " + ", ".join(f"{name} {version(name)}" for name in SURFACES)
 
 
 @pytest.fixture
