@@ -3,6 +3,7 @@
 # make fuzz   try what no test names, for a minute (SECONDS=600, TARGETS="frames heads")
 # make soak   ill-treat all features and their servers for ten minutes (MINUTES=60)
 # make oldest run what touches the dependencies with the oldest ones that are declared
+# make audit  ask pip-audit for known vulnerabilities of what is installed
 # make docs   build the documentation into docs/_build/html
 #
 # They need Python 3.11 or newer and nothing else; what they install goes into .venv.
@@ -20,10 +21,10 @@ BIN := $(VENV)/bin
 TURBO_JS := flask_sockets2/turbo/vendored/turbo.es2017-umd.js
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test oldest oldest-installed docs fuzz soak lint types bench clean
+.PHONY: help demo test oldest oldest-installed docs fuzz soak lint types audit bench clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 8
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 9
 	@echo 'also: make lint, make types, make bench, make clean'
 
 $(BIN)/python:
@@ -82,6 +83,17 @@ lint: $(VENV)/.installed-test
 
 types: $(VENV)/.installed-test
 	$(BIN)/mypy
+
+# Apart, for what it brings along would hide what the package forgot to ask for.
+$(VENV)/audit/.installed: | $(BIN)/python
+	$(BIN)/python -m venv --without-pip $(VENV)/audit
+	$(BIN)/python -m pip --python $(VENV)/audit/bin/python install --quiet \
+		--disable-pip-version-check 'pip-audit>=2.9'
+	@touch $@
+
+audit: $(VENV)/.installed-test $(VENV)/audit/.installed
+	@PIPAPI_PYTHON_LOCATION='$(abspath $(BIN)/python)' \
+		$(VENV)/audit/bin/python -m tests.audit $(AUDIT_ARGS)
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
