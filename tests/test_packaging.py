@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -38,6 +39,40 @@ def test_the_version_is_the_one_that_the_change_log_describes() -> None:
     newest = re.search(r"^Version (\S+)$", changes, re.MULTILINE)
     assert newest is not None
     assert flask_sockets2.__version__ == newest[1]
+
+
+def test_the_page_for_contributors_lists_each_command_there_is() -> None:
+    listed = re.findall(r"^   \* - ``make (\w+)``", (ROOT / "CONTRIBUTING.rst").read_text(), re.M)
+    makefile = (ROOT / "Makefile").read_text()
+    (phony,) = re.findall(r"^\.PHONY: (.*)", makefile, re.M)
+    assert set(listed) == set(phony.split()) - {"help", "oldest-installed"}
+    helped = re.findall(r"^# make (\w+) ", makefile, re.M) + re.findall(
+        r"make (\w+)", re.findall(r"also: (.*)'", makefile)[0]
+    )
+    assert sorted(helped) == sorted(listed)
+
+
+@pytest.mark.parametrize("python", [["3.13", "3.11"], ["3.12"], []])
+def test_continuous_integration_runs_the_newest_and_the_oldest_python_there_is(
+    python: list[str], tmp_path: Path
+) -> None:
+    """With programs in place of Pythons and make."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, script in {
+        **{f"python{version}": "exit 0" for version in python},
+        "make": 'echo "$PYTHON $OLDEST_PYTHON: $*"',
+        "dirname": 'exec /usr/bin/dirname "$@"',
+    }.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+    bash = shutil.which("bash")
+    assert bash is not None
+    ran = run([bash, ROOT / ".ci" / "run"], tmp_path, PATH=str(folder), PYENV_ROOT=str(tmp_path))
+    newest, oldest = (f"python{python[0]}", f"python{python[-1]}") if python else ["python3"] * 2
+    said = [line.removeprefix(f"{newest} {oldest}: ") for line in ran.stdout.splitlines()]
+    assert [words.split()[-1] for words in said] == ["oldest-installed", "test", "oldest"]
+    assert {"fuzz", "lint", "types", "audit"} <= set(said[0].split())
 
 
 def test_every_supported_python_is_declared_and_tested() -> None:

@@ -25,7 +25,7 @@ from .conftest import Environment
 
 pytestmark = pytest.mark.timeout(240)
 
-NOT_DISTRIBUTED = {".ci/run", ".gitignore"}
+NOT_DISTRIBUTED = {".gitignore"}
 
 GREETING = """
 @app.post("/greeting")
