@@ -26,6 +26,9 @@ import trustme
 START_TIMEOUT = 20.0
 STOP_TIMEOUT = 10.0
 
+FORKS = "ignore:This process:DeprecationWarning"
+"""For ``python -W``: what Python 3.12 and newer say of a fork beside threads, which is tested."""
+
 CHROMIUM_NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 
 

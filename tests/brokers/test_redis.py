@@ -30,7 +30,7 @@ from flask_sockets2.brokers.base import (
 from flask_sockets2.brokers.leases import LeaseTimes
 from flask_sockets2.brokers.redis import RedisBroker
 from flask_sockets2.brokers.scripts import HISTORY, Call, Names, body_of, parse
-from tests.processes import unused_port, wait_until
+from tests.processes import FORKS, unused_port, wait_until
 
 from .conftest import WAIT, Recorder
 from .servers import RedisServer, TlsProxy
@@ -48,7 +48,7 @@ def text(channel: str, *data: str, **fields: Any) -> list[Draft]:
 def run_python(source: str, *args: str, **environ: str) -> str:
     """Run a program and return what it printed."""
     result = subprocess.run(
-        [sys.executable, "-W", "error", "-c", dedent(source), *args],
+        [sys.executable, "-W", "error", "-W", FORKS, "-c", dedent(source), *args],
         capture_output=True,
         text=True,
         timeout=30,

@@ -15,7 +15,7 @@ from flask_sockets2.transports import threaded
 from flask_sockets2.transports.base import RETRY
 from flask_sockets2.transports.threaded import ThreadedTransport
 from tests.connections import tcp_pair
-from tests.processes import wait_until
+from tests.processes import FORKS, wait_until
 from tests.transports.test_base import Recorder
 from tests.wire_client import TIMEOUT
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 def run_program(source: str) -> str:
     """Run a program to its end; return what it wrote."""
     ran = subprocess.run(
-        [sys.executable, "-W", "error", "-c", dedent(source)],
+        [sys.executable, "-W", "error", "-W", FORKS, "-c", dedent(source)],
         capture_output=True,
         text=True,
         timeout=20,
@@ -158,7 +158,7 @@ def test_a_forked_child_has_a_selector_thread_of_its_own() -> None:
         import os, sys
         from flask_sockets2.transports.threaded import ThreadedTransport
         from tests.connections import tcp_pair
-        from tests.processes import wait_until
+        from tests.processes import FORKS, wait_until
         from tests.transports.test_base import Recorder
 
         def echo_once():
