@@ -25,6 +25,8 @@ import trustme
 
 START_TIMEOUT = 20.0
 STOP_TIMEOUT = 10.0
+FAREWELL = 1.0
+"""Seconds that a server has left once its test is over; gunicorn would give its clients five."""
 
 FORKS = "ignore:This process:DeprecationWarning"
 """For ``python -W``: what Python 3.12 and newer say of a fork beside threads, which is tested."""
@@ -156,7 +158,7 @@ class Server:
         try:
             self._signal_group(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(STOP_TIMEOUT)
+                self.process.wait(FAREWELL)
         finally:
             self._signal_group(signal.SIGKILL)
             self.process.wait(STOP_TIMEOUT)

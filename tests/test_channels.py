@@ -1056,7 +1056,7 @@ def test_who_was_connected_to_a_worker_that_stops_has_left_with_it(
     with connect(server.port, "/room") as client, Publisher(broker.url) as publisher:
         assert client.message() == b"here"
         assert publisher.present("room") == ["ann"]
-        server.stop()
+        server.terminate()
         wait_until(lambda: not publisher.present("room"), "ann to have left", 3.0)
         assert publisher.subscribers("room") == 0
 

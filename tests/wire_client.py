@@ -278,14 +278,18 @@ class WireClient:
                 return came.payload
             assert came.opcode != CLOSE, f"expected a message, got a close frame: {came}"
 
-    def closing(self, timeout: float = TIMEOUT) -> tuple[int, str]:
+    def closing(self, timeout: float = TIMEOUT, *, answers: bool = False) -> tuple[int, str]:
         """Read up to the server's close frame, then the end of the stream right behind it.
 
+        :param answers: send one, too, as browsers do. Without it a server that is not closing for
+            a mistake of ours waits for it, ``close_timeout`` seconds.
         :returns: close code and reason.
         """
         deadline = time.monotonic() + timeout
         while (came := self.frame(deadline - time.monotonic())).opcode != CLOSE:
             pass
+        if answers:
+            self.send(frame(CLOSE, came.payload))
         assert self.rest(deadline - time.monotonic()) == b"", "nothing may follow a close frame"
         (code,) = struct.unpack("!H", came.payload[:2])
         return code, came.payload[2:].decode()

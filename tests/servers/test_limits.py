@@ -206,7 +206,7 @@ def test_a_user_is_disconnected_and_nobody_else(server: Server) -> None:
         others.begin()
         assert http(server.url("/disconnect?user=ann"), data=b"")[0] == 200
         for client in (talks, listens, turbo):
-            assert client.closing() == (4001, "logged out")
+            assert client.closing(answers=True) == (4001, "logged out")
         with suppress(EOFError):
             while events.block():
                 pass
@@ -284,7 +284,7 @@ def test_a_peer_that_floods_has_to_wait_and_loses_nothing(server: Server) -> Non
         assert [client.message() for _ in range(150)] == [b"%d" % n for n in range(150)]
         assert time.monotonic() - begun > 0.7  # 50 at once, 64 more with one read, then 50 a second
         client.send(frame(CLOSE, b"\x03\xe8"))
-        assert client.closing() == (1000, "")
+        assert client.closing(answers=True) == (1000, "")
 
 
 # -- in a flood --------------------------------------------------------------------------------
@@ -428,7 +428,7 @@ def test_a_script_disconnects_a_user_from_all_workers(
     with Publisher(broker.url) as publisher:
         publisher.disconnect(user="ann", code=4001, reason="logged out")
         for client in ann.values():
-            assert client.closing() == (4001, "logged out")
+            assert client.closing(answers=True) == (4001, "logged out")
         publisher.publish("news", "still")
         for client in bob.values():
             assert json.loads(client.message())["data"] == "still"
