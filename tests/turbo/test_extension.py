@@ -424,7 +424,7 @@ def test_the_position_for_all_is_remembered_with_that_of_the_user(app: Flask, tu
         page = turbo.turbo()
     assert page.count(f'data-position="{before}"') == 1
     assert before.offset == 0  # type: ignore[union-attr]
-    assert page.count("-0") == 2, "the user's position is that of before the push"
+    assert page.count('-0"') == 2, "the user's position is that of before the push"
 
 
 def test_a_position_is_forgotten_with_its_request(app: Flask, turbo: Turbo) -> None:

@@ -157,7 +157,8 @@ def test_what_waits_for_a_commit_is_debounced_when_it_is_sent() -> None:
     app = Flask(__name__)
     app.secret_key = "secret"
     turbo = Turbo(app)
-    with app.app_context(), orm.Session(sqlalchemy.create_engine("sqlite://")) as session:
+    engine = sqlalchemy.create_engine("sqlite://")
+    with app.app_context(), orm.Session(engine) as session:
         session.execute(sqlalchemy.text("select 1"))
         for _ in range(3):
             turbo.after_commit(session).broadcast_refresh_to("room", 5)
@@ -165,6 +166,7 @@ def test_what_waits_for_a_commit_is_debounced_when_it_is_sent() -> None:
         session.commit()
         assert number_sent(turbo) == 1
         wait_until(lambda: number_sent(turbo) == 2, "the last one")
+    engine.dispose()
 
 
 def test_where_broadcasts_are_captured_each_is_sent_at_once() -> None:
