@@ -103,9 +103,10 @@ class Fanout:
     ) -> None:
         self._options = options
         self._counters = counters
-        # Guards channels, audiences and what is pending; nothing waits and no socket is written
-        # while it is held. A broker may hold its own lock while it delivers, so none of a broker's
-        # methods but count() is called under it.
+        # Guards channels, audiences and what is pending; nothing waits, no socket is written and
+        # nothing is logged while it is held: a log's handler may switch greenlets, and the next one
+        # that wants the lock would stop the thread for ever. A broker may hold its own lock while
+        # it delivers, so none of a broker's methods but count() is called under it.
         self._lock = native_lock()
         self._writers: dict[Any, Writer] = {}
         #: Told what happens; see :class:`Observer`.
@@ -122,29 +123,30 @@ class Fanout:
         """Take a message from the broker; see :class:`~flask_sockets2.brokers.base.Receiver`."""
         with self._lock:
             channel = self._channels.by_name.get(message.channel)
-            if channel is None:
-                self._own.deliver(message)
-                return
-            if not message.transient:
-                channel.position = message.position
-                if self._recent is not None:
-                    self._recent.add(message)
-            elif channel.joined is not None and message.event:
-                channel.joined.append(message)
-            channel.put(message)
+            if channel is not None:
+                if not message.transient:
+                    channel.position = message.position
+                    if self._recent is not None:
+                        self._recent.add(message)
+                elif channel.joined is not None and message.event:
+                    channel.joined.append(message)
+                channel.put(message)
+        if channel is None:
+            self._own.deliver(message)
 
     def missed(self, channel: str, position: Position) -> None:
         """Tell all subscribers of a channel that messages were lost."""
         with self._lock:
             known = self._channels.by_name.get(channel)
-            if known is None:
-                self._own.missed(channel, position)
-                return
-            known.position = position
-            if self._recent is not None:
-                self._recent.begin(channel, position)
-            known.put(gap_message(channel, position))
-            known.counters.gaps += known.subscribers
+            if known is not None:
+                known.position = position
+                if self._recent is not None:
+                    self._recent.begin(channel, position)
+                known.put(gap_message(channel, position))
+                known.counters.gaps += known.subscribers
+        if known is None:
+            self._own.missed(channel, position)
+            return
         logger.warning(
             "messages of channel %.200r were lost before %s",
             channel,

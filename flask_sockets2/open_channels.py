@@ -26,6 +26,8 @@ logger = logging.getLogger("flask_sockets2.channels")
 _OPEN_TIMEOUT = 30.0  # seconds to wait for another's subscription to the same channel
 _LINGER = 10.0  # seconds that a remote channel is kept after its last subscriber: they come back
 
+_RAISED = "%s() of the broker raised"
+
 
 class OpenChannels:
     """The channels that one process subscribes to.
@@ -100,10 +102,16 @@ class OpenChannels:
 
     def release(self, channel: Channel) -> None:
         """Count one subscriber less; the last one's channel is closed."""
+        failure = None
         with self._lock:
             channel.subscribers -= 1
-            inform(self._broker.count, channel.name, channel.subscribers)
+            try:
+                self._broker.count(channel.name, channel.subscribers)
+            except Exception as exc:
+                failure = exc  # to be logged without the lock, see there
             idle = not channel.subscribers
+        if failure is not None:
+            logger.error(_RAISED, "count", exc_info=failure)
         if idle and self._broker.waits:
             self._lingering.call(lambda: self._close(channel))
         elif idle:
@@ -138,4 +146,4 @@ def inform(method: Callable[..., None], *args: Any) -> None:
     try:
         method(*args)
     except Exception:
-        logger.exception("%s() of the broker raised", getattr(method, "__name__", method))
+        logger.exception(_RAISED, getattr(method, "__name__", method))

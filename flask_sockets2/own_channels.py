@@ -1,6 +1,7 @@
 """Own channels: those of the processes themselves, which no client can have.
 
 What they tell one another there, as who is to be disconnected, goes to a function, not to a client.
+It may log, so nothing of this is called under a lock between native threads.
 """
 
 from __future__ import annotations

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from flask_sockets2 import BrokerError, own_channels
-from flask_sockets2.brokers.base import Message
+from flask_sockets2 import BrokerError, open_channels, own_channels
+from flask_sockets2.brokers.base import JSON, RESERVED, Draft, Message
 from tests.fanning import Hub, Process
 from tests.processes import wait_until
 
@@ -95,3 +96,62 @@ def test_where_waiting_would_stop_all_others_it_is_refused() -> None:
     with pytest.raises(BrokerError, match="gevent has not patched"):
         process.fanout.listen("own", lambda message: None, hub)
     assert process.broker.calls == []
+
+
+def held_locks(process: Process) -> list[bool]:
+    locks = [process.fanout._lock, getattr(process.broker, "_lock", None)]
+    return [lock is not None and lock.locked() for lock in locks]
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_who_listens_is_called_without_a_lock(far: bool) -> None:
+    """It may log; a handler may switch greenlets, and the next one would stop the whole thread."""
+    process = Process(far=far)
+    held: list[list[bool]] = []
+    name = f"{RESERVED}own"
+    process.fanout.listen(name, lambda message: held.append(held_locks(process)), process.hub)
+    process.broker.publish([Draft(name, JSON, b"{}")])
+    process.settle()
+    assert held == [[False, False]]
+
+
+class Locks(logging.Handler):
+    """Notes which locks are held while something is logged."""
+
+    def __init__(self, process: Process) -> None:
+        super().__init__()
+        self.process = process
+        self.held: list[list[bool]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.held.append(held_locks(self.process))
+
+
+def test_what_is_lost_is_told_and_logged_without_a_lock() -> None:
+    process = Process(far=True)
+    locks, told = Locks(process), []
+    process.fanout.listen(
+        "own", lambda message: None, process.hub, missed=lambda: told.append(held_locks(process))
+    )
+    own_channels.logger.addHandler(locks)
+    try:
+        process.broker.lose("own")
+    finally:
+        own_channels.logger.removeHandler(locks)
+    assert told == locks.held == [[False, False]]
+
+
+def test_a_count_that_fails_is_logged_without_a_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = Process(far=True)
+    locks, client = Locks(process), process.listener()
+
+    def count(channel: str, subscribers: int) -> None:
+        raise RuntimeError("cannot count")
+
+    monkeypatch.setattr(process.broker, "count", count)
+    open_channels.logger.addHandler(locks)
+    try:
+        process.unsubscribe(client)
+    finally:
+        open_channels.logger.removeHandler(locks)
+    assert locks.held == [[False, False]]

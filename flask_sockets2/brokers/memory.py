@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from time import monotonic
 
 from .base import (
+    RESERVED,
     TEXT,
     Broker,
     BrokerOptions,
@@ -50,7 +51,9 @@ class MemoryBroker(Broker):
 
     def __init__(self, url: str, options: BrokerOptions, receiver: Receiver | None = None) -> None:
         super().__init__(url, options, receiver)
-        # Guards all below. Held while the receiver is called, which keeps the channel's order.
+        # Guards all below. Held while the receiver is called, which keeps the channel's order; but
+        # not for reserved channels: what is done with their messages may be logged, and a log's
+        # handler may switch greenlets.
         self._lock = native_lock()
         self._channels: OrderedDict[str, _Channel] = OrderedDict()  # the next to look at first
         self._uses = 0
@@ -61,10 +64,16 @@ class MemoryBroker(Broker):
     # -- messages --------------------------------------------------------------------------
 
     def publish(self, drafts: Sequence[Draft]) -> list[Position]:
+        reserved: list[Message] = []
         with self._lock:
-            return [self._publish(draft) for draft in drafts]
+            positions = [self._publish(draft, reserved) for draft in drafts]
+        if self.receiver is not None:
+            for message in reserved:
+                self.receiver.deliver(message)
+        return positions
 
-    def _publish(self, draft: Draft) -> Position:
+    def _publish(self, draft: Draft, reserved: list[Message]) -> Position:
+        """Publish; what is for subscribers of a reserved channel is added, to be delivered."""
         channel = self._use(draft.channel)
         log = channel.log
         epoch, offset = log.position
@@ -74,7 +83,9 @@ class MemoryBroker(Broker):
         )
         if not draft.transient:
             log.append(message)
-        if channel.subscribed and self.receiver is not None:
+        if channel.subscribed and draft.channel.startswith(RESERVED):
+            reserved.append(message)
+        elif channel.subscribed and self.receiver is not None:
             self.receiver.deliver(message)
         return position
 
@@ -162,7 +173,7 @@ class MemoryBroker(Broker):
                 del self._present[channel]
 
     def _tell(self, channel: str, identity: str, event: str) -> None:
-        self._publish(Draft(channel, TEXT, identity.encode(), event=event, transient=True))
+        self._publish(Draft(channel, TEXT, identity.encode(), event=event, transient=True), [])
 
     def present(self, channel: str) -> list[str]:
         with self._lock:
