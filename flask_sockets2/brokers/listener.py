@@ -21,7 +21,7 @@ class Listener:
     """Delivers the channels that are subscribed to, in this process.
 
     :param servers: where the channels are.
-    :param position: returns the newest position of a channel.
+    :param positions: returns the newest positions of channels.
     :param histories: yields the histories of several channels, or why one cannot be read.
     """
 
@@ -30,7 +30,7 @@ class Listener:
         servers: Servers,
         names: Names,
         receiver: Receiver | None,
-        position: Callable[[str], Position],
+        positions: Callable[[Sequence[str]], list[Position]],
         histories: Callable[
             [Sequence[tuple[str, Position | None]]], Iterator[History | BrokerError]
         ],
@@ -38,10 +38,10 @@ class Listener:
     ) -> None:
         self.servers = servers
         self.receiver = receiver
+        self.positions = positions
         self.histories = histories
         self.times = times
         self._names = names
-        self._position = position
         # Guards what is below, and with it the order of what readers are asked. Never held while
         # anything waits.
         self._lock = native_lock()
@@ -61,7 +61,7 @@ class Listener:
                 if new:
                     self._assign(feed)
                 self._wait(feed)
-                position = self._position(channel)
+                [position] = self.positions([channel])
             except BaseException:  # a greenlet may be killed here
                 if new:
                     self._remove(name, feed)

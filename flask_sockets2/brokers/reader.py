@@ -33,6 +33,7 @@ __all__ = ["START", "SUBSCRIBE", "UNSUBSCRIBE", "ListenerTimes", "Reader", "Serv
 logger = logging.getLogger("flask_sockets2.brokers")
 
 _CHUNK = 64  # messages, after which others may run
+_KEPT_AT_ONCE = 100  # channels that the server is asked to keep, between two looks for messages
 _BREATH = 1e-6  # seconds in which other threads or greenlets may run
 
 SUBSCRIBE, UNSUBSCRIBE, START = "subscribe", "unsubscribe", "start"
@@ -47,12 +48,15 @@ class ListenerTimes:
     :ivar ping: without any message, after which it is asked whether it is still there.
     :ivar shortest_wait: before the first attempt to reconnect, doubled for each one after it.
     :ivar longest_wait: between two attempts.
+    :ivar keep: after which the server is asked again to keep the epochs of silent channels; it does
+        so for a day.
     """
 
     answer: float = 5.0
     ping: float = 5.0
     shortest_wait: float = 0.05
     longest_wait: float = 2.0
+    keep: float = 3600.0
 
 
 class Servers(Protocol):
@@ -94,6 +98,8 @@ class Reader:
         self._well = False  # it has been heard at that, and all have caught up
         self._connection: Any = None  # of redis-py, whose classes have no common type
         self._waiting_since: float | None = None  # for an answer
+        self._kept = monotonic()  # when the server was asked to keep channels, and who is left
+        self._to_keep: list[Feed] = []
         self._closed = False
         self._stop = threading.Event()
         self._waker, self._woken = socket.socketpair()
@@ -243,6 +249,7 @@ class Reader:
                 self._answer_inbox(connection)
                 count = self._read(connection)
                 self._catch_up()
+                self._keep()
                 if count:
                     heard = monotonic()
                     self._well = not self._recovering
@@ -388,3 +395,18 @@ class Reader:
                 "listening again to %s", shown, extra={"event": "broker_back", "broker": shown}
             )
             delivery.reconnected()
+
+    def _keep(self) -> None:
+        """Have the server keep the epochs of channels that nobody publishes to."""
+        now = monotonic()
+        if not self._to_keep and now - self._kept >= self._times.keep:
+            self._kept = now
+            self._to_keep = self._listener.of(self)
+        if not self._to_keep:
+            return
+        feeds = self._to_keep[-_KEPT_AT_ONCE:]
+        del self._to_keep[-_KEPT_AT_ONCE:]
+        try:
+            self._listener.positions([feed.channel for feed in feeds if not feed.gone])
+        except BrokerError as exc:
+            logger.debug("cannot have channels kept, trying again later: %s", exc)

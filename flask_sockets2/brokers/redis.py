@@ -79,7 +79,7 @@ class RedisBroker(Broker):
             self._client,
             self._names,
             self.receiver,
-            self.position,
+            self.positions,
             self._histories,
             self._listener_times,
         )

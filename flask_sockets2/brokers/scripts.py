@@ -242,12 +242,16 @@ return table.concat(positions, ' ')
 """,
 )
 
-# Returns the newest position as {epoch, offset}.
+# Returns the newest position as {epoch, offset}, and has the meta kept: a process that subscribes
+# asks again and again, else a channel that is silent for a day would seem to have lost messages.
 #   KEYS: meta, log.  ARGV: fresh epoch.
 POSITION = Script(
     _LOG_OF,
     """
 local epoch, offset = log_of(KEYS[1], KEYS[2], ARGV[1])
+if redis.call('PTTL', KEYS[1]) < META_TTL / 2 then
+  redis.call('PEXPIRE', KEYS[1], META_TTL)
+end
 return {epoch, text(offset)}
 """,
 )

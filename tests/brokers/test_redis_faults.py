@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from flask_sockets2 import BrokerError
+from flask_sockets2.brokers import reader
 from flask_sockets2.brokers.base import BINARY, RESERVED, TEXT, Draft, Message, Position
 from flask_sockets2.brokers.leases import LeaseTimes
 from flask_sockets2.brokers.reader import ListenerTimes
@@ -246,6 +247,65 @@ def test_what_processes_tell_each_other_is_kept_without_a_history(
     recorder.wait_for_call("reconnected")
     assert recorder.data == [b"1", b"2", b"3"]
     assert recorder.all_missed == []
+
+
+@pytest.mark.parametrize("channel", ["news", f"{RESERVED}orders"])
+def test_a_channel_that_is_silent_for_days_has_lost_nothing(
+    channel: str, own_server: OwnServer, make_redis: MakeRedis, recorder: Recorder
+) -> None:
+    """Else an interruption would end the connections of all users, see Admission.orders_lost()."""
+    server = own_server()
+    times = {"listener_times": ListenerTimes(ping=0.02, keep=0.02)}
+    broker = make_redis(recorder, url=server.url, times=times)
+    since = broker.subscribe(channel)
+    [meta, _] = broker._names.log(channel)
+    hour = 3_600_000
+    with server.client() as client:
+        client.pexpire(meta, hour)
+        wait_until(lambda: client.pttl(meta) > 23 * hour, "the channel to be kept", WAIT)
+        client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+    recorder.wait_for_call("reconnected")
+    assert recorder.all_missed == []
+    assert broker.position(channel) == since
+
+
+def test_a_channel_that_is_kept_for_longer_stays_so(
+    own_server: OwnServer, make_redis: MakeRedis, recorder: Recorder
+) -> None:
+    server, day = own_server(), 86_400
+    broker = make_redis(recorder, url=server.url, history_ttl=day)
+    broker.publish(text("news", "1"))
+    broker.position("news")
+    with server.client() as client:
+        assert client.ttl(broker._names.log("news")[0]) > 9 * day
+
+
+def test_channels_are_kept_some_at_a_time_whatever_fails(
+    own_server: OwnServer,
+    make_redis: MakeRedis,
+    recorder: Recorder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The reader must not keep messages waiting, nor reconnect for it."""
+    monkeypatch.setattr(reader, "_KEPT_AT_ONCE", 2)
+    times = {"listener_times": ListenerTimes(ping=0.02, keep=0.02)}
+    broker = make_redis(recorder, url=own_server().url, times=times)
+    channels = [str(number) for number in range(5)]
+    for channel in channels:
+        broker.subscribe(channel)
+    asked: list[list[str]] = []
+
+    def fail(channels: list[str]) -> None:
+        asked.append(channels)
+        raise BrokerError("no")
+
+    monkeypatch.setattr(broker._listener, "positions", fail)
+    wait_until(lambda: len(asked) >= 10, "channels to be kept again and again", WAIT)
+    assert {len(each) for each in asked} == {1, 2}
+    assert {channel for each in asked for channel in each} == set(channels)
+    broker.publish(text("1", "still here"))
+    recorder.wait_for(b"still here")
+    assert "reconnected" not in recorder.calls
 
 
 def test_delivery_that_was_interrupted_is_resumed_after_what_was_missed(
