@@ -41,6 +41,10 @@ logger = logging.getLogger("flask_sockets2.sockets")
 
 _LATER = 5.0  # seconds after which there may be room
 _ORDERS = 1000  # that are remembered for those who are just coming
+# When all users have to come again: how many are ended a second, so that they do not come at once,
+# and within how many seconds all are, however many: one of them may have been disconnected.
+_PACE = 100
+_LONGEST = 30.0
 
 
 class _Refusal(NamedTuple):
@@ -266,13 +270,24 @@ class Admission:
         _end(guests, order.code, order.reason)
 
     def orders_lost(self) -> None:
-        """Whoever has a user comes anew: an order for it may be among those that are lost."""
+        """Whoever has a user comes anew, some after others: an order for it may be among those that
+        are lost."""
         with self._lock:
             self._heard += 2  # so that those who are just coming count as too long ago to know
             self._orders.clear()
             self._orders.append((self._heard, ""))
             guests = [guest for of_user in self._users.values() for guest in of_user]
-        _end(guests, 1012, "connect again")
+        if not guests:
+            return
+        step = min(1 / _PACE, _LONGEST / len(guests))
+        logger.warning(
+            "orders may be lost, so %d connections of users are ended within %.1f s; who may come "
+            "again does",
+            len(guests),
+            len(guests) * step,
+            extra={"event": "orders_lost", "count": len(guests)},
+        )
+        _end(guests, 1012, "connect again", step)
 
     def _was_disconnected(self, guest: Guest) -> bool:
         """Whether an order for its user came since it was asked who it is."""
@@ -283,10 +298,11 @@ class Admission:
         return any(heard > guest.heard and user == guest.user for heard, user in self._orders)
 
 
-def _end(guests: Iterable[Guest], code: int, reason: str) -> None:
-    for guest in guests:
+def _end(guests: Iterable[Guest], code: int, reason: str, step: float = 0.0) -> None:
+    """End them, each so many seconds after the one before."""
+    for number, guest in enumerate(guests):
         try:
-            guest.clock.call_soon(partial(guest.end, code, reason))
+            guest.clock.call_soon(partial(guest.end_later, number * step, code, reason))
         except Exception:  # of a hub that has gone; the others must not stay for it
             logger.exception("a connection of user %.200r could not be ended", guest.user)
 

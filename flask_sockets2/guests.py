@@ -88,6 +88,13 @@ class Guest:
         """End it: it is old. By the clock's thread."""
         self.end(1001, _OLD)
 
+    def end_later(self, delay: float, code: int, reason: str) -> None:
+        """End it after so many seconds, 0 for at once; by the clock's thread."""
+        if delay:
+            self.clock.call_later(delay, partial(self.end, code, reason))
+        else:
+            self.end(code, reason)
+
     def end(self, code: int, reason: str) -> None:
         """End it, as soon as it is open; by the clock's thread."""
         close = self.close  # which another thread may take away meanwhile

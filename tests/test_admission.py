@@ -377,6 +377,50 @@ def test_where_orders_are_lost_all_users_have_to_come_again(
             assert again.receive(timeout=TIMEOUT) == "back"
 
 
+@pytest.mark.parametrize(
+    ("pace", "longest", "delays"),
+    [(10, 30.0, [0.0, 0.1, 0.2, 0.3]), (10, 0.2, [0.0, 0.05, 0.1, 0.15])],
+)
+def test_where_orders_are_lost_users_do_not_all_come_again_at_once(
+    pace: int,
+    longest: float,
+    delays: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(admission_module, "_PACE", pace)
+    monkeypatch.setattr(admission_module, "_LONGEST", longest)
+    ended: list[tuple[float, int]] = []
+
+    class Clock:
+        now = 0.0
+
+        def call_soon(self, function: Callable[[], None]) -> None:
+            function()
+
+        def call_later(self, delay: float, function: Callable[[], None]) -> None:
+            self.now = delay
+            function()
+
+    admission, clock = Admission(Counters()), Clock()
+
+    def close(code: int, reason: str) -> bool:
+        ended.append((clock.now, code))
+        return True
+
+    admission.orders_lost()
+    assert caplog.messages == []  # nobody is here
+    for number in range(4):
+        guest = admission.expect(Rules(), None, "a WebSocket")
+        guest.user = f"user {number}"
+        admission.enter(admission.connections, object(), guest, clock, close)  # type: ignore[arg-type]
+    admission.orders_lost()
+    assert ended == [(pytest.approx(delay), 1012) for delay in delays]
+    [line] = caplog.records
+    assert (line.event, line.count) == ("orders_lost", 4)  # type: ignore[attr-defined]
+    assert f"4 connections of users are ended within {4 * delays[1]:.1f} s" in line.getMessage()
+
+
 def test_disconnecting_who_is_not_there_does_nothing(sockets: Sockets) -> None:
     sockets.disconnect(user="nobody")
     assert sockets.stats()["disconnected"] == 0
