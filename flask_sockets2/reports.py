@@ -18,7 +18,9 @@ import secrets
 import socket
 from dataclasses import asdict, dataclass
 from functools import partial
+from math import isfinite
 from time import monotonic
+from typing import Any
 
 from .admission import Admission
 from .brokers.base import JSON, RESERVED, Broker, Draft, Message
@@ -38,6 +40,7 @@ LOOKS = f"{RESERVED}looks"
 REPORTS = f"{RESERVED}reports"
 """The channel of the answers."""
 
+_MOST = 2**63  # what a process may count to, so that rates can be computed
 _SELDOM = 0.5  # seconds between two answers
 _RETRY = 5.0  # seconds after which the next connection has it try again to listen
 
@@ -76,15 +79,31 @@ class Report:
             return cls(
                 process=str(fields["process"]),
                 host=str(fields["host"]),
-                pid=int(fields["pid"]),
-                at=float(fields["at"]),
-                connections=int(fields["connections"]),
-                streams=int(fields["streams"]),
-                channels=int(fields["channels"]),
-                counts={str(name): int(count) for name, count in fields["counts"].items()},
+                pid=_count(fields["pid"]),
+                at=_seconds(fields["at"]),
+                connections=_count(fields["connections"]),
+                streams=_count(fields["streams"]),
+                channels=_count(fields["channels"]),
+                counts={str(name): _count(count) for name, count in fields["counts"].items()},
             )
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             return None
+
+
+def _count(value: Any) -> int:
+    """:raises ValueError: when it is more than can be counted."""
+    count = int(value)
+    if not 0 <= count < _MOST:
+        raise ValueError(f"expected a count, got {count}")
+    return count
+
+
+def _seconds(value: Any) -> float:
+    """:raises ValueError: when it is no time: JSON of Python has NaN and Infinity."""
+    seconds = float(value)
+    if not isfinite(seconds):
+        raise ValueError(f"expected seconds, got {seconds}")
+    return seconds
 
 
 class Reporter:

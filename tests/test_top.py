@@ -121,6 +121,11 @@ def test_a_report_is_read_as_it_was_written() -> None:
         b"[" * 100_000,
         report().serialize().replace(b'"pid": 7', b'"pid": "x"'),
         report().serialize().replace(b'"pid": 7', b'"pid": Infinity'),
+        report().serialize().replace(b'"at": 100.0', b'"at": NaN'),
+        report().serialize().replace(b'"at": 100.0', b'"at": Infinity'),
+        report().serialize().replace(b'"dropped": 4', b'"dropped": 9223372036854775808'),
+        report().serialize().replace(b'"dropped": 4', b'"dropped": -1'),
+        report().serialize().replace(b'"channels": 3', b'"channels": 1' + b"0" * 400),
         report().serialize().replace(b'{"messages_in": 10, "dropped": 4}', b"[]"),
     ],
 )
