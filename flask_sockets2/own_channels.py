@@ -53,8 +53,11 @@ class OwnChannels:
                 self._missable[name] = missed
             try:
                 self._broker.subscribe(name)
-            except BrokerError as exc:
-                self._not_listening = (monotonic(), exc)
+            except BaseException as exc:
+                if isinstance(exc, BrokerError):
+                    self._not_listening = (monotonic(), exc)
+                else:  # killed, or a timeout of its request's: those who wait try themselves
+                    self._broker.unsubscribe(name)
                 raise
             self._heard.add(name)
 

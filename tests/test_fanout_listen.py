@@ -89,6 +89,29 @@ def test_those_who_wait_for_a_broker_that_is_away_fail_together(
     assert process.broker.calls == ["subscribe"]
 
 
+class Killed(BaseException):
+    """As gevent.GreenletExit, and gevent.Timeout."""
+
+
+def test_who_is_killed_while_the_broker_is_asked_leaves_nothing_behind() -> None:
+    process = Process(far=True)
+
+    def kill(name: str) -> None:
+        if name == "subscribed":
+            raise Killed
+
+    process.broker.hook = kill
+    heard: list[Message] = []
+    with pytest.raises(Killed):
+        process.fanout.listen("own", lambda message: None, process.hub)
+    assert process.broker.subscribed == set()
+    process.broker.hook = lambda name: None
+    process.fanout.listen("own", heard.append, process.hub)
+    process.publish("one", channel="own")
+    process.settle()
+    assert [message.data for message in heard] == [b"one"]
+
+
 def test_where_waiting_would_stop_all_others_it_is_refused() -> None:
     process = Process(far=True)
     hub = Hub()
