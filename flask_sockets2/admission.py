@@ -279,7 +279,8 @@ class Admission:
             guests = [guest for of_user in self._users.values() for guest in of_user]
         if not guests:
             return
-        step = min(1 / _PACE, _LONGEST / len(guests))
+        pace = min(_PACE, guests[0].rules.max_handshake_rate or _PACE)  # else they are refused
+        step = min(1 / pace, _LONGEST / len(guests))
         logger.warning(
             "orders may be lost, so %d connections of users are ended within %.1f s; who may come "
             "again does",

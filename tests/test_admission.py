@@ -378,11 +378,17 @@ def test_where_orders_are_lost_all_users_have_to_come_again(
 
 
 @pytest.mark.parametrize(
-    ("pace", "longest", "delays"),
-    [(10, 30.0, [0.0, 0.1, 0.2, 0.3]), (10, 0.2, [0.0, 0.05, 0.1, 0.15])],
+    ("pace", "rate", "longest", "delays"),
+    [
+        (10, None, 30.0, [0.0, 0.1, 0.2, 0.3]),
+        (10, 20.0, 30.0, [0.0, 0.1, 0.2, 0.3]),
+        (10, 5.0, 30.0, [0.0, 0.2, 0.4, 0.6]),
+        (10, 5.0, 0.2, [0.0, 0.05, 0.1, 0.15]),
+    ],
 )
 def test_where_orders_are_lost_users_do_not_all_come_again_at_once(
     pace: int,
+    rate: float | None,
     longest: float,
     delays: list[float],
     monkeypatch: pytest.MonkeyPatch,
@@ -411,7 +417,7 @@ def test_where_orders_are_lost_users_do_not_all_come_again_at_once(
     admission.orders_lost()
     assert caplog.messages == []  # nobody is here
     for number in range(4):
-        guest = admission.expect(Rules(), None, "a WebSocket")
+        guest = admission.expect(Rules(max_handshake_rate=rate), None, "a WebSocket")
         guest.user = f"user {number}"
         admission.enter(admission.connections, object(), guest, clock, close)  # type: ignore[arg-type]
     admission.orders_lost()
