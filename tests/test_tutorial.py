@@ -137,6 +137,7 @@ def test_two_windows_talk_in_a_room_and_come_back_when_the_server_does(
     say(bob, "good day")
     ann.wait_for_selector("text=bob: good day")
     assert lines(ann) == lines(bob) == ["ann: hello <b>", "bob: good day"]
+    bob.fill("[name=text]", "half typed")
     server.terminate()
     ann.wait_for_selector("text=connecting")
     port = ["-p", str(server.port)]
@@ -146,6 +147,8 @@ def test_two_windows_talk_in_a_room_and_come_back_when_the_server_does(
     say(ann, "again")
     bob.wait_for_selector("text=ann: again")
     assert lines(bob) == ["ann: again"]
+    bob.press("[name=text]", "Enter")
+    ann.wait_for_selector("text=bob: half typed")
 
 
 def test_the_tests_of_the_tutorial_pass(folder: Path) -> None:
