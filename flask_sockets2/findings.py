@@ -210,6 +210,10 @@ FINDINGS = {
         "The server is just stopping or restarting: {answer}",
         "Try again in a moment.",
     ),
+    "no broker": (
+        "The application runs, but cannot reach its broker: {answer}",
+        "See that the Redis of SOCKETS_BROKER_URL runs; the application's log says what is wrong.",
+    ),
     "unavailable": (
         "Somebody on the way is not available: {answer}",
         "A proxy that sees no healthy application says so; see that it runs, and the logs.",
@@ -289,6 +293,7 @@ ANSWERS = (
     ("503", "too many connections", "full"),
     ("503", "too many connect at once", "crowded"),
     ("503", "is stopping", "stopping"),
+    ("503", "messages cannot be delivered", "no broker"),
     ("503", "", "unavailable"),
     ("504", "", "gateway timeout"),
     ("30[12378]", "", "redirect"),
