@@ -1317,6 +1317,75 @@ def say():
     assert page.locator("#news li").last.inner_text() == "<b>"
 
 
+SENT_AWAY = """
+from flask import Flask, abort, redirect
+from flask_sockets2 import Sockets
+
+app = Flask(__name__)
+sockets = Sockets(app)
+visitor = {"may": True, "came": 0}
+inboxes = []
+
+
+@app.get("/")
+def index():
+    if not visitor["may"]:
+        return redirect("/login")
+    return '''<script>
+    function connect() {
+      socket = new WebSocket(location.href.replace("http", "ws") + "inbox");
+      socket.onclose = comeBack;
+    }
+    let socket;
+    connect();
+    SCRIPT
+    </script>'''
+
+
+@app.get("/login")
+def login():
+    return "Log in first."
+
+
+@sockets.route("/inbox", accept=False)
+def inbox(ws):
+    visitor["came"] += 1
+    if not visitor["may"]:
+        abort(401)
+    inboxes.append(ws)
+    ws.receive()
+
+
+@app.post("/close/<int:code>/<int:may>")
+def close(code, may):
+    visitor["may"] = bool(may)
+    for ws in inboxes:
+        ws.close(code)
+    return ""
+
+
+@app.get("/came")
+def came():
+    return str(visitor["came"])
+"""
+
+
+@pytest.mark.parametrize("code", [1001, 4401])
+def test_a_page_that_may_not_stay_goes_to_the_login_and_another_comes_back(
+    code: int, gunicorn: Callable[..., Server], page: Page
+) -> None:
+    (script,) = blocks(ROOT / "docs" / "authentication.rst", "javascript")
+    server = gunicorn(SENT_AWAY.replace("SCRIPT", script))
+    page.goto(server.url("/"))
+    for number in (1, 2):
+        wait_until(lambda number=number: http(server.url("/came"))[1] == str(number), "the page")
+        http(server.url("/close/1001/1"), data=b"")
+    wait_until(lambda: http(server.url("/came"))[1] == "3", "the page again")
+    http(server.url(f"/close/{code}/0"), data=b"")
+    page.wait_for_selector("text=Log in first.")
+    assert http(server.url("/came"))[1] == "3"  # it has not tried in vain
+
+
 def test_the_metrics_are_where_the_page_has_them() -> None:
     page = page_of("metrics.rst")
     assert "flask_sockets2_connections" in page["app"].test_client().get("/metrics").text
