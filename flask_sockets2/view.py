@@ -183,12 +183,14 @@ def check_origin(app: Flask, allowed: Iterable[str] | None = None) -> None:
 
 
 def check_site() -> None:
-    """See that the current request for a stream is not made by a page of another site in mode
-    no-cors, as for an image: it could not read the stream, but hold it open with the cookies of its
-    visitor.
+    """See that the current request for a stream is not made by a page that may not connect.
+
+    CORS keeps such a page from reading the stream, not from holding it open with the cookies of its
+    visitor, whose limits it would use up. One in mode no-cors, as for an image, has no origin.
 
     :raises werkzeug.exceptions.Forbidden: when it is.
     """
+    check_origin(current_app)
     if "Origin" not in request.headers and request.headers.get("Sec-Fetch-Site") == "cross-site":
         abort(403, "pages of other sites ask in mode cors")
 

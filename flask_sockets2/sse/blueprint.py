@@ -18,6 +18,7 @@ Differences from Flask-SSE:
 - A stream may have several channels; which ones anybody may have, is told in ``access.py``.
 - A stream has heartbeats, an id in each event, and outlives its request: no context is kept.
 - ``publish`` does not raise redis-py's errors but :class:`~flask_sockets2.BrokerError`.
+- A page of another origin has a stream where ``SOCKETS_ALLOWED_ORIGINS`` names it.
 - ``redis`` is there for programs that use it, and nothing here does.
 - What is wrong with an event is refused when it is published, see ``message.py``.
 """

@@ -65,7 +65,7 @@ from ..extension import state_of
 from ..settings import limits_of
 from ..signing import Expired, Forged, InvalidName
 from ..sockets import Sockets
-from ..view import check_origin, check_site, mismatch
+from ..view import check_site, mismatch
 from .markup import stream_tag
 from .names import (
     ALL,
@@ -210,7 +210,6 @@ def _events(**_: str) -> Any:
     """Serve Server-Sent Events; any other request should have been for a WebSocket."""
     if not accepts("text/event-stream"):
         return mismatch(WebsocketMismatch())
-    check_origin(current_app)
     check_site()
     if "s" not in request.args:
         abort(400, "name the streams: ?s=<name>&at=<position>")

@@ -66,16 +66,37 @@ def test_who_may_not_have_a_stream_is_counted_before_that_is_found_out(
     assert set(statuses) == {403, 429}
 
 
+OTHER_SITE = "https://evil.example"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "cross-site", "Origin": OTHER_SITE},
+        {"Origin": "null"},
+    ],
+    ids=["no-cors", "cors", "opaque"],
+)
 @pytest.mark.parametrize("kind", KINDS)
-def test_pages_of_other_sites_take_no_place_and_use_up_nothing(kind: str, app: Flask) -> None:
-    """Sent in mode no-cors, with the cookies of their visitor."""
+def test_pages_of_other_sites_take_no_place_and_use_up_nothing(
+    kind: str, headers: dict[str, str], app: Flask
+) -> None:
+    """They ask with the cookies of their visitor, who has the next stream."""
     app.config["SOCKETS_MAX_HANDSHAKE_RATE"] = 1
-    headers = {"Sec-Fetch-Site": "cross-site"}
     for _ in range(9):
         assert app.test_client().get(kind, headers=headers).status_code == 403
     client = Client(app, kind)
     assert client.response.status_code == 200
     client.leave()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_page_of_an_origin_that_is_named_has_its_stream(kind: str, app: Flask) -> None:
+    app.config["SOCKETS_ALLOWED_ORIGINS"] = "https://pages.example"
+    headers = {"Sec-Fetch-Site": "cross-site", "Origin": "https://pages.example"}
+    with app.test_client().get(kind, headers=headers) as response:
+        assert response.status_code == 200
 
 
 def ticks() -> Iterator[str]:
