@@ -74,11 +74,13 @@ class Admission:
 
     :ivar connections: WebSockets that are open.
     :ivar streams: the same of event streams.
+    :ivar unattended: streams whose client has left, while what brings their pieces has not ended.
     """
 
     def __init__(self, counters: Counters) -> None:
         self.connections: set[Any] = set()
         self.streams: set[Any] = set()
+        self.unattended: set[Any] = set()
         self._counters = counters
         self._log = SeldomLog(logger)
         # Guards all below, and adding to what is above. Nothing waits while it is held: brokers
@@ -148,7 +150,7 @@ class Admission:
 
     def _full(self, guest: Guest) -> _Refusal | None:
         rules, user = guest.rules, guest.user
-        here = len(self.connections) + len(self.streams)
+        here = len(self.connections) + len(self.streams) + len(self.unattended)
         if rules.max_connections is not None and here >= rules.max_connections:
             return _TOO_MANY
         most = rules.max_connections_per_address
@@ -226,15 +228,21 @@ class Admission:
             guest.ages = ages
             ages.add(guest, guest.max_age)
 
-    def leave(self, here: set[Any], one: Any) -> bool:
+    def leave(self, here: set[Any], one: Any, *, works: bool = False) -> bool:
         """Count one no longer; can be repeated.
 
-        :returns: whether it was counted.
+        :param works: it has no client any more, but a greenlet or thread: the limit on all bounds
+            what a process does, so there it counts until this is called without.
+        :returns: whether it was counted as open.
         """
         with self._lock:
+            if not works:
+                self.unattended.discard(one)
             if one not in here:
                 return False
             here.discard(one)
+            if works:
+                self.unattended.add(one)
             guest = self._guests.pop(one, None)
             if guest is not None:
                 self._forget(guest)

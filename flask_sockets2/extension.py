@@ -200,9 +200,12 @@ class State:
         self.counters.streams_opened += 1
         tell(stream_opened, self.app, stream=stream)
 
-    def stream_ended(self, stream: EventStream) -> None:
-        """Count an event stream no longer, where it was counted."""
-        if self.admission.leave(self.streams, stream):
+    def stream_ended(self, stream: EventStream, *, works: bool = False) -> None:
+        """Count an event stream no longer, where it was counted.
+
+        :param works: only its client has left; see :meth:`Admission.leave`.
+        """
+        if self.admission.leave(self.streams, stream, works=works):
             self.counters.streams_closed += 1
             tell(stream_closed, self.app, stream=stream)
 

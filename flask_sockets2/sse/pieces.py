@@ -2,7 +2,9 @@
 
 What an application's generator waits for, nobody else can end. So such a stream ends in place of
 its next piece: who was disconnected has nothing any more, and its greenlet or thread is free as
-soon as the generator goes on. Its place is free before, when its client is seen to have left.
+soon as the generator goes on. When its client is seen to have left before, its place is free among
+those of its address and user, who may come back; among all of the process it is not, for a greenlet
+or thread is what they bound.
 """
 
 from __future__ import annotations
@@ -44,17 +46,20 @@ class _Flow:
     def end(self) -> None:
         self.ended = True
 
-    def leave(self) -> None:
-        """Its client has left, or the server is done with it; can be repeated."""
+    def leave(self, *, works: bool = False) -> None:
+        """The server is done with it; can be repeated.
+
+        :param works: no, only its client has left.
+        """
         self.ended = True
         self._sock = self.ping_interval = None  # so that it is looked at no more
-        self._state.stream_ended(self)
+        self._state.stream_ended(self, works=works)
 
     def keepalive_ping(self) -> None:
         """See whether its client is still there."""
         sock = self._sock
         if sock is not None and has_ended(sock):
-            self.leave()
+            self.leave(works=True)
 
     def heard(self) -> int:
         return 0

@@ -302,7 +302,9 @@ from flask_sockets2.extension import state_of
 from flask_sockets2.sse import stream_generator
 
 app = Flask(__name__)
-app.config.update(SOCKETS_MAX_CONNECTIONS_PER_ADDRESS=1, SSE_HEARTBEAT=0.2)
+app.config.update(
+    SOCKETS_MAX_CONNECTIONS=2, SOCKETS_MAX_CONNECTIONS_PER_ADDRESS=1, SSE_HEARTBEAT=0.2
+)
 sockets = Sockets(app)
 state = {"waits": 0, "over": 0}
 goes_on = threading.Event()
@@ -310,7 +312,8 @@ goes_on = threading.Event()
 
 @app.get("/state")
 def show():
-    return {**state, "open": len(state_of(app).streams)}
+    admission = state_of(app).admission
+    return {**state, "open": len(admission.streams), "left": len(admission.unattended)}
 
 
 @app.get("/go-on")
@@ -347,6 +350,7 @@ def stream():
 def test_whose_client_has_left_has_its_place_no_longer_while_its_generator_waits(
     start: Callable[[Servers], Server], server_factory: Servers
 ) -> None:
+    """Of its address; of the process there are as many as work."""
     server = start(server_factory)
 
     def state() -> dict[str, int]:
@@ -360,9 +364,16 @@ def test_whose_client_has_left_has_its_place_no_longer_while_its_generator_waits
         with pytest.raises(TimeoutError):
             client.next(0.7)  # it is looked at some times, and its client is there
         assert state()["open"] == 1
-    server.wait_for(lambda: state() == {"waits": 1, "over": 0, "open": 0}, "the place to be free")
+    server.wait_for(lambda: state() == {"waits": 1, "over": 0, "open": 0, "left": 1}, "a place")
     with EventClient(server.port, "/stream") as client:
         assert client.next().data == "first"
-        assert http(server.url("/go-on"))[0] == 200
+        server.wait_for(lambda: state()["waits"] == 2, "the other one to wait")
+    server.wait_for(
+        lambda: state() == {"waits": 2, "over": 0, "open": 0, "left": 2}, "both to leave"
+    )
+    assert http(server.url("/stream"))[0] == 503
+    assert http(server.url("/go-on"))[0] == 200
+    server.wait_for(lambda: state() == {"waits": 2, "over": 2, "open": 0, "left": 0}, "both to end")
+    with EventClient(server.port, "/stream") as client:
+        assert client.next().data == "first"
         assert client.next().data == "second"
-    server.wait_for(lambda: state() == {"waits": 2, "over": 2, "open": 0}, "both to end")
