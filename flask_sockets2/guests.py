@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,7 @@ __all__ = ["NO_RULES", "Guest", "Rules", "network_of"]
 _SOON = 0.05  # seconds between two looks whether a connection has been accepted
 _NETWORK = 0xFFFF_FFFF_FFFF_FFFF << 64  # the first 64 bits
 _NAT64 = IPv6Network("64:ff9b::/96")  # IPv4 clients of a server that has IPv6 only (RFC 6052 §2.1)
+_WITH_PORT = re.compile(r"\[([^]]+)\](?::.*)?|([^:]+):[^:]*", re.DOTALL)
 _LONGEST = 64  # letters of an address that is none
 _OLD = "open for long enough; connect again"
 
@@ -107,9 +109,9 @@ def network_of(address: str) -> str:
 
     Some proxies forward a port with the address, which is another one each time.
     """
-    if address.count(":") == 1 or address.startswith("["):
-        address = address.rpartition(":")[0] if address[-1] != "]" else address
-        address = address.strip("[]")
+    with_port = _WITH_PORT.fullmatch(address)
+    if with_port is not None:
+        address = with_port[1] or with_port[2]
     try:
         parsed = ip_address(address)
     except ValueError:

@@ -101,13 +101,18 @@ def closing(ws: WebSocketSession) -> tuple[int | None, str | None]:
         ("fe80::1%eth0", "fe80::2%eth0", True),
         ("203.0.113.7:1234", "203.0.113.7:5678", True),
         ("[2001:db8::1]:1234", "[2001:db8::2]", True),
+        ("[203.0.113.7]", "203.0.113.7:1234", True),
         ("unknown", "other", False),
+        ("[", "]", False),
+        ("[2001:db8::1", "[2001:db8::2", False),
+        ("[]", ":80", False),
         ("x" * 100, "x" * 10_000, True),
     ],
 )
 def test_addresses_of_one_client(one: str, other: str, same: bool) -> None:
     assert (network_of(one) == network_of(other)) is same
-    assert len(network_of(other)) <= 64
+    assert 0 < len(network_of(one)) <= 64
+    assert 0 < len(network_of(other)) <= 64
 
 
 def test_one_address_has_so_many_and_others_have_theirs(app: Flask, client: SocketsClient) -> None:
