@@ -13,6 +13,7 @@ function's name instead of the function.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from inspect import signature
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from .testing import SocketsClient
 
 __all__ = ["Sockets"]
+
+logger = logging.getLogger("flask_sockets2.sockets")
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 
@@ -151,7 +154,7 @@ class Sockets:
         if f is None:
             raise TypeError("add_url_rule() needs a handler: add_url_rule(rule, None, handler)")
         view = _make_view(f, options)
-        key = (rule, endpoint, getattr(f, "__code__", f))  # the code: each call of a factory's
+        key = (rule, endpoint, _code(f))
 
         def register(app: Flask) -> None:
             rules = state_of(app).rules
@@ -203,7 +206,7 @@ class Sockets:
 
         Of several applications each is asked by it, those to come as well. Of a further one the
         newest application is, as of a factory that registers its own each time, and the others
-        keep theirs.
+        keep theirs; where that is another function in the source, a warning says so.
 
         ::
 
@@ -218,9 +221,21 @@ class Sockets:
             state_of(app).user_id = f
 
         apps = self._served()
+        kept = 0
         for app in apps:
-            if app is apps[-1] or state_of(app).user_id is None:
+            known = state_of(app).user_id
+            if app is apps[-1] or known is None:
                 register(app)
+            elif _code(known) is not _code(f):
+                kept += 1
+        if kept:
+            logger.warning(
+                "@sockets.user_id: of %s applications on these sockets %s keep the function that "
+                "they had; let one function tell them apart by current_app, or give each "
+                "application Sockets of its own",
+                len(apps),
+                kept,
+            )
         self._recorded["user_id"] = register
         return f
 
@@ -329,6 +344,11 @@ def _newest_rule(app: Flask, endpoint: str | None) -> Rule:
 def _is_open(app: Flask) -> bool:
     """Whether rules can still be added: Flask refuses once a request was served."""
     return not getattr(app, "_got_first_request", False)
+
+
+def _code(f: Callable[..., Any]) -> Any:
+    """What is the same of a function that a factory defines each time."""
+    return getattr(f, "__code__", f)
 
 
 def _make_view(handler: Callable[..., Any], options: dict[str, Any]) -> View:

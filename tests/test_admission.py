@@ -268,7 +268,9 @@ def test_the_user_id_of_sockets_wins_in_each_of_several_applications(turbo_first
             assert [*state_of(app).admission._users] == ["ann"]
 
 
-def test_a_factory_gives_each_of_its_applications_a_user_id_of_its_own() -> None:
+def test_a_factory_gives_each_of_its_applications_a_user_id_of_its_own(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     sockets = Sockets()
     sockets.route("/echo")(echo)
 
@@ -285,11 +287,32 @@ def test_a_factory_gives_each_of_its_applications_a_user_id_of_its_own() -> None
     ):
         assert [*state_of(one).admission._users] == ["one"]
         assert [*state_of(two).admission._users] == ["two"]
+        assert "user_id" not in caplog.text  # nobody is surprised
         with one.app_context():
             sockets.disconnect(user="one")
         assert closing(first) == (1008, "")
         second.send("still here")
         assert second.receive(timeout=TIMEOUT) == "still here"
+
+
+def test_a_second_user_id_that_not_all_applications_have_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sockets = Sockets()
+    one, two = Flask("one"), Flask("two")
+    for app in (one, two):
+        sockets.init_app(app)
+    first, second = (lambda: "ann"), (lambda: "bob")
+    sockets.user_id(first)
+    sockets.user_id(first)
+    assert not caplog.messages
+    sockets.user_id(second)
+    assert [state_of(app).user_id for app in (one, two)] == [first, second]
+    assert caplog.messages == [
+        "@sockets.user_id: of 2 applications on these sockets 1 keep the function that they had; "
+        "let one function tell them apart by current_app, or give each application Sockets of its "
+        "own"
+    ]
 
 
 def test_who_turbo_cannot_tell_the_user_of_gets_no_connection(
