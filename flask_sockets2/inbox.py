@@ -157,7 +157,8 @@ class Inbox:
         self.handling = True
         self._taken += getsizeof(message)
         if self.paused:
-            self._resume_when_caught_up()
+            with self._transport.lock:  # the reader may be about to pause for another reason
+                self._resume_when_caught_up()
 
     def clear(self) -> None:
         """Throw away what waits."""

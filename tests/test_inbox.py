@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from sys import getsizeof
 from typing import Any
@@ -27,6 +29,8 @@ class Timer:
 
 class Connection:
     """The reader and its transport."""
+
+    lock: AbstractContextManager[Any] = nullcontext()
 
     def __init__(self) -> None:
         self.waiting: object | None = None
@@ -95,6 +99,35 @@ def test_reading_stops_beyond_the_buffer_and_goes_on_at_half_of_it(
     take(inbox)
     assert connection.reading
     assert not inbox.paused
+
+
+def test_a_handler_that_catches_up_does_not_undo_a_pause_for_the_rate(
+    connection: Connection,
+) -> None:
+    """In a threaded server the selector thread may slow the peer down just then."""
+    decided, slowed = threading.Event(), threading.Event()
+
+    class SlowInbox(Inbox):
+        def _resume(self) -> None:
+            decided.set()
+            slowed.wait(0.2)
+            super()._resume()
+
+    connection.lock = threading.RLock()
+    limits = replace(LIMITS, max_message_rate=2.0)
+    inbox = SlowInbox(connection, connection, limits, RouteCounters())
+    inbox.deliver([MESSAGE])
+    inbox.paused = True  # as if it had been full
+    handler = threading.Thread(target=take, args=[inbox])
+    handler.start()
+    assert decided.wait(5.0)
+    with connection.lock:  # as the selector thread does
+        inbox.deliver([MESSAGE] * 2)
+    slowed.set()
+    handler.join(5.0)
+    assert connection.timers
+    assert inbox.paused
+    assert not connection.reading
 
 
 def test_one_who_sends_too_often_is_read_again_after_a_while(connection: Connection) -> None:
