@@ -830,7 +830,7 @@ def test_a_key_error_of_the_handlers_is_1011_and_logged_once(
 def test_what_a_peer_says_makes_no_lines_in_the_log(
     sockets: Sockets, client: SocketsClient, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "flask_sockets2.connection")  # a page of the docs sets it
     sockets.route("/echo/<name>")(echo)
     sockets.route("/fail/<name>")(lambda ws, name: {}["missing"])
     forged = "%0aCRITICAL%20forged%0d%1b%5b31m"
