@@ -7,6 +7,8 @@ stops accepting, waits until those who come back find somebody who does, closes 
 
 from __future__ import annotations
 
+import base64
+import binascii
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
@@ -41,6 +43,9 @@ class _Handler(WebSocketHandler, PyWSGIHandler):  # type: ignore[misc]  # gunico
             name: printable(value) if isinstance(value, str) else value
             for name, value in self.environ.items()
         }
+        # gunicorn decodes what %(u)s says, and does so after us.
+        if not _names_user(self.environ.get("HTTP_AUTHORIZATION", "")):
+            self.environ.pop("HTTP_AUTHORIZATION", None)
         self.headers = {name: printable(value) for name, value in self.headers.items()}
         super().log_request()
 
@@ -54,6 +59,15 @@ class _Handler(WebSocketHandler, PyWSGIHandler):  # type: ignore[misc]  # gunico
             "RAW_URI": target,
             "SERVER_PROTOCOL": version,
         }
+
+
+def _names_user(authorization: str) -> bool:
+    """Whether the name in an ``Authorization`` of scheme Basic (RFC 7617) can be printed."""
+    try:
+        credentials = base64.b64decode(authorization.partition(" ")[2])
+        return credentials.partition(b":")[0].decode().isprintable()
+    except (binascii.Error, ValueError):
+        return False
 
 
 class _Server(WebSocketServer):

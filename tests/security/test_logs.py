@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,7 +37,7 @@ def echo(ws, name):
 if __name__ == "__main__":
     WebSocketServer(("127.0.0.1", int(sys.argv[1])), app).serve_forever()
 """
-FORMAT = "%(h)s %(r)s %(U)s %(q)s %(s)s %(f)s %(a)s %({x-said}i)s"
+FORMAT = "%(h)s %(u)s %(r)s %(U)s %(q)s %(s)s %(f)s %(a)s %({x-said}i)s"
 FORGED = "\x9b31m\x85\xa0CRITICAL forged"  # what a header field may hold; C1 moves cursors, too
 
 
@@ -74,6 +75,42 @@ def test_a_client_says_nothing_to_the_terminal_that_a_log_is_read_in(server: Ser
     server.wait_for_output(r"^.*%0aCRITICAL%20forged.* 101 .*$")
     server.wait_for_output(r"closed .* with 4000")
     assert_clean(server)
+
+
+def basic(user: bytes) -> str:
+    """RFC 7617, which hides what is in it from who looks at the header field alone."""
+    return "Basic " + base64.b64encode(user + b":password").decode()
+
+
+@pytest.mark.parametrize(
+    "user",
+    [
+        b"\nCRITICAL forged",
+        b"\x1b[31mred",
+        b"\x1b]0;title\x07",
+        "\x9b31m\x85".encode(),
+        "\u2028CRITICAL forged".encode(),
+        b"\xff",
+    ],
+)
+def test_the_name_of_a_user_says_nothing_to_the_terminal_either(
+    server: Server, user: bytes
+) -> None:
+    """gunicorn decodes it for %(u)s, which is part of its own format."""
+    path = f"/user/{user.hex()}"
+    with WireClient(server.port) as client:
+        client.send(request(path, {"Authorization": basic(user)}))
+        assert client.response().status == 404
+    server.wait_for_output(rf"{path} HTTP/1\.1.* 404 ")
+    assert_clean(server)
+
+
+@pytest.mark.parametrize("server", ["gunicorn"], indirect=True)
+def test_the_name_of_a_user_that_can_be_printed_is_in_the_log(server: Server) -> None:
+    with WireClient(server.port) as client:
+        client.send(request("/user/name", {"Authorization": basic("Jürgen B.".encode())}))
+        assert client.response().status == 404
+    server.wait_for_output(r"^127\.0\.0\.1 Jürgen B\. GET /user/name HTTP/1\.1")
 
 
 @pytest.mark.parametrize("number", sorted({*range(0x20), 0x7F} - {ord("\n")}))
