@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from flask_sockets2.servers.successor import await_successor
+from tests.processes import Certificate
 from tests.wire_client import TIMEOUT
 
 
@@ -78,3 +80,28 @@ def test_it_is_asked_in_silence_until_somebody_accepts_and_once_more_for_who_sta
     thread.join(TIMEOUT)
     assert said == [b"", b""]
     assert 1.8 <= took < TIMEOUT
+
+
+def test_one_that_speaks_tls_is_one_who_accepts(
+    listener: socket.socket, certificate: Certificate
+) -> None:
+    """It answers silence with an alert, RFC 8446 §6, and so not with nothing."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate.certfile, certificate.keyfile)
+    came = []
+
+    def accept() -> None:
+        for _ in range(2):
+            connection, _ = listener.accept()
+            with connection:
+                connection.settimeout(TIMEOUT)
+                with pytest.raises(OSError), context.wrap_socket(connection, server_side=True):
+                    pass
+                came.append(time.monotonic())
+
+    thread = threading.Thread(target=accept)
+    thread.start()
+    waited(listener, 60.0)
+    thread.join(TIMEOUT)
+    first, second = came
+    assert second - first > 1.4
