@@ -6,13 +6,14 @@ within a second: clients that the first of them closes would come back to anothe
 them again.
 
 So a worker tries its own address as a client does. What it does not accept any more waits in the
-kernel, which all processes with that socket share, until one of them takes it.
+kernel, which all processes with that socket share, until one of them takes it, or until the last of
+them closes it, which resets what waits. With ``--reuse-port`` each worker has a socket of its own,
+so that a reset tells nothing of the others: it tries again.
 """
 
 from __future__ import annotations
 
 from contextlib import suppress
-from time import monotonic
 from typing import Any
 
 import gevent
@@ -21,6 +22,7 @@ from gevent import socket
 __all__ = ["await_successor"]
 
 _UNISON = 1.5  # seconds in which all who were told at once to end have noticed
+_AGAIN = 0.1  # seconds until the next attempt
 
 
 def await_successor(family: int, address: Any, seconds: float) -> None:
@@ -32,21 +34,22 @@ def await_successor(family: int, address: Any, seconds: float) -> None:
     :param address: of that one.
     :param seconds: to wait at the most.
     """
-    until = monotonic() + seconds
-    if _is_accepted(family, address, until):
-        gevent.sleep(max(0.0, min(_UNISON, until - monotonic())))
-        _is_accepted(family, address, until)
+    with suppress(gevent.Timeout), gevent.Timeout(max(0.0, seconds)):
+        if _is_accepted(family, address):
+            gevent.sleep(_UNISON)
+            _is_accepted(family, address)
 
 
-def _is_accepted(family: int, address: Any, until: float) -> bool:
-    """Connect without a word, and wait for the end of it."""
-    with (
-        suppress(OSError, gevent.Timeout),
-        gevent.Timeout(max(0.0, until - monotonic())),
-        socket.socket(family, socket.SOCK_STREAM) as sock,
-    ):
-        sock.connect(address)
-        sock.shutdown(socket.SHUT_WR)  # no request follows, so that none is logged
-        sock.recv(1)  # nothing, or how TLS complains of that
-        return True
-    return False
+def _is_accepted(family: int, address: Any) -> bool:
+    """Connect without a word, and wait for the end of it; False where nobody has the socket."""
+    while True:
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as sock:
+                sock.connect(address)
+                sock.shutdown(socket.SHUT_WR)  # no request follows, so that none is logged
+                sock.recv(1)  # nothing, or how TLS complains of it
+                return True
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:
+            gevent.sleep(_AGAIN)
