@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
@@ -85,7 +86,12 @@ class _Server(WebSocketServer):
         began = monotonic()
         # Who leaves because of max_requests is replaced only when it is gone.
         if self._worker.told_to_end:
-            await_successor(self.family, self.address, self.drain_time * _WAIT_SHARE)
+            await_successor(
+                self.family,
+                self.address,
+                self.drain_time * _WAIT_SHARE,
+                kept=self._worker.sockets_are_kept,
+            )
         drain(max(0.0, self.drain_time - (monotonic() - began)))
 
 
@@ -98,7 +104,19 @@ class Worker(GeventPyWSGIWorker):  # type: ignore[misc]  # gunicorn is untyped
     cfg: Any
     #: Whether it ends because of a signal, as at a reload, and not by itself.
     told_to_end = False
+    _activated = False  # systemd has passed the sockets in
     _quitting = False
+
+    @classmethod
+    def setup(cls) -> None:
+        """Take note of who has opened the sockets; gunicorn calls it before it forgets that."""
+        if os.environ.get("LISTEN_PID") == str(os.getpid()):
+            cls._activated = True  # for good: after a reload it is not in the environment
+
+    @property
+    def sockets_are_kept(self) -> bool:
+        """Whether a service manager has the sockets, too: by its protocol, or as ``fd://3``."""
+        return self._activated or any(isinstance(bind, int) for bind in self.cfg.address)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -9,6 +9,9 @@ So a worker tries its own address as a client does. What it does not accept any 
 kernel, which all processes with that socket share, until one of them takes it, or until the last of
 them closes it, which resets what waits. With ``--reuse-port`` each worker has a socket of its own,
 so that a reset tells nothing of the others: it tries again.
+
+A service manager that has passed the socket in, as systemd does, keeps it. It would start a server
+that was stopped again for who waits in there, so that nobody is asked then.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ _UNISON = 1.5  # seconds in which all who were told at once to end have noticed
 _AGAIN = 0.1  # seconds until the next attempt
 
 
-def await_successor(family: int, address: Any, seconds: float) -> None:
+def await_successor(family: int, address: Any, seconds: float, *, kept: bool = False) -> None:
     """Wait until another process accepts connections which is going to stay.
 
     It returns at once where nobody has the socket any more, as when the whole server stops.
@@ -33,9 +36,12 @@ def await_successor(family: int, address: Any, seconds: float) -> None:
     :param family: of the socket that this process has closed.
     :param address: of that one.
     :param seconds: to wait at the most.
+    :param kept: a service manager keeps the socket; it is only waited for who was told as well.
     """
     with suppress(gevent.Timeout), gevent.Timeout(max(0.0, seconds)):
-        if _is_accepted(family, address):
+        if kept:
+            gevent.sleep(_UNISON)
+        elif _is_accepted(family, address):
             gevent.sleep(_UNISON)
             _is_accepted(family, address)
 

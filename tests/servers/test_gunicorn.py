@@ -7,16 +7,19 @@ import os
 import re
 import selectors
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from textwrap import dedent
 
 import psutil
 import pytest
 
 from tests.clients import echoed
 from tests.clients import http as ask
-from tests.processes import Certificate, Server, ServerFailed, servers_in, wait_until
+from tests.processes import Certificate, Server, ServerFailed, Servers, servers_in, wait_until
 from tests.wire_client import (
     CLOSE,
     HANDSHAKE,
@@ -363,6 +366,58 @@ def test_max_requests_restarts_the_worker_and_closes_its_websockets(
     wait_until(lambda: old not in workers(server) and workers(server), "a new worker", TIMEOUT)
     assert echoed(server.ws_url("/echo"), "hello") == "hello"
     assert "Traceback" not in server.output
+
+
+SUPERVISOR = """
+import os, select, socket, sys
+
+listener = socket.create_server(("127.0.0.1", 0))
+child = os.fork()
+if not child:
+    os.dup2(listener.fileno(), 3)
+    os.set_inheritable(3, True)
+    if "fd://3" not in sys.argv:
+        os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+    os.execv(sys.argv[1], sys.argv[1:])
+os.waitpid(child, 0)
+print("somebody waits" if select.select([listener], [], [], 0)[0] else "nobody waits")
+"""
+
+CONFIG = """
+graceful_timeout = 5
+control_socket_disable = True  # no setting of older versions
+
+
+def post_worker_init(worker):
+    worker.log.info("ready to serve")
+"""
+
+
+@pytest.mark.parametrize("how", ["activated", "activated, reloaded", "bound"])
+def test_where_a_service_manager_keeps_the_socket_nobody_is_left_in_it(
+    how: str, server_factory: Servers
+) -> None:
+    """systemd would start the service again that it has just stopped."""
+    folder = server_factory.folder
+    (folder / "supervisor.py").write_text(SUPERVISOR)
+    (folder / "config.py").write_text(CONFIG)
+    (folder / "app.py").write_text(dedent(SOURCE))
+    command = [sys.executable, "supervisor.py", Path(sys.executable).with_name("gunicorn")]
+    command += ["-k", "flask_sockets2.worker", "-c", "config.py"]
+    server = server_factory.start(
+        [*command, *(["-b", "fd://3"] if how == "bound" else []), "app:app"]
+    )
+    listening = server.wait_for_output(r"Listening at: http://127\.0\.0\.1:(\d+) \((\d+)\)")
+    server.port, master = int(listening[1]), int(listening[2])
+    if how == "activated, reloaded":
+        server.wait_for_output("ready to serve")
+        os.kill(master, signal.SIGHUP)
+        server.wait_for_output(r"Worker exiting")
+    with connect(server.port) as client:
+        os.kill(master, signal.SIGTERM)
+        assert client.closing()[0] == 1001
+    assert server.process.wait(TIMEOUT) == 0
+    assert server.output.endswith("\nnobody waits\n")
 
 
 @pytest.mark.parametrize("group", [False, True], ids=["SIGINT", "Ctrl-C"])
