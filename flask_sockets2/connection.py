@@ -296,7 +296,7 @@ class Connection:
             "open %.200r from %.100r",
             self.path,
             address,
-            extra={"event": "open", "path": self.path, "address": address},
+            extra={"event": "open", "path": self.path and self.path[:200], "address": address},
         )
 
     def _admit(self) -> bool:
@@ -553,7 +553,7 @@ class Connection:
             "too slow %.200r: more than %s bytes kept back (SOCKETS_SEND_BUFFER)",
             self.path,
             self.limits.send_buffer,
-            extra={"event": "too_slow", "path": self.path},
+            extra={"event": "too_slow", "path": self.path and self.path[:200]},
         )
         self.fail(1013, "too slow; connect again")
 
@@ -665,7 +665,7 @@ class Connection:
             reason,
             extra={
                 "event": "closed",
-                "path": self.path,
+                "path": self.path and self.path[:200],
                 "close_code": code,
                 "close_reason": reason,
             },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from .connection import Connection
 from .guests import Guest
 from .limits import Limits
 from .orders import ORDERS, user_text
+from .rates import SeldomLog
 from .reports import Reporter
 from .servers.environ import waiter
 from .settings import broker_options_of, limits_of, rules_of
@@ -84,12 +86,17 @@ class State:
     admission: Admission = field(init=False)
     reporter: Reporter = field(init=False)
     _channels: Channels | None = None
+    _logs: dict[str, SeldomLog] = field(default_factory=dict)  # by name of the logger
     _lock: Lock = field(default_factory=Lock)  # guards making the channels
     _obeying: bool = False  # orders are listened to
 
     def __post_init__(self) -> None:
         self.admission = Admission(self.counters)
         self.reporter = Reporter(self.counters, self.admission)
+
+    def seldom_log(self, logger: logging.Logger) -> SeldomLog:
+        """Return where to log what strangers bring about; of any thread."""
+        return self._logs.setdefault(logger.name, SeldomLog(logger))
 
     @property
     def connections(self) -> set[Connection]:

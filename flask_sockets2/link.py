@@ -350,7 +350,7 @@ class Link:
                 "dropped %.200r: %s",
                 self._owner.path,
                 reason,
-                extra={"event": "dropped", "path": self._owner.path},
+                extra={"event": "dropped", "path": self._owner.path and self._owner.path[:200]},
             )
             self.abort(reason)
 

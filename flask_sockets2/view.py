@@ -166,7 +166,8 @@ def check_origin(app: Flask, allowed: Iterable[str] | None = None) -> None:
         given = app.config.get(setting)
         allowed = None if given is None else _origins(given, setting)
     if not origin_allowed(origin, request.host, allowed, secure=request.is_secure):
-        logger.warning(
+        state_of(app).seldom_log(logger).warning(
+            "origin",
             "refused a WebSocket of origin %.200r on host %.200r; if that page may connect, "
             "add its origin to %s, or, behind a proxy, use ProxyFix",
             origin,
@@ -175,8 +176,8 @@ def check_origin(app: Flask, allowed: Iterable[str] | None = None) -> None:
             extra={
                 "event": "refused",
                 "reason": "origin",
-                "origin": origin,
-                "host": request.host,
+                "origin": origin[:200],
+                "host": request.host[:200],
             },
         )
         abort(403, f"pages of this origin may not connect ({setting})")

@@ -94,6 +94,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "guests",
             "limits",
             "orders",
+            "rates",
             "reports",
             "servers.environ",
             "settings",

@@ -18,7 +18,9 @@ import flask_sockets2
 from flask_sockets2 import Sockets, WebSocketRejected
 from flask_sockets2.event_stream import stream_response
 from flask_sockets2.extension import state_of
+from flask_sockets2.sse import ServerSentEventsBlueprint
 from flask_sockets2.stats import LIMITS
+from flask_sockets2.turbo import Turbo
 from tests.brokers.servers import RedisServer, server_binary
 from tests.clients import TIMEOUT, websocket
 from tests.processes import Server, wait_until
@@ -151,6 +153,45 @@ def test_refusals_say_why(caplog: pytest.LogCaptureFixture) -> None:
             "host": "localhost",
         },
     ]
+
+
+def test_strangers_who_are_refused_fill_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    app = Flask(__name__)
+    app.secret_key = "x"
+    sockets = Sockets(app)
+    sockets.add_url_rule("/echo", "echo", lambda ws: None)
+    blueprint = ServerSentEventsBlueprint("sse", __name__)
+    blueprint.add_url_rule("", endpoint="stream", view_func=blueprint.stream)
+    app.register_blueprint(blueprint, url_prefix="/stream")
+    Turbo(app)
+    websockets, client = sockets.test_client(app), app.test_client()
+    origin = "https://" + "e" * 60_000 + ".example"
+    names = [f"{number:03}" * 60 for number in range(50)]
+    for _ in range(20):
+        with pytest.raises(WebSocketRejected):
+            websockets.connect("/echo", headers={"Origin": origin})
+        query = "&".join(f"channel={name}" for name in names)
+        for path in (f"/stream?{query}", "/stream?signed=x", "/turbo-stream?s=x"):
+            headers = {"Accept": "text/event-stream"}
+            assert client.get(path, headers=headers).status_code == 403
+    refused = [vars(record) for record in caplog.records if vars(record).get("event") == "refused"]
+    assert 4 <= len(refused) < 40  # of 80: one of a kind a second
+    for record in refused:
+        for field in ("origin", "host", "channels"):
+            value = record.get(field, "")
+            assert len(value) <= (10 if isinstance(value, list) else 200)
+
+
+def test_a_long_path_is_cut(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    app = Flask(__name__)
+    sockets = Sockets(app)
+    sockets.add_url_rule("/echo/<name>", "echo", lambda ws, name: None)
+    with sockets.test_client(app).connect("/echo/" + "long" * 1000) as ws:
+        assert ws.receive(timeout=TIMEOUT) is None
+    mine = [event for event in events(caplog) if (event.get("path") or "").startswith("/echo/long")]
+    assert [event["event"] for event in mine] == ["open", "closed"]
+    assert {len(event["path"]) for event in mine} == {200}
 
 
 PROGRAM = """

@@ -137,7 +137,7 @@ class Stream:
             "open %.200r from %.100r",
             self.path,
             address,
-            extra={"event": "open", "path": self.path, "address": address},
+            extra={"event": "open", "path": self.path and self.path[:200], "address": address},
         )
 
     @staticmethod
@@ -269,7 +269,11 @@ class Stream:
                 keeper, self.keeper = self.keeper, None
                 if keeper is not None:
                     keeper.forget(self)
-        logger.info("closed %.200r", self.path, extra={"event": "closed", "path": self.path})
+        logger.info(
+            "closed %.200r",
+            self.path,
+            extra={"event": "closed", "path": self.path and self.path[:200]},
+        )
 
     def _tell_end(self) -> None:
         writing, self._writing = self._writing, None
@@ -304,7 +308,7 @@ class Stream:
             "dropped %.200r: the peer took nothing for %s s (SOCKETS_SEND_TIMEOUT)",
             self.path,
             self.send_timeout,
-            extra={"event": "dropped", "path": self.path},
+            extra={"event": "dropped", "path": self.path and self.path[:200]},
         )
         self.abort()
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from flask import Flask, abort, request
 
+from ..extension import state_of
 from ..signing import MAX_AGE, Expired, Forged, InvalidName, Signer
 from .encoding import channel_of
 from .settings import settings_of
@@ -58,22 +59,28 @@ def asked_for(app: Flask, authorizer: Authorizer | None, *, guarded: bool) -> li
     for name in names:
         _check(name)
     if not signed and not is_open(app, names, authorizer, guarded=guarded):
-        logger.warning(
+        state_of(app).seldom_log(logger).warning(
+            "not_open",
             "refused the channels %.200r: only %r is open to all. Say who may have others by "
             "@sse.authorize, or give pages signed addresses, sse.url(…); SSE_OPEN_CHANNELS = True "
             "opens all of them, as Flask-SSE does",
             names,
             DEFAULT,
-            extra={"event": "refused", "reason": "not_open", "channels": names},
+            extra={"event": "refused", "reason": "not_open", "channels": _cut(names)},
         )
         abort(403, "these channels are not open")
     if authorizer is not None:
         for name in names:
             if not authorizer(name):
-                logger.warning(
+                state_of(app).seldom_log(logger).warning(
+                    "not_authorized",
                     "refused the channel %.200r: not authorized",
                     name,
-                    extra={"event": "refused", "reason": "not_authorized", "channels": [name]},
+                    extra={
+                        "event": "refused",
+                        "reason": "not_authorized",
+                        "channels": _cut([name]),
+                    },
                 )
                 abort(403, "this channel is not for you")
     return names
@@ -86,6 +93,11 @@ def is_open(
     if authorizer is not None or settings_of(app.config).open_channels:
         return True
     return list(names) == [DEFAULT] or (guarded and len(names) == 1)
+
+
+def _cut(names: Sequence[str]) -> list[str]:
+    """Return names that a stranger gave as a log may have them."""
+    return [name[:200] for name in names[:10]]
 
 
 def _check(name: str) -> None:
@@ -113,8 +125,11 @@ def _unsigned(app: Flask, signed: str) -> list[str]:
             raise Forged("there is no SECRET_KEY that it could be signed with")
         names = _signer(app).unsign(signed)
     except InvalidName as exc:
-        logger.warning(
-            "refused a stream: %s", exc, extra={"event": "refused", "reason": "not_valid"}
+        state_of(app).seldom_log(logger).warning(
+            "not_valid",
+            "refused a stream: %s",
+            exc,
+            extra={"event": "refused", "reason": "not_valid"},
         )
         if isinstance(exc, Expired):
             abort(410, "the address of the stream has expired; load the page again")

@@ -323,7 +323,8 @@ def _verified(signer: StreamSigner | None, name: str) -> str:
             raise Forged("there is no SECRET_KEY that it could be signed with")
         return signer.unsign(name)
     except InvalidName as exc:
-        logger.warning(
+        state_of().seldom_log(logger).warning(
+            "not_valid",
             "refused the stream %.80r: %s",
             name,
             exc,
@@ -337,12 +338,13 @@ def _verified(signer: StreamSigner | None, name: str) -> str:
 def _check_user(channel: str, user: str | None) -> None:
     """See that a stream is that of the user of the connection."""
     if channel != user:
-        logger.warning(
+        state_of().seldom_log(logger).warning(
+            "other_user",
             "refused the stream %.80r: by @turbo.user_id the connection is that of %.80r. It has "
             "to return the same at each request of a user",
             channel,
             user,
-            extra={"event": "refused", "reason": "other_user", "channel": channel},
+            extra={"event": "refused", "reason": "other_user", "channel": channel[:200]},
         )
         abort(403, "the page is another user's; load it again")
 
@@ -353,10 +355,11 @@ def _authorize(audience: Audience, channel: str) -> None:
     if parts is None or audience.authorizer is None:
         return
     if not audience.authorizer(*parts):
-        logger.warning(
+        state_of().seldom_log(logger).warning(
+            "not_authorized",
             "refused the stream %.80r: not authorized",
             ":".join(parts),
-            extra={"event": "refused", "reason": "not_authorized", "channel": channel},
+            extra={"event": "refused", "reason": "not_authorized", "channel": channel[:200]},
         )
         abort(403, "this stream is not for you")
 
