@@ -81,11 +81,13 @@ def serve_health(state: State) -> None:
         file.is_there()  # what is wrong is logged at the start
 
     def flask_sockets2_health() -> Response:
-        draining = STOPPING in request.environ or (file is not None and file.is_there())
+        stopping = STOPPING in request.environ
+        draining = stopping or (file is not None and file.is_there())
         response = jsonify(_body(state, "draining" if draining else "ok"))
         response.headers["Cache-Control"] = "no-store"
         if draining:
             response.status_code = 503
+        if stopping:  # only our worker says so; other servers may not take it, PEP 3333
             response.headers["Connection"] = "close"
         return response
 
