@@ -17,6 +17,7 @@ from types import FrameType, FunctionType
 from typing import Any
 
 import gevent
+from gunicorn.glogging import Logger
 from gunicorn.workers.ggevent import GeventPyWSGIWorker, PyWSGIHandler
 
 from .environ import STOPPING
@@ -37,6 +38,8 @@ class _Handler(WebSocketHandler, PyWSGIHandler):  # type: ignore[misc]  # gunico
     client_address: Any
 
     def log_request(self) -> None:
+        if not _is_logged(self.server.log):
+            return
         if self.environ is None:  # it was no request, for which gunicorn's log is not prepared
             self.environ, self.headers, self.response_headers = self._of_no_request(), {}, []
         # What clients say of themselves is in there, decoded: %0a in a path is a line break.
@@ -60,6 +63,12 @@ class _Handler(WebSocketHandler, PyWSGIHandler):  # type: ignore[misc]  # gunico
             "RAW_URI": target,
             "SERVER_PROTOCOL": version,
         }
+
+
+def _is_logged(log: Any) -> bool:
+    """Whether a logger of gunicorn does anything with a request; one of one's own may count it."""
+    own = getattr(type(log), "access", None) is not Logger.access
+    return own or bool(log.access_log_enabled)
 
 
 def _names_user(authorization: str) -> bool:

@@ -13,10 +13,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from textwrap import dedent
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
+from gunicorn.config import Config
+from gunicorn.glogging import Logger
 
+from flask_sockets2.servers.gunicorn import _Handler
 from tests.clients import echoed
 from tests.clients import http as ask
 from tests.processes import Certificate, Server, ServerFailed, Servers, servers_in, wait_until
@@ -230,6 +235,45 @@ def test_the_access_log_has_a_line_for_each_websocket(gunicorn: StartServer) -> 
     assert ask(server.url("/"))[0] == 200
     server.wait_for_output(r"^127\.0\.0\.1 GET / HTTP/1\.1 status=200 ")
     assert server.output.count("GET /echo") == 1
+
+
+class CountingLogger(Logger):
+    """As gunicorn's own for statsd: it has something to do without an access log, too."""
+
+    counted = 0
+
+    def access(self, *args: Any) -> None:
+        super().access(*args)
+        self.counted += 1
+
+
+class Untouched(dict[str, Any]):
+    def items(self) -> Any:
+        raise AssertionError("it was copied")
+
+
+def logging_handler(log: Any, environ: Any) -> Any:
+    """A handler that has answered a request."""
+    handler = object.__new__(_Handler)
+    handler.server = SimpleNamespace(log=log)
+    handler.requestline, handler.status, handler.response_length = "GET / HTTP/1.1", "200 OK", 0
+    handler.time_start = handler.time_finish = time.time()
+    handler.environ, handler.headers, handler.response_headers = environ, {}, []
+    return handler
+
+
+def test_what_no_access_log_takes_is_not_prepared_for_one() -> None:
+    logging_handler(Logger(Config()), Untouched()).log_request()
+    config = Config()
+    config.set("accesslog", "-")
+    with pytest.raises(AssertionError, match="copied"):
+        logging_handler(Logger(config), Untouched()).log_request()
+
+
+def test_a_logger_of_ones_own_hears_of_each_request_without_an_access_log() -> None:
+    log = CountingLogger(Config())
+    logging_handler(log, {}).log_request()
+    assert log.counted == 1
 
 
 # -- early hints ---------------------------------------------------------------------------
