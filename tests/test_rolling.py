@@ -71,7 +71,9 @@ def test_a_proxy_that_reloads_cuts_nobody_but_caddy_who_closes_websockets(
     report = rolled(deployment, "reload", record_property)
     ended = [client for client in report.clients if client.outages]
     if deployment.proxy_name == "caddy":
-        assert {outage.how for outage in report.outages} == {"closed with 1001"}
+        # It writes a close frame to the application as well, whose answer may be the first to come:
+        # at times 1002, for nothing keeps that frame from coming within one of the client's.
+        assert {outage.how for outage in report.outages} <= {"closed with 1001", "closed with 1002"}
         assert {type(client) for client in ended} == {Listener, Echo}
     else:
         assert ended == []
