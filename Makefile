@@ -1,8 +1,12 @@
 # make demo   serve the examples on http://127.0.0.1:5000 (HOST=, PORT=, SOCKETS_BROKER_URL=)
-# make test   run the tests (ARGS="-k echo" to choose)
+# make test   run the tests, in some minutes (ARGS="-k echo" to choose)
+# make test-slow run those that it leaves out, which take longer and seldom fail
+# make test-all run all of them, with the neighbours
 # make fuzz   try what no test names, for a minute (SECONDS=600, TARGETS="frames heads")
 # make soak   ill-treat all features and their servers for ten minutes (MINUTES=60)
+# make attack measure what hostile clients cost all others (ATTACK_ARGS="--only chunks")
 # make oldest run what touches the dependencies with the oldest ones that are declared
+# make neighbours run what is combined with other extensions, in an environment of their own
 # make audit  ask pip-audit for known vulnerabilities of what is installed
 # make docs   build the documentation into docs/_build/html
 #
@@ -12,19 +16,23 @@ PYTHON ?= python3
 VENV ?= .venv
 OLDEST_PYTHON ?= $(PYTHON)
 OLDEST_VENV ?= .venv-oldest
+NEIGHBOURS_VENV ?= .venv-neighbours
 HOST ?= 127.0.0.1
 PORT ?= 5000
-ARGS ?= -n auto
 SECONDS ?= 60
 MINUTES ?= 10
 BIN := $(VENV)/bin
+# Tests start hundreds of servers; where this is set, each would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+# How many that is, tests/conftest.py says; a file's tests share their servers in one process.
+PARALLEL := -n auto --dist loadfile
 TURBO_JS := flask_sockets2/turbo/vendored/turbo.es2017-umd.js
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test oldest oldest-installed docs fuzz soak lint types audit bench clean
+.PHONY: help demo test test-slow test-all neighbours oldest oldest-installed docs fuzz soak attack lint types audit bench clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 9
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 13
 	@echo 'also: make lint, make types, make bench, make clean'
 
 $(BIN)/python:
@@ -46,14 +54,34 @@ $(TURBO_JS): | $(VENV)/.installed-redis
 $(VENV)/.demo-key: | $(BIN)/python
 	@$(BIN)/python -c 'import secrets; print(secrets.token_hex())' >$@
 
+# gunicorn would try for five seconds, and not say what to do.
 demo: $(VENV)/.installed-redis $(VENV)/.demo-key $(TURBO_JS)
+	@! $(BIN)/python -c "import socket; socket.create_server(('$(HOST)', $(PORT)))" 2>&1 | \
+		grep -q 'Address already in use' || { \
+		echo 'Port $(PORT) is in use; choose another one: make demo PORT=8000'; exit 1; }
 	@echo 'Open http://$(HOST):$(PORT) in a browser; Ctrl-C ends it.'
 	@SECRET_KEY="$${SECRET_KEY:-$$(cat $(VENV)/.demo-key)}" \
 		$(BIN)/gunicorn -k flask_sockets2.worker -b '$(HOST):$(PORT)' examples.demo:app
 
 test: $(VENV)/.installed-test
 	@tests/system-packages.sh
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow' $(ARGS)
+
+test-slow: $(VENV)/.installed-test
+	@tests/system-packages.sh
+	$(BIN)/python -m pytest $(PARALLEL) -m slow $(ARGS)
+
+test-all: test test-slow neighbours
+
+# Their own environment, for what they bring along would hide what the package forgot to ask for.
+$(NEIGHBOURS_VENV)/.installed: pyproject.toml requirements.txt tests/neighbours/requirements.txt
+	$(PYTHON) -m venv $(NEIGHBOURS_VENV)
+	$(NEIGHBOURS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-r tests/neighbours/requirements.txt --editable '.[metrics]'
+	@touch $@
+
+neighbours: $(NEIGHBOURS_VENV)/.installed
+	$(NEIGHBOURS_VENV)/bin/python -m pytest -n auto $(ARGS) tests/neighbours
 
 # Their own environment, for the versions that the lower bounds name.
 oldest-installed: $(OLDEST_VENV)/.installed
@@ -64,7 +92,7 @@ $(OLDEST_VENV)/.installed: pyproject.toml requirements.txt tests/oldest.txt
 	@touch $@
 
 oldest: oldest-installed
-	$(OLDEST_VENV)/bin/python -m pytest -n 2 $(ARGS) @tests/surfaces.txt
+	$(OLDEST_VENV)/bin/python -m pytest $(PARALLEL) $(ARGS) @tests/surfaces.txt
 
 fuzz: $(VENV)/.installed-test
 	$(BIN)/python -m tests.fuzz $(SECONDS) $(TARGETS)
@@ -72,6 +100,9 @@ fuzz: $(VENV)/.installed-test
 soak: $(VENV)/.installed-test
 	@tests/system-packages.sh
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) $(SOAK_ARGS)
+
+attack: $(VENV)/.installed-test
+	$(BIN)/python -m tests.attacks $(ATTACK_ARGS)
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
@@ -99,5 +130,5 @@ bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 clean:
-	rm -rf $(VENV) $(OLDEST_VENV) docs/_build .tox .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST_VENV) $(NEIGHBOURS_VENV) docs/_build .tox .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -13,8 +13,8 @@ turbo.js comes from the installed package, else from a CDN.
 """
 
 import os
-import random
 from datetime import UTC, datetime
+from random import Random
 
 from flask import Flask, render_template
 
@@ -23,6 +23,7 @@ from flask_sockets2 import Turbo
 app = Flask(__name__)
 app.config["SOCKETS_BROKER_URL"] = os.environ.get("SOCKETS_BROKER_URL", "memory://")
 turbo = Turbo(app)
+chance = Random()
 
 
 @app.route("/")
@@ -40,7 +41,7 @@ def inject_load():
     try:
         loads = [*os.getloadavg()]
     except (AttributeError, OSError):  # Windows has none
-        loads = [2 * random.random() for _ in range(3)]
+        loads = [2 * chance.random() for _ in range(3)]
     return {
         "loads": dict(zip((1, 5, 15), loads, strict=True)),
         "cores": os.cpu_count() or 1,
@@ -50,4 +51,5 @@ def inject_load():
 
 @turbo.every(5)
 def update_load():
-    turbo.push(turbo.replace(render_template("_load.html"), "load"))
+    box = render_template("_load.html")
+    turbo.push(turbo.replace(box, "load"))

@@ -12,13 +12,14 @@ logs is in all pages; SECRET_KEY must be the same for all of them then.
 import itertools
 import logging
 import os
-import random
 import secrets
 import threading
 import time
+from random import Random
 
 from flask import Flask, redirect, render_template, request, url_for
 
+from examples.same_origin import refuse_other_origins
 from flask_sockets2 import BrokerError
 from flask_sockets2.sse import sse
 
@@ -43,6 +44,7 @@ app = Flask(__name__)
 app.secret_key = os.environ.get("SECRET_KEY") or secrets.token_hex()
 app.config["SOCKETS_BROKER_URL"] = os.environ.get("SOCKETS_BROKER_URL", "memory://")
 app.register_blueprint(sse, url_prefix="/stream")
+app.before_request(refuse_other_origins)
 
 
 class Publishing(logging.Handler):
@@ -66,10 +68,11 @@ for logger in loggers.values():
 
 def work():
     """What there would be to log in a pizzeria."""
+    chance = Random()
     for number in itertools.count(100):
-        for part, level, text in sorted(random.sample(LINES, 5), key=LINES.index):
+        for part, level, text in sorted(chance.sample(LINES, 5), key=LINES.index):
             loggers[part].log(level, text.format(n=number))
-            time.sleep(random.uniform(0.5, 1.5))
+            time.sleep(chance.uniform(0.5, 1.5))
 
 
 started = threading.Lock()

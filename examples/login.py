@@ -3,15 +3,17 @@
     gunicorn -k flask_sockets2.worker examples.login:app
 
 The browser sends the session's cookie with the WebSocket's handshake, so that the handler has
-the same `session` as a view. Who has none is refused before there is a WebSocket.
+the same `session` as a view. A visitor without a login is refused before there is a WebSocket. A
+WebSocket stays open until it is closed, so the logout closes those of its user.
 """
 
 import os
 import secrets
 
-from flask import Flask, abort, jsonify, render_template, request, session
+from flask import Flask, Response, abort, jsonify, render_template, request, session
 from werkzeug.security import check_password_hash, generate_password_hash
 
+from examples.same_origin import refuse_other_origins
 from flask_sockets2 import Sockets
 
 app = Flask(__name__)
@@ -19,6 +21,8 @@ app = Flask(__name__)
 app.secret_key = os.environ.get("SECRET_KEY") or secrets.token_hex()
 # HttpOnly is Flask's default. Over HTTPS, set SESSION_COOKIE_SECURE=True as well.
 app.config["SESSION_COOKIE_SAMESITE"] = "Lax"
+# SameSite keeps the cookie from other sites, but a subdomain is the same site, and so is any port.
+app.before_request(refuse_other_origins)
 sockets = Sockets(app)
 
 passwords = {"ada": generate_password_hash("lovelace")}
@@ -43,10 +47,23 @@ def login():
     return response
 
 
+@sockets.user_id
+def user_id():
+    return session.get("user")
+
+
 @app.post("/logout")
 def logout():
-    session.clear()
-    return "", 204
+    user = session.pop("user", None)
+    response = Response(status=204)
+
+    # After the answer: a page that connected just before it would still have the old cookie.
+    @response.call_on_close
+    def disconnect():
+        if user is not None:
+            sockets.disconnect(user=user, reason="logged out")
+
+    return response
 
 
 @sockets.route("/private", accept=False)

@@ -26,11 +26,13 @@ import sys
 
 from flask import Blueprint, Flask, current_app, redirect, render_template, request, url_for
 
+from examples.same_origin import refuse_other_origins
 from flask_sockets2 import Sockets
 
 CHANNEL = "notify:all"
 
 pages = Blueprint("notify", __name__)
+pages.before_request(refuse_other_origins)
 sockets = Sockets()
 
 
@@ -42,8 +44,8 @@ def commands():
     python = os.path.relpath(sys.executable)
     python = shlex.quote(sys.executable if python.startswith("..") else python)
     return [
-        # The page is for everybody, the password is not.
-        f"export SOCKETS_BROKER_URL={shlex.quote(re.sub('//.*@', '//…@', url))}",
+        # The page is for everybody, the password is not; it may stand in the query, too.
+        f"export SOCKETS_BROKER_URL={shlex.quote(re.sub('//.*@', '//…@', url).partition('?')[0])}",
         f'{python} -m examples.notify_script "Lunch is ready"',
         f"{python} -m examples.notify_script Backup --progress",
     ]

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from flask import Flask, abort, render_template, request, url_for
 
+from examples.same_origin import refuse_other_origins
 from flask_sockets2 import Turbo
 
 MENU = ("Margherita", "Funghi", "Quattro stagioni", "Diavola")
@@ -42,6 +43,7 @@ app = Flask(__name__)
 app.secret_key = os.environ.get("SECRET_KEY") or secrets.token_hex()
 app.config["SOCKETS_BROKER_URL"] = os.environ.get("SOCKETS_BROKER_URL", "memory://")
 turbo = Turbo(app)
+app.before_request(refuse_other_origins)
 
 
 @dataclass
@@ -63,13 +65,14 @@ def inject_choices():
 
 @app.get("/")
 def board():
-    # Asked for before the orders are read: what is pushed from now on reaches the page.
+    # Asked for before the rest is read: what is pushed from now on reaches the page.
     turbo.position("orders")
+    turbo.position("lookers")
     columns = [
         (step, [order for order in orders.values() if order.step == number])
         for number, step in enumerate(STEPS[:-1])
     ]
-    return render_template("orders.html", columns=columns, lookers=lookers() or 1)
+    return render_template("orders.html", columns=columns, lookers=lookers)
 
 
 @app.route("/new", methods=["GET", "POST"])
@@ -109,18 +112,12 @@ def order_of(number):
     return orders.get(number) or abort(404)
 
 
-def lookers():
-    """How many windows show the board, in all workers."""
-    return turbo.subscribers("lookers")
-
-
-told = None
+lookers = 1  # windows that show the board: at least the one in which it is read
 
 
 @turbo.every(2)
 def count_lookers():
-    global told
-    number = lookers()
-    if number != told:
-        turbo.broadcast_update_to("lookers", content=number, target="lookers")
-    told = number
+    global lookers
+    before, lookers = lookers, turbo.subscribers("lookers") or 1
+    if lookers != before:
+        turbo.broadcast_update_to("lookers", content=lookers, target="lookers")

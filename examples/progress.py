@@ -16,6 +16,7 @@ import time
 
 from flask import Flask, redirect, render_template, request, url_for
 
+from examples.same_origin import refuse_other_origins
 from flask_sockets2.sse import sse
 
 ROWS = 400
@@ -26,6 +27,7 @@ app = Flask(__name__)
 app.secret_key = os.environ.get("SECRET_KEY") or secrets.token_hex()
 app.config["SOCKETS_BROKER_URL"] = os.environ.get("SOCKETS_BROKER_URL", "memory://")
 app.register_blueprint(sse, url_prefix="/stream")
+app.before_request(refuse_other_origins)
 
 
 def import_rows(bar, fails):
@@ -54,7 +56,8 @@ def begin():
 
 @app.get("/jobs/<job>")
 def show(job):
-    stream = sse.url(f"job:{job}", last=1)
+    # Only the visitor whose page this is can use the address: it may end up in a log.
+    stream = sse.url(f"job:{job}", last=1, bind="session")
     html = render_template("progress.html", rows=ROWS, job=job, stream=stream)
     # A page from a cache would bring an old address.
     return html, {"Cache-Control": "no-store"}

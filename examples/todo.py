@@ -16,6 +16,7 @@ from itertools import count
 
 from flask import Flask, flash, render_template, request, url_for
 
+from examples.same_origin import refuse_other_origins
 from flask_sockets2 import Turbo
 
 LONGEST_TEXT = 80  # characters
@@ -27,6 +28,7 @@ app.secret_key = os.environ.get("SECRET_KEY") or secrets.token_hex()
 app.config["SESSION_COOKIE_SAMESITE"] = "Lax"
 app.config["SOCKETS_BROKER_URL"] = os.environ.get("SOCKETS_BROKER_URL", "memory://")
 turbo = Turbo(app)
+app.before_request(refuse_other_origins)
 
 
 @dataclass

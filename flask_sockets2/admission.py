@@ -94,6 +94,7 @@ class Admission:
         self._ages: WeakKeyDictionary[Clock, Ages] = WeakKeyDictionary()  # a hub may end
         self._heard = 0  # orders, ever; and the last of them, with their numbers
         self._orders: deque[tuple[int, str]] = deque(maxlen=_ORDERS)
+        self._obeyed: dict[str, None] = {}  # their ids, the last of them
 
     def expect(self, rules: Rules, address: str | None, what: str) -> Guest:
         """Take note of a request for a connection, and see whether it may have one by now.
@@ -265,12 +266,22 @@ class Admission:
     # -- orders ----------------------------------------------------------------------------
 
     def obey(self, message: Message) -> None:
-        """Take an order; in whatever thread the broker delivers it, and without waiting."""
+        """Take an order; in whatever thread the broker delivers it, and without waiting.
+
+        An order that was obeyed already is passed over: this process may have given it, or it was
+        published twice. Its user may be here again by now.
+        """
         order = Order.parse(message.data)
         if order is None:
             logger.warning("an order at %s makes no sense to this version", message.position)
             return
         with self._lock:
+            if order.id in self._obeyed:
+                return
+            if order.id:
+                self._obeyed[order.id] = None
+                if len(self._obeyed) > _ORDERS:
+                    del self._obeyed[next(iter(self._obeyed))]
             self._heard += 1
             self._orders.append((self._heard, order.user))
             guests = list(self._users.get(order.user, ()))
@@ -290,8 +301,8 @@ class Admission:
         pace = min(_PACE, guests[0].rules.max_handshake_rate or _PACE)  # else they are refused
         step = min(1 / pace, _LONGEST / len(guests))
         logger.warning(
-            "orders may be lost, so %d connections of users are ended within %.1f s; who may come "
-            "again does",
+            "the broker may have lost a call of disconnect(), so the %d open connections of users "
+            "are closed within %.1f s; their clients reconnect and are authorized again",
             len(guests),
             len(guests) * step,
             extra={"event": "orders_lost", "count": len(guests)},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from math import ceil
-from random import uniform
+from random import SystemRandom
 from time import monotonic
 from typing import Any, Protocol
 
@@ -17,6 +17,8 @@ from .transports.base import Clock
 __all__ = ["Aged", "Ages"]
 
 logger = logging.getLogger("flask_sockets2.sockets")
+
+_random = SystemRandom()  # not the program's generator, which may have been seeded
 
 _STEP = 1.0  # seconds between two looks
 _YOUNGEST = 0.8  # of the age given, that the first may be ended at
@@ -54,7 +56,7 @@ class Ages:
         """End it at an age of 80 to 100 % of so many seconds; in the clock's thread, if it is a
         hub's."""
         now = monotonic()
-        one.due = ceil(now + age * uniform(_YOUNGEST, 1.0))
+        one.due = ceil(now + age * _random.uniform(_YOUNGEST, 1.0))
         self._due.setdefault(one.due, set()).add(one)
         if not self._ticking:
             self._ticking = True

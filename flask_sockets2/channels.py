@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any, Protocol
+import sys
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Any, Protocol, TypeVar
 
-from flask import Flask
+from flask import Flask, has_request_context, request
 
-from .brokers.base import BrokerOptions, Draft, Message, Position
+from .brokers.base import JSON, NOWHERE, BrokerOptions, Draft, Message, Position
 from .brokers.registry import open_broker
 from .encoding import Encoding, Frames
+from .exceptions import BrokerError
 from .fanout import ALL, Fanout, Observer, Subscription
+from .orders import ORDERS, Order, Unsent, UserId
 from .outlet import Outlet, Owner, SocketWriter
 from .publisher import Publisher, check_channel, dumps_of, payload_of
+from .rates import SeldomLog
 from .signals import broker_reconnected, client_too_slow, gap_told, message_dropped, tell
 from .stats import Counters
 from .writer import Clock
@@ -23,7 +28,11 @@ __all__ = ["Channels", "Subscriber"]
 logger = logging.getLogger("flask_sockets2.channels")
 
 _MAX_IDENTITY = 1024  # bytes of UTF-8
-_FOREIGN = Position("-", 0)  # of no log
+
+_AWAY_UNTIL = "flask_sockets2.away_until"  # in the environ: when a page may ask the broker again
+_PATIENCE = 5.0  # seconds that it does not, as one attempt may take as long
+
+Place = TypeVar("Place")
 
 
 class Subscriber(Owner, Protocol):
@@ -44,6 +53,15 @@ class Subscriber(Owner, Protocol):
     @property
     def window_bits(self) -> int | None:
         """Of permessage-deflate."""
+
+
+class Watch(Protocol):
+    """Looks whether anybody hears what a process publishes."""
+
+    settled: bool
+
+    def published(self, channel: str) -> None:
+        """Take note of a message."""
 
 
 class _Signals(Observer):
@@ -73,6 +91,9 @@ class Channels(Publisher):
     :param options: for the broker.
     :param counters: to count in.
     :param max_message_size: bytes of one message.
+    :param log_errors: log what cannot be published, and do not raise.
+    :param unheard: looks whether anybody hears what is published, if the broker reaches no other
+        process.
     """
 
     def __init__(
@@ -82,28 +103,99 @@ class Channels(Publisher):
         options: BrokerOptions,
         counters: Counters,
         max_message_size: int,
+        log_errors: bool,
+        unheard: Callable[[Callable[[], bool], Callable[[str], None]], Watch],
     ) -> None:
         self._fanout = Fanout(lambda fanout: open_broker(url, options, fanout), options, counters)
         self._fanout.observer = _Signals(app)
         self._broker = self._fanout.broker
         self._counters = counters
         self._max_message_size = max_message_size
+        self._app = app
         self._dumps = dumps_of(app)
+        self._log_errors = log_errors
+        self._seldom = SeldomLog(logger)
         self._warned = False
+        self._unheard = None if self._broker.shared else unheard(self._is_heard, self._warn_of_none)
+        self._unsent = Unsent(self._publish_order)
+
+    def disconnect(self, *, user: UserId, code: int = 1008, reason: str = "") -> None:
+        """Close the WebSockets and end the event streams of a user, in all processes.
+
+        Those of this process end whether or not the broker can be reached. If it cannot, the order
+        is kept, and published as soon as the broker is back while this process runs.
+
+        Takes and raises what :meth:`flask_sockets2.Publisher.disconnect` does.
+        """
+        order = Order.of(user, code, reason)
+        self._fanout.deliver(Message(ORDERS, JSON, order.serialize(), NOWHERE))
+        try:
+            self._publish_order(order)
+        except BrokerError as exc:
+            self._unsent.keep(order)
+            raise BrokerError(
+                "the connections of the user in this process are ended, but other processes could "
+                f"not be told ({exc.description}); this process tries again for an hour, while it "
+                "runs; to be certain, disconnect the user again when the broker is back"
+            ) from exc
+        except BaseException:  # killed, or a timeout of its request's
+            self._unsent.keep(order)
+            raise
+        self._unsent.drop(order.user)
 
     def _publish(self, drafts: list[Draft]) -> list[Position]:
         positions = self._broker.publish(drafts)
         for draft in drafts:
             self._counters.of_channel(draft.channel).published += 1
         self._fanout.relieve()
+        if self._unheard is not None and not self._unheard.settled:
+            self._unheard.published(drafts[0].channel)
         return positions
+
+    def _unpublished(self, exc: BrokerError, channels: Sequence[str]) -> list[Position]:
+        for channel in channels:
+            self._counters.of_channel(channel).publish_errors += 1
+            if self._log_errors:
+                self._seldom.failure(
+                    "unpublished",
+                    "a message to %.200r was not published, and SOCKETS_PUBLISH_ERRORS is 'log': "
+                    "%s",
+                    channel,
+                    exc,
+                    extra={"event": "unpublished", "channel": channel[:200]},
+                )
+        if not self._log_errors:
+            raise exc
+        return [NOWHERE] * len(channels)
+
+    def for_page(
+        self, number: int, ask: Callable[[], Sequence[Place]]
+    ) -> Sequence[Place] | list[Position]:
+        """Return where the channels of a page are, :data:`NOWHERE` if the broker is away.
+
+        The page is rendered then, and its connection is told of a gap. In the same request the
+        broker is not asked again for a while.
+
+        :param number: of channels.
+        :param ask: asks the broker.
+        """
+        environ = request.environ if has_request_context() else {}
+        if environ.get(_AWAY_UNTIL, 0.0) <= monotonic():
+            try:
+                return ask()
+            except BrokerError as exc:
+                environ[_AWAY_UNTIL] = monotonic() + _PATIENCE
+                self._seldom.failure(
+                    "positions", "a page has no positions and will be told of a gap: %s", exc
+                )
+        return [NOWHERE] * number
 
     def subscribe(
         self,
         connection: Subscriber,
         channel: str,
         *,
-        since: Any = None,
+        since: Position | str | None = None,
         envelope: bool = False,
         presence: bool = False,
         identity: str | None = None,
@@ -115,7 +207,7 @@ class Channels(Publisher):
             raise ValueError("presence=True needs envelope=True: who joins comes in an envelope")
         if identity is not None:
             _check_identity(identity)
-        position = _since(since)
+        position = self._since(since, channel)
         encoding = Frames.of(
             envelope=envelope,
             presence=presence,
@@ -144,7 +236,7 @@ class Channels(Publisher):
         """
         check_channel(channel)
         self._warn_of_processes(environ)
-        return self._fanout.subscribe(outlet, channel, encoding, since=_since(since))
+        return self._fanout.subscribe(outlet, channel, encoding, since=self._since(since, channel))
 
     def outlet_of(self, transport: SocketWriter, owner: Owner, limits: Any) -> Outlet:
         """Return a new outlet that writes to a transport."""
@@ -195,7 +287,43 @@ class Channels(Publisher):
 
     def close(self) -> None:
         """Let go of the broker."""
+        self._unsent.close()
         self._fanout.close()
+
+    def _since(self, given: Any, channel: str) -> Any:
+        """Return the position that a client names; one that makes no sense is a gap."""
+        if given is None or given == "":
+            return None
+        if isinstance(given, Position):
+            return given
+        if not isinstance(given, str):
+            raise TypeError(f"since= is a position as text, got {type(given).__name__}")
+        if given == "start":
+            return ALL
+        position = Position.parse(given)
+        if position is None and given != str(NOWHERE) and self._app.debug:
+            logger.warning(
+                "since=%.200r is no position in channel %.200r, so the client is told of a gap; "
+                'give it what sockets.position() or an envelope has named, or "start"',
+                given,
+                channel,
+            )
+        return position or NOWHERE
+
+    def _is_heard(self) -> bool:
+        """Tell whether this process has served anybody, or is a test."""
+        app = self._app
+        served = app.testing or getattr(app, "_got_first_request", False) or self.here()
+        return bool(served) or "pytest" in sys.modules
+
+    def _warn_of_none(self, channel: str) -> None:
+        logger.warning(
+            "published to %.200r in a process that serves nobody, and with %s:// no other process "
+            "hears it; set app.config['SOCKETS_BROKER_URL'] to a redis:// URL, the same here and "
+            "in the processes that serve",
+            channel,
+            self._broker.url.partition("://")[0],
+        )
 
     def _warn_of_processes(self, environ: Any) -> None:
         """Say once that a message would not leave this process, where there are others."""
@@ -209,17 +337,6 @@ class Channels(Publisher):
                 "worker",
                 self._broker.url.partition("://")[0],
             )
-
-
-def _since(given: Any) -> Any:
-    """Return the position that a client names; one that makes no sense is a gap."""
-    if given is None or given == "":
-        return None
-    if isinstance(given, Position):
-        return given
-    if not isinstance(given, str):
-        raise TypeError(f"since= is a position as text, got {type(given).__name__}")
-    return ALL if given == "start" else Position.parse(given) or _FOREIGN
 
 
 def _check_identity(identity: Any) -> None:

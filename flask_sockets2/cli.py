@@ -1,7 +1,9 @@
 """``flask sockets routes`` lists the WebSocket rules; ``flask sockets publish`` and ``listen`` are
 at the other end of a channel; ``flask sockets top`` shows what all workers do; ``flask sockets
-doctor URL`` finds out why a browser cannot connect,
-without an application at hand.
+doctor URL`` finds out why a browser cannot connect.
+
+Those of channels take the application's settings, or with ``--url`` none, and ``doctor`` needs no
+application.
 """
 
 from __future__ import annotations
@@ -10,18 +12,18 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from queue import SimpleQueue
 from time import sleep
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from flask import Flask, current_app
-from flask.cli import AppGroup
+from flask.cli import AppGroup, NoAppException, ScriptInfo
 from websockets.exceptions import InvalidURI
 from websockets.uri import WebSocketURI, parse_uri
 
-from .brokers.base import History, Message, Position, Receiver
+from .brokers.base import NOWHERE, History, Message, Position, Receiver
 from .doctor import Case, examine
 from .encoding import Frames, gap_message
 from .exceptions import BrokerError
@@ -29,12 +31,11 @@ from .extension import broker_url_of
 from .findings import Finding
 from .publisher import Publisher, check_channel, dumps_of
 from .settings import broker_options_of, limits_of
+from .sockets import unserved
 from .top import INTERVAL, Top
 from .view import View
 
 __all__ = ["sockets_cli"]
-
-_FOREIGN = Position("-", 0)  # of no log
 
 sockets_cli = AppGroup("sockets", help="Look after the WebSockets of the application.")
 
@@ -50,6 +51,8 @@ def routes() -> None:
             rows.append(
                 (f"{domain}|{rule}" if domain else str(rule), rule.endpoint, _options(view))
             )
+    for said in unserved():
+        click.echo(f"{said[0].upper()}{said[1:]}.", err=True)
     if len(rows) == 1:
         click.echo("There are no WebSocket rules. Register a handler with @sockets.route('/echo').")
         return
@@ -72,15 +75,45 @@ def _options(view: Any) -> str:
     return " ".join(f"{name}={value}" for name, value in options.items())
 
 
-@sockets_cli.command("publish")
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _of_channels(command: Command) -> Command:
+    """Give a command the options that stand in for an application; :func:`_publisher` takes them.
+
+    Such a command has no application before that.
+    """
+    url = "Of the broker, as redis://localhost:6379/0; then no application is loaded."
+    prefix = "Of all names on the broker, with --url: SOCKETS_CHANNEL_PREFIX of the application."
+    return click.option("--url", help=url)(click.option("--prefix", help=prefix)(command))
+
+
+@sockets_cli.command("publish", with_appcontext=False)
 @click.argument("channel")
 @click.argument("data")
 @click.option("--json", "is_json", is_flag=True, help="DATA is JSON; it is checked.")
 @click.option("--binary", is_flag=True, help="DATA is bytes; sent as they are, as binary.")
 @click.option("--key", default="", help="A slow client needs only the newest message of a key.")
 @click.option("--transient", is_flag=True, help="For who listens now; not kept in the history.")
+@_of_channels
+@click.option(
+    "--history-size",
+    type=click.IntRange(0),
+    help="Messages kept, with --url: SOCKETS_HISTORY_SIZE of the application.",
+)
+@click.option(
+    "--history-ttl",
+    type=click.FloatRange(1),
+    help="Seconds they are kept, with --url: SOCKETS_HISTORY_TTL of the application.",
+)
 def publish(
-    channel: str, data: str, is_json: bool, binary: bool, key: str, transient: bool
+    channel: str,
+    data: str,
+    is_json: bool,
+    binary: bool,
+    key: str,
+    transient: bool,
+    **broker: Any,
 ) -> None:
     """Publish DATA to CHANNEL, and print its position.
 
@@ -90,17 +123,21 @@ def publish(
     if is_json and binary:
         raise click.UsageError("--json and --binary exclude each other")
     message: Any = _binary(data) if binary else _text(data)
-    if is_json:
-        try:
-            message = current_app.json.loads(message)
-        except ValueError as exc:
-            raise click.BadParameter(f"DATA is no JSON: {exc}") from exc
     try:
-        with _publisher() as publisher:
+        with _publisher(**broker) as publisher:
+            if is_json:
+                message = _loads(message)
             position = publisher.publish(channel, message, key=key, transient=transient)
     except (BrokerError, ValueError) as exc:
         raise click.ClickException(str(exc)) from exc
     click.echo(str(position))
+
+
+def _loads(data: str) -> Any:
+    try:
+        return current_app.json.loads(data) if current_app else json.loads(data)
+    except ValueError as exc:
+        raise click.BadParameter(f"DATA is no JSON: {exc}") from exc
 
 
 def _binary(data: str) -> bytes:
@@ -125,7 +162,7 @@ def _text(data: str) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-@sockets_cli.command("listen")
+@sockets_cli.command("listen", with_appcontext=False)
 @click.argument("channel")
 @click.option(
     "--since",
@@ -133,19 +170,23 @@ def _text(data: str) -> str:
     help="A position to go on from, 'start' for all the history holds; by default from now on.",
 )
 @click.option("--count", type=click.IntRange(1), help="End after so many messages.")
-def listen(channel: str, since: str, count: int | None) -> None:
-    """Print what is published to CHANNEL, one JSON object in each line, until Ctrl-C."""
+@_of_channels
+def listen(channel: str, since: str, count: int | None, **broker_options: Any) -> None:
+    """Print what is published to CHANNEL, until Ctrl-C.
+
+    Each message is a JSON object, in a line of its own.
+    """
     receiver = _Receiver()
     encoding = Frames.of(envelope=True, presence=True)
     try:
         check_channel(channel)
-        publisher = _publisher(receiver)
+        publisher = _publisher(receiver, **broker_options)
         broker = publisher.broker
         with publisher:
             broker.subscribe(channel)
             history = None
             if since:
-                position = None if since == "start" else Position.parse(since) or _FOREIGN
+                position = None if since == "start" else Position.parse(since) or NOWHERE
                 history = broker.history(channel, position)
             for number, message in enumerate(receiver.messages(channel, history), 1):
                 click.echo(encoding.text(message))
@@ -157,19 +198,20 @@ def listen(channel: str, since: str, count: int | None) -> None:
         pass
 
 
-@sockets_cli.command("top")
+@sockets_cli.command("top", with_appcontext=False)
 @click.option("--once", is_flag=True, help="Print it once, after two seconds, and end.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object in each line.")
-def top(once: bool, as_json: bool) -> None:
-    """Show who is connected to which worker, and what they do, every second until Ctrl-C."""
+@_of_channels
+def top(once: bool, as_json: bool, **broker: Any) -> None:
+    """Show what each worker does, every second until Ctrl-C."""
     shown = Top()
-    if broker_url_of(_app()).startswith("memory:"):
+    if (broker["url"] or broker_url_of(_app())).startswith("memory:"):
         raise click.ClickException(
             "with memory:// what a worker counts stays within it; set SOCKETS_BROKER_URL to a "
             "redis:// URL, the same for the workers and here"
         )
     try:
-        with _publisher(shown) as publisher:
+        with _publisher(shown, **broker) as publisher:
             while True:
                 try:
                     for _ in range(2 if once else 1):  # rates are between two
@@ -197,16 +239,29 @@ def _show(text: str, *, clear: bool, err: bool = False) -> None:
     click.echo(text, err=err)
 
 
-def _publisher(receiver: Receiver | None = None) -> Publisher:
-    """A publisher with the application's settings."""
+def _publisher(
+    receiver: Receiver | None = None, *, url: str | None = None, **options: Any
+) -> Publisher:
+    """Return a publisher with the application's settings, or with those that are given with a URL.
+
+    :param options: of a publisher; None where it is not given.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if url is not None:
+        return Publisher(url, receiver=receiver, **given)
+    for name in given:
+        raise click.UsageError(
+            f"--{name.replace('_', '-')} goes with --url; without it the application's setting "
+            "counts"
+        )
     app = _app()
     config = app.config
-    options = broker_options_of(config)
+    own = broker_options_of(config)
     return Publisher(
         broker_url_of(app),
-        prefix=options.prefix,
-        history_size=options.history_size,
-        history_ttl=options.history_ttl,
+        prefix=own.prefix,
+        history_size=own.history_size,
+        history_ttl=own.history_ttl,
         max_message_size=limits_of(config, {}).max_message_size,
         dumps=dumps_of(app),
         receiver=receiver,
@@ -214,6 +269,16 @@ def _publisher(receiver: Receiver | None = None) -> Publisher:
 
 
 def _app() -> Flask:
+    """Return the application, loaded where that has not been done."""
+    context = click.get_current_context()
+    if not current_app:
+        try:
+            app = context.ensure_object(ScriptInfo).load_app()
+        except NoAppException as exc:
+            raise NoAppException(
+                f"{exc.message} Or name the broker by --url redis://localhost:6379/0."
+            ) from exc
+        context.with_resource(app.app_context())
     return current_app._get_current_object()  # type: ignore[attr-defined, no-any-return]  # a proxy, as Flask documents it
 
 
@@ -299,7 +364,10 @@ def doctor(
     timeout: float,
     insecure: bool,
 ) -> None:
-    """Open a WebSocket at URL as a browser does, and name the hop that breaks it."""
+    """Open a WebSocket at URL, and name the hop that breaks it.
+
+    It is opened as a browser does.
+    """
     case = Case(url, origin, headers, timeout, insecure)
     try:
         examine(case, _report)

@@ -12,7 +12,8 @@ whatever the handler does; a message goes straight to the greenlet or thread tha
 
 Differences from gevent-websocket's ``WebSocket``: binary messages are ``bytes``, not ``bytearray``;
 ``send(None)`` on a closed connection does nothing, so that the loop ``while not ws.closed:
-ws.send(ws.receive())`` ends quietly; there is no ``stream`` and no ``current_app``.
+ws.send(ws.receive())`` ends quietly. Errors for attributes that it does not have, as ``stream``,
+name what to use instead.
 """
 
 from __future__ import annotations
@@ -22,19 +23,24 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from typing import Protocol as Protocol_
 
 from .exceptions import ConnectionClosed, HandshakeError
-from .limits import Limits
+from .limits import MAX_BUFFERED, Limits
 from .link import CLOSED, OPEN, Link
 from .stats import RouteCounters
 from .transports.base import RETRY, StreamTransport
+from .transports.budget import Budget
 from .wire.frames import BINARY, CLOSE, PING, PONG, TEXT
-from .wire.handshake import Upgrade, parse_upgrade
+from .wire.handshake import Upgrade, end_to_end, extended, parse_upgrade
 from .wire.protocol import Protocol
 
-__all__ = ["Connection"]
+if TYPE_CHECKING:
+    from .brokers.base import Position
+    from .fanout import Subscription
+
+__all__ = ["NO_HANDLER", "Connection", "Take"]
 
 logger = logging.getLogger("flask_sockets2.connection")
 
@@ -55,12 +61,12 @@ class Channels(Protocol_):
         connection: Connection,
         channel: str,
         *,
-        since: Any,
+        since: Position | str | None,
         envelope: bool,
         presence: bool,
         identity: str | None,
         gap: Any,
-    ) -> Any:
+    ) -> Subscription:
         """See :meth:`Connection.subscribe`."""
 
     def unsubscribe(self, connection: Connection, channel: str) -> bool:
@@ -89,16 +95,85 @@ class Keeper(Protocol_):
 
 
 _uncounted = RouteCounters()
+_budget = Budget(MAX_BUFFERED)  # of connections that no application of Flask's has
 _opened: set[Connection] = set()  # those that are open or closing, in this process
 
-if hasattr(os, "register_at_fork"):  # a forked child must not close what is its parent's
-    os.register_at_fork(after_in_child=_opened.clear)
+
+def _begin_anew() -> None:
+    """Leave the connections to the parent: a forked child must not close or count them."""
+    global _budget
+    _budget = Budget(MAX_BUFFERED)
+    _opened.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
 
 
 @lru_cache(maxsize=1024)
 def _bare_environ(path: str | None) -> Mapping[str, Any]:
     """What a connection keeps of its environ once that is gone; one for all with the path."""
     return MappingProxyType({"PATH_INFO": path})
+
+
+_CHANNEL = (
+    "call ws.subscribe(channel) in the handler of each client, and sockets.publish(channel, data) "
+    "to send to all of them"
+)
+_INSTEAD = {
+    # of gevent-websocket
+    "clients": _CHANNEL,
+    "current_app": "use flask.current_app",
+    "handle_close": "receive() returns None at the end; ws.close_code says how it ended",
+    "handle_ping": "pings are answered without the handler",
+    "handle_pong": "ws.latency is the time of the last ping to its pong",
+    "raw_read": "use ws.receive()",
+    "raw_write": "use ws.send() or ws.send_frame()",
+    "read_frame": "use ws.receive()",
+    "read_message": "use ws.receive()",
+    "stream": "use ws.receive() and ws.send(); SOCKETS_PING_INTERVAL is for keepalive, and under "
+    "gunicorn -k flask_sockets2.worker the socket is ws.handler.socket",
+    # of Flask-SocketIO, Flask-Sock, Starlette and the websockets library
+    "broadcast": _CHANNEL,
+    "connected": "use not ws.closed",
+    "emit": f"use ws.send() for this client alone, or {_CHANNEL}",
+    "iter_text": "use a loop: for message in ws",
+    "join": "use ws.subscribe(channel)",
+    "join_room": "use ws.subscribe(channel)",
+    "receive_bytes": "use ws.receive(), which returns bytes for a binary message",
+    "receive_json": "use flask.json.loads(ws.receive())",
+    "receive_text": "use ws.receive(), which returns str for a text message",
+    "recv": "use ws.receive()",
+    "send_bytes": "use ws.send()",
+    "send_json": "use ws.send(flask.json.dumps(data))",
+    "send_text": "use ws.send()",
+}
+_INSTEAD_OF_HANDLER = {
+    "active_client": _CHANNEL,
+    "client_address": 'the address of the client is ws.environ["REMOTE_ADDR"]',
+    "environ": "use ws.environ",
+    "server": _CHANNEL,
+    "websocket": "use ws",
+}
+
+
+class _NoHandler:
+    """Stands for the handler where the server has none, or its request is over; it is false."""
+
+    __slots__ = ("__weakref__",)
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> NoReturn:
+        instead = _INSTEAD_OF_HANDLER.get(name, "start the program with -k flask_sockets2.worker")
+        raise AttributeError(
+            f"ws.handler has no {name!r}: it is there until the handler returns, under "
+            f"flask_sockets2.worker and WebSocketServer; {instead}"
+        )
+
+
+NO_HANDLER = _NoHandler()
 
 
 class Connection:
@@ -132,30 +207,35 @@ class Connection:
         "_conversing",
         "_encode",
         "_end_told",
+        "_finished",
         "_link",
         "_refusal",
         "_take",
         "_upgrade",
         "_wait",
+        "announce",
+        "budget",
         "channels",
         "closed",
         "counters",
         "detachable",
         "environ",
+        "fields",
         "handler",
         "keeper",
         "limits",
         "on_end",
         "on_open",
         "outlet",
+        "returned",
         "subprotocol",
     )
 
     def __init__(self, environ: Mapping[str, Any], take: Take) -> None:
         #: WSGI environ of the request; nothing but the path once its handler has ended.
         self.environ = environ
-        #: The server's handler of the request, None where it has none.
-        self.handler: Any = None
+        #: The server's handler of the request; false where there is none, or not any more.
+        self.handler: Any = NO_HANDLER
         #: Whether it has ended, as far as its handler is concerned: one that receives sees the
         #: messages that came before the end first.
         self.closed = False
@@ -163,6 +243,10 @@ class Connection:
         self.subprotocol: str | None = None
         #: What its route or its application has set; to be read.
         self.limits = Limits()
+        #: Called with the header fields of the 101 response before that is sent.
+        self.announce: Callable[[list[tuple[str, str]]], object] | None = None
+        #: Those that reached the server, with what middleware has added; set by the server.
+        self.fields: Iterable[tuple[str, str]] = ()
         #: Called once, when it is accepted, and when it has ended after that.
         self.on_open: Callable[[Connection], None] | None = None
         self.on_end: Callable[[Connection], None] | None = None
@@ -172,11 +256,16 @@ class Connection:
         #: Whether it may outlive the request, and who is told when it has ended then.
         self.detachable = False
         self.keeper: Keeper | None = None
+        #: Whether its handler has returned, and not raised.
+        self.returned = False
         #: What is counted for its route.
         self.counters = _uncounted
+        #: That the bytes it holds count for.
+        self.budget = _budget
         self._take: Take | None = take
         self._link: Link | None = None  # once it is accepted
         self._end_told = False
+        self._finished = False  # it was open until its handler had returned
         self._conversing = False  # its handler has received since it last subscribed
         self._upgrade: Upgrade | None = None
         self._refusal: HandshakeError | None = None
@@ -184,6 +273,13 @@ class Connection:
             self._upgrade = parse_upgrade(environ)
         except HandshakeError as exc:
             self._refusal = exc
+
+    if not TYPE_CHECKING:  # for type checkers it has what is written here, and no more
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Name what to use in place of an attribute that another package has."""
+            instead = f": {_INSTEAD[name]}" if name in _INSTEAD else ""
+            raise AttributeError(f"a connection has no {name!r}{instead}", name=name, obj=self)
 
     @staticmethod
     def opened() -> list[Connection]:
@@ -274,6 +370,9 @@ class Connection:
         if not self._admit():
             return
         try:
+            response = self._announced(response)
+            if self._link is not None:  # meanwhile, in another greenlet
+                return
             transport, early = self._take(limits.send_timeout)
         except BaseException:
             if self.on_end is not None:
@@ -284,7 +383,7 @@ class Connection:
         self.subprotocol = subprotocol
         self._encode = protocol.send if extensions else protocol.frame
         self._wait = transport.wait
-        link = Link(self, transport, protocol, limits, self.counters)
+        link = Link(self, transport, protocol, limits, self.counters, self.budget)
         with transport.lock:
             self._link = link
             _opened.add(self)
@@ -310,6 +409,18 @@ class Connection:
                 raise
         return self._link is None
 
+    def _announced(self, response: bytes) -> bytes:
+        """Tell the server of the response, through all middleware; return it with what they add."""
+        announce, self.announce = self.announce, None
+        if announce is None and not self.fields:
+            return response
+        known = end_to_end(response)
+        if announce is not None:
+            announce(known)
+        added = [field for field in self.fields if field not in known]
+        self.fields = ()
+        return extended(response, added)
+
     def _opened_link(self) -> Link:
         """Accept it, where that has not been done, and return its link."""
         self.accept()
@@ -318,7 +429,7 @@ class Connection:
 
     # -- receiving -------------------------------------------------------------------------
 
-    def receive(self, timeout: float | None = None) -> Any:
+    def receive(self, timeout: float | None = None) -> str | bytes | None:
         """Wait for the next message.
 
         :param timeout: seconds to wait, None for as long as it takes.
@@ -330,17 +441,23 @@ class Connection:
         self._conversing = True
         link = self._link or self._opened_link()
         inbox = link.inbox
+        message: str | bytes | None
         while True:
             messages = inbox.messages
             if messages:
-                message = messages.popleft()
+                try:
+                    message = messages.popleft()
+                except IndexError:  # it is being evicted
+                    continue
                 if message is None:
-                    return self._tell_end()
+                    self._tell_end()
+                    return None
                 inbox.took(message)
                 return message
             inbox.handling = False
             if link.state is not OPEN:
-                return self._tell_end()
+                self._tell_end()
+                return None
             if link.held:
                 link.release()
                 continue
@@ -353,10 +470,11 @@ class Connection:
             if message is RETRY:
                 continue
             if message is None:
-                return self._tell_end()
+                self._tell_end()
+                return None
             return message
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[str | bytes]:
         """Iterate over the messages until the connection has ended."""
         return iter(self.receive, None)
 
@@ -368,14 +486,21 @@ class Connection:
         self._end_told = True
 
     def _closed_error(self) -> ConnectionClosed:
-        return self.error(self, self.close_code, self.close_reason)
+        error = self.error(self, self.close_code, self.close_reason)
+        error.handler_returned = self._finished
+        return error
 
     # -- sending ---------------------------------------------------------------------------
 
-    def send(self, message: Any, binary: bool | None = None) -> None:
+    def send(
+        self,
+        message: str | bytes | bytearray | memoryview | None,
+        binary: bool | None = None,
+    ) -> None:
         """Send one message: to the kernel at once, or into the buffer for a slow peer.
 
-        :param message: ``str``, or ``bytes``, ``bytearray`` or ``memoryview``.
+        :param message: ``str``, or ``bytes``, ``bytearray`` or ``memoryview``; None is ignored once
+            the connection has ended, and a TypeError before.
         :param binary: send it as binary; None: text for ``str``, binary for anything else.
         :raises ConnectionClosed: when the connection has ended, or there was no room in the buffer
             for ``send_timeout`` seconds, which ends it.
@@ -403,7 +528,7 @@ class Connection:
         if link.state is not OPEN:
             raise self._closed_error()
 
-    def send_frame(self, message: Any, opcode: int) -> None:
+    def send_frame(self, message: str | bytes | bytearray | memoryview | None, opcode: int) -> None:
         """Send one frame of a given opcode (gevent-websocket's): text, binary, ping or pong.
 
         :raises ValueError: for another opcode.
@@ -424,7 +549,7 @@ class Connection:
         make = link.protocol.ping if opcode == PING else link.protocol.pong_frame
         link.transport.write(make(payload))
 
-    def ping(self, payload: str | bytes = b"") -> None:
+    def ping(self, payload: str | bytes | bytearray | memoryview = b"") -> None:
         """Send a ping of at most 125 bytes; the peer's pong is not waited for."""
         self.send_frame(payload, PING)
 
@@ -433,13 +558,13 @@ class Connection:
     def subscribe(
         self,
         channel: str,
-        since: Any = None,
+        since: Position | str | None = None,
         *,
         envelope: bool = False,
         presence: bool = False,
         identity: str | None = None,
         gap: Any = None,
-    ) -> Any:
+    ) -> Subscription:
         """Send the client what is published to a channel, until the end or :meth:`unsubscribe`.
 
         It goes on when the handler returns, unless that has received since: then it has had a
@@ -570,7 +695,13 @@ class Connection:
         """The reason to it, empty without one."""
         return self._link.close_reason if self._link is not None else ""
 
-    def close(self, code: int = 1000, reason: str | bytes = "", *, message: Any = None) -> None:
+    def close(
+        self,
+        code: int = 1000,
+        reason: str | bytes = "",
+        *,
+        message: str | bytes | None = None,
+    ) -> None:
         """Start the closing handshake and return; does nothing where it has been started.
 
         :param code: 1000, or 4000 to 4999 for codes of the application's own.
@@ -610,6 +741,7 @@ class Connection:
         if self._link is None:
             return
         limits = self.limits
+        self._finished = code == 1000 and self.open
         try:
             self.close(code, reason)
             # The timers of closing and of a peer that takes nothing come first.

@@ -36,6 +36,7 @@ from .extension import State, state_of
 from .fanout import Subscription
 from .guests import Guest
 from .limits import Limits
+from .origins import check_stream
 from .outlet import Outlet
 from .servers.stream import Body, Stream
 from .settings import limits_of
@@ -184,6 +185,8 @@ def stream_response(
     :param limits: of which ``send_buffer``, ``send_timeout``, ``close_timeout``, ``slow_client``
         and ``max_connection_age`` hold; by default the application's.
     :param guest: of :func:`expect`, for a view that does more before this.
+    :raises werkzeug.exceptions.Forbidden: when a page asks that may not connect.
+    :raises werkzeug.exceptions.NotAcceptable: when a browser asks for something to show.
     :raises werkzeug.exceptions.ServiceUnavailable: 503 with ``Retry-After``, when the broker
         cannot be reached or there are too many connections; nothing stays subscribed.
     :raises werkzeug.exceptions.TooManyRequests: 429 with ``Retry-After``, when there are too many
@@ -211,8 +214,9 @@ def expect(app: Flask, limits: Limits | None = None) -> Guest:
 
     :param limits: that the stream will have, by default the application's.
     :returns: for :func:`answer` and :func:`stream_response`.
-    :raises werkzeug.exceptions.HTTPException: 429 and 503 as :func:`stream_response`.
+    :raises werkzeug.exceptions.HTTPException: 403, 406, 429 and 503 as :func:`stream_response`.
     """
+    check_stream(app)  # first: a request of a page of another site does not count
     with refusals():
         return state_of(app).expect(limits or limits_of(app.config, {}), _WHAT)
 
@@ -228,7 +232,7 @@ def answer(
     """Answer the current request with a stream; see :func:`open_body`.
 
     :param guest: of :func:`expect`; without it that is asked here.
-    :raises werkzeug.exceptions.HTTPException: 429 and 503 as :func:`stream_response`.
+    :raises werkzeug.exceptions.HTTPException: 403, 406, 429 and 503 as :func:`stream_response`.
     """
     guest = guest or expect(app, limits)
     if request.method == "HEAD":  # its body is never asked for
@@ -249,7 +253,12 @@ def refusals() -> Iterator[None]:
         kind = TooManyRequests if exc.status == 429 else ServiceUnavailable
         raise kind(exc.description, retry_after=int(dict(exc.headers)["Retry-After"])) from exc
     except BrokerError as exc:
-        logger.error("a stream of %s has to come back later: %s", request.url_rule, exc)
+        state_of().seldom_log(logger).failure(
+            "broker",
+            "broker unavailable, told an event stream of %s to connect again: %s",
+            request.url_rule,
+            exc,
+        )
         raise ServiceUnavailable(_NO_BROKER, retry_after=_RETRY_AFTER) from exc
 
 
@@ -282,6 +291,7 @@ def open_body(
         interval=heartbeat,
         send_timeout=limits.send_timeout,
         close_timeout=limits.close_timeout,
+        budget=state.budget,
     )
     body = Body(stream)
 

@@ -15,7 +15,10 @@ Flask-Sockets catch it under either name.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from werkzeug.test import TestResponse
 
 
 class WebSocketError(OSError):
@@ -31,6 +34,9 @@ class ConnectionClosed(WebSocketError):
     :param reason: close reason, possibly empty.
     """
 
+    #: Whether it was open until its handler had returned, which closed it.
+    handler_returned = False
+
     def __init__(self, connection: object, code: int | None, reason: str) -> None:
         super().__init__(code, reason)
         self.connection = connection
@@ -39,6 +45,11 @@ class ConnectionClosed(WebSocketError):
 
     def __str__(self) -> str:
         ended = f"the connection is closed with code {self.code}"
+        if self.handler_returned:
+            return (
+                f"{ended}, since its handler has returned: stay in the handler as long as another "
+                "thread sends, or call ws.subscribe(channel) in it and publish to that channel"
+            )
         return f"{ended} ({self.reason})" if self.reason else ended
 
 
@@ -68,7 +79,7 @@ class WebSocketRejected(HandshakeError):
     :param response: that answer, a :class:`werkzeug.test.TestResponse`.
     """
 
-    def __init__(self, response: Any) -> None:
+    def __init__(self, response: TestResponse) -> None:
         super().__init__(response.status_code, f"refused with {response.status}")
         self.response = response
 

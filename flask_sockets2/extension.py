@@ -12,18 +12,32 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
-from flask import Flask, Response, current_app, request
+from flask import Flask, Response, current_app, has_request_context, request
+from werkzeug.exceptions import HTTPException
 
 from .admission import Admission
+from .answers import Identify, WrongAnswer, identity
+from .brokers.registry import open_broker
 from .channels import Channels
 from .connection import Connection
+from .exceptions import BrokerError
 from .guests import Guest
-from .limits import Limits
-from .orders import ORDERS, user_text
+from .limits import MAX_BUFFERED, Limits
+from .orders import ORDERS
 from .rates import SeldomLog
 from .reports import Reporter
+from .servers import under_way
 from .servers.environ import waiter
-from .settings import broker_options_of, limits_of, rules_of
+from .servers.patience import register
+from .servers.serving import Unheard, is_listening, works_for_a_server
+from .settings import (
+    broker_options_of,
+    check,
+    limits_of,
+    logs_publish_errors,
+    max_buffered_of,
+    rules_of,
+)
 from .signals import (
     connection_closed,
     connection_opened,
@@ -31,8 +45,19 @@ from .signals import (
     stream_opened,
     tell,
 )
+from .signing import (
+    SESSION,
+    UNKNOWN_USER,
+    USER,
+    bound_to,
+    check_bind,
+    is_bound_to,
+    key_mark,
+    session_token,
+)
 from .stats import Counters
 from .transports.base import Clock
+from .transports.budget import Budget
 
 if TYPE_CHECKING:
     from .metrics import Metrics
@@ -42,12 +67,19 @@ __all__ = [
     "EventStream",
     "State",
     "broker_url_of",
+    "check_broker",
     "make_state",
     "serve_metrics",
     "state_of",
 ]
 
+logger = logging.getLogger("flask_sockets2.sockets")
+
 EXTENSION = "flask_sockets2"
+
+# In the environ:
+_USER = "flask_sockets2.user"  # text of the id of who connects, None for nobody
+_HOLDER = "flask_sockets2.holder"  # what the names of a page are bound to
 
 
 class EventStream(Protocol):
@@ -67,32 +99,66 @@ class State:
     """What the package keeps about one application, in this process.
 
     :ivar app: that application, which owns the state.
-    :ivar rules: endpoints of the rules that were registered, by rule, endpoint and handler.
+    :ivar rules: its WebSocket rules; see ``routes.py``, which has their class.
     :ivar broker_settings: further settings with the broker's URL, where ``SOCKETS_BROKER_URL`` is
         not there.
     :ivar user_id: returns the id of the user of the current request, None for nobody.
-    :ivar turbo_user_id: the same of pages with Turbo; asked where there is no :attr:`user_id`.
+    :ivar turbo_user_id: the same of pages with Turbo, as text; asked where there is no
+        :attr:`user_id`.
+    :ivar turbo_page_user: the same for a page that is rendered; raises what the application does.
+    :ivar turbo_identifies: tells whether :attr:`turbo_user_id` knows any users.
+    :ivar warned_of_every_site: the log has said that pages of every site may connect.
     :ivar admission: who is here.
     :ivar reporter: tells who looks.
+    :ivar budget: counts the bytes that all connections hold.
+    :ivar was_server: the process from which this one was forked served clients.
     """
 
     app: Flask
-    rules: dict[Any, str] = field(default_factory=dict)
+    rules: list[Any] = field(default_factory=list)
     counters: Counters = field(default_factory=Counters)
     metrics: Metrics | None = None
     broker_settings: list[str] = field(default_factory=list)
-    user_id: Callable[[], Any] | None = None
-    turbo_user_id: Callable[[], Any] | None = None
+    user_id: Identify | None = None
+    turbo_user_id: Callable[[], str | None] | None = None
+    turbo_page_user: Callable[[], str | None] | None = None
+    turbo_identifies: Callable[[], bool] | None = None
+    warned_of_every_site: bool = False
     admission: Admission = field(init=False)
     reporter: Reporter = field(init=False)
+    budget: Budget = field(init=False)
+    was_server: bool = False
     _channels: Channels | None = None
     _logs: dict[str, SeldomLog] = field(default_factory=dict)  # by name of the logger
     _lock: Lock = field(default_factory=Lock)  # guards making the channels
     _obeying: bool = False  # orders are listened to
 
     def __post_init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        self.budget = Budget(MAX_BUFFERED, self._evicting)
         self.admission = Admission(self.counters)
-        self.reporter = Reporter(self.counters, self.admission)
+        self.reporter = Reporter(
+            self.counters,
+            self.admission,
+            self.budget,
+            under_way.requests,
+            partial(key_mark, self.app),
+        )
+
+    def _evicting(self, connections: int, held: int) -> None:
+        """Say that connections are evicted, since all of them hold too much."""
+        self.counters.evicted += connections
+        self.seldom_log(logger).warning(
+            "evicted",
+            "all connections together hold more than %s bytes, SOCKETS_MAX_BUFFERED; %s of them, "
+            "which hold %s bytes, are evicted",
+            self.budget.limit,
+            connections,
+            held,
+            extra={"event": "buffers_full", "count": connections, "bytes": held},
+        )
 
     def seldom_log(self, logger: logging.Logger) -> SeldomLog:
         """Return where to log what strangers bring about; of any thread."""
@@ -109,9 +175,22 @@ class State:
         return self.admission.streams
 
     @property
+    def requests(self) -> dict[str, int]:
+        """HTTP requests of this process, whichever application they are for."""
+        return {"requests": under_way.requests(), "requests_cut": under_way.cut_off()}
+
+    @property
     def broker_away(self) -> bool | None:
         """Whether the broker is known to be out of reach; None where nobody knows."""
         return None if self._channels is None else self._channels.broker.away()
+
+    @property
+    def one_log(self) -> bool:
+        """Whether all pages of the current request's server have the same log of a channel.
+
+        With ``memory://`` each process has its own.
+        """
+        return self.channels.broker.shared or not request.environ.get("wsgi.multiprocess")
 
     @property
     def channels(self) -> Channels:
@@ -130,9 +209,10 @@ class State:
 
     def forked(self) -> None:
         """Begin anew in a child: connections, counts and channels are the parent's."""
+        served = getattr(self.app, "_got_first_request", False)
+        self.was_server = served and is_listening()  # not a test that starts a server
         self.counters = Counters()
-        self.admission = Admission(self.counters)
-        self.reporter = Reporter(self.counters, self.admission)
+        self._begin()
         self._channels = None
         self._obeying = False
         self._lock = Lock()
@@ -153,9 +233,12 @@ class State:
         :raises HandshakeError: when it may not; 429 or 503.
         """
         rules = rules_of(self.app.config)
+        budget = self.budget
+        most = max_buffered_of(self.app.config, limits)
+        budget.limit = most or max(budget.limit, 2 * limits.most_buffered)
         guest = self.admission.expect(rules, request.remote_addr, what)
         guest.max_age = limits.max_connection_age
-        user_id = self.user_id or self.turbo_user_id
+        user_id = self._ask_user_id if self.user_id is not None else self.turbo_user_id
         if user_id is not None:
             user = user_id()
             if user is not None and not self._obeying:
@@ -166,9 +249,67 @@ class State:
                 self._obeying = True
                 user = user_id()  # again: an order may have come before
             if user is not None:
-                guest.user = user_text(user)
+                guest.user = user
                 self.admission.check(guest)
+        request.environ[_USER] = guest.user
         return guest
+
+    def identifies(self) -> bool:
+        """Tell whether the application says who its users are."""
+        return self.user_id is not None or (
+            self.turbo_identifies is not None and self.turbo_identifies()
+        )
+
+    def _ask_user_id(self) -> str | None:
+        assert self.user_id is not None
+        return identity(self.app, self.user_id, by="@sockets.user_id")
+
+    def holder(self, bind: str | None) -> str:
+        """Return what binds a name in the page that is rendered; empty if any client may use it.
+
+        :param bind: ``"user"`` for the user if there is one, ``"session"``, or None for no binding.
+        :raises RuntimeError: when there is no session to bind it to.
+        :raises ValueError: when it is something else.
+        """
+        check_bind(bind)
+        if bind is None or (bind == USER and not has_request_context()):
+            return ""
+        if bind == SESSION:
+            return bound_to(self.app, SESSION, session_token(make=True) or "")
+        known: str | None = request.environ.get(_HOLDER)
+        if known is None:  # a page may have hundreds of names, and the user may cost a query
+            known = request.environ[_HOLDER] = self._holder_of_user()
+        return known
+
+    def _holder_of_user(self) -> str:
+        user_id = self._ask_user_id if self.user_id is not None else self.turbo_page_user
+        if user_id is None:
+            return ""
+        try:
+            user = user_id()
+        except WrongAnswer:  # a mistake in the program
+            raise
+        except HTTPException:  # as abort(401): nobody
+            return ""
+        except Exception as exc:
+            self.seldom_log(logger).error(
+                "the user id callback raised, so nobody can use the streams of a page; return None "
+                "if no user is logged in",
+                error=exc,
+            )
+            return UNKNOWN_USER
+        return "" if user is None else bound_to(self.app, USER, user)
+
+    def holds(self, holder: str) -> bool:
+        """Whether the client of the current request may use a name; once it was expected.
+
+        :param holder: what the name holds of that, as :meth:`holder` returned it.
+        """
+        if not holder:
+            return True
+        kind = USER if holder.startswith(USER[0]) else SESSION
+        text = request.environ.get(_USER) if kind == USER else session_token()
+        return text is not None and is_bound_to(self.app, holder, kind, text)
 
     def admit(self, connection: Connection, guest: Guest) -> None:
         """Count a connection.
@@ -255,7 +396,11 @@ def _leave() -> None:
 
 
 def make_state(app: Flask) -> State:
-    """Give an application its state."""
+    """Give an application its state.
+
+    :raises ValueError: when a setting of the server is not what is expected, naming it.
+    """
+    register(app.config)
     state = app.extensions[EXTENSION] = State(app)
     _states.add(state)
     return state
@@ -276,7 +421,12 @@ def serve_metrics(state: State) -> None:
             "SOCKETS_METRICS_ROUTE needs prometheus_client; install it with: "
             'pip install "flask-sockets2[metrics]"'
         ) from exc
-    metrics = state.metrics = Metrics(lambda: state.counters)
+    metrics = state.metrics = Metrics(
+        lambda: state.counters,
+        lambda: state.budget.total,
+        under_way.requests,
+        under_way.cut_off,
+    )
 
     def flask_sockets2_metrics() -> Response:
         if request.environ.get("wsgi.multiprocess"):
@@ -289,13 +439,36 @@ def serve_metrics(state: State) -> None:
 
 def _make_channels(state: State) -> Channels:
     config = state.app.config
+    _warn_of_environment(state.app)
     return Channels(
         state.app,
         broker_url_of(state.app),
         broker_options_of(config),
         state.counters,
         limits_of(config, {}).max_message_size,
+        logs_publish_errors(config),
+        partial(Unheard, helps=works_for_a_server(state.was_server)),
     )
+
+
+def _warn_of_environment(app: Flask) -> None:
+    """Say that the environment names a broker which the application has not read."""
+    setting = "SOCKETS_BROKER_URL"
+    if setting in app.config or broker_url_of(app) != "memory://":
+        return
+    remedies = {
+        setting: f'app.config["{setting}"] = os.environ["{setting}"]',
+        f"FLASK_{setting}": "app.config.from_prefixed_env()",
+    }
+    for variable, remedy in remedies.items():
+        if not os.environ.get(variable, "memory://").startswith("memory:"):
+            logger.warning(
+                "the environment variable %s is set, but the setting %s is not, so channels are "
+                "in memory; read the variable before the first request: %s",
+                variable,
+                setting,
+                remedy,
+            )
 
 
 def broker_url_of(app: Flask) -> str:
@@ -303,15 +476,37 @@ def broker_url_of(app: Flask) -> str:
 
     :raises ValueError: when the setting is no URL, naming it.
     """
+    return _broker_setting(app)[1]
+
+
+def _broker_setting(app: Flask) -> tuple[str, str]:
+    """Return the setting that says where the broker is, and its URL."""
     state: State | None = app.extensions.get(EXTENSION)
     further = [] if state is None else state.broker_settings
     for setting in ("SOCKETS_BROKER_URL", *(name for name in further if app.config.get(name))):
         if setting in app.config:
-            url = app.config[setting]
-            if not isinstance(url, str):
-                raise ValueError(f"{setting} must be a URL, got {type(url).__name__}")
-            return url
-    return "memory://"
+            return setting, check(setting, app.config[setting])
+    return "SOCKETS_BROKER_URL", "memory://"
+
+
+def check_broker(app: Flask, setting: str | None = None) -> None:
+    """See that there is a broker for the URL that is set; it is not connected to.
+
+    :param setting: that holds the URL; by default the one that says where the channels are.
+    :raises BrokerError: when what serves it is not installed.
+    :raises ValueError: when a setting is not what is expected, naming it.
+    """
+    if setting is None:
+        setting, url = _broker_setting(app)
+    else:
+        url = check(setting, app.config[setting])
+    options = broker_options_of(app.config)
+    try:
+        open_broker(url, options)
+    except BrokerError as exc:
+        if isinstance(exc.__cause__, ImportError):
+            raise
+        raise ValueError(f"{setting}: {exc}") from exc
 
 
 def state_of(app: Flask | None = None) -> State:

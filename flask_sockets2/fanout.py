@@ -13,7 +13,8 @@ one that does not yield is made to write (:meth:`Fanout.relieve`).
 How a subscription begins, without a gap and without a duplicate: the client is put into the
 audience at once, but *held*, so that live messages collect. Then the history after its position is
 fetched, and both are released in order, without what they share. Where the messages wanted are
-still at hand in this process (``recent.py``), all of that is one step.
+still at hand in this process (``recent.py``), all of that is one step. A history that is more than
+a little goes out in pieces, as the client takes them (``replay.py``).
 
 How the list of who is there is told anew (``presence.py``): the events that come while the broker
 is asked for it are noted, and told once more behind it. So whatever the list has of them already,
@@ -23,10 +24,10 @@ who keeps a set ends up with the right one.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from .audience import Audience, Channel, Entry, Held
+from .audience import Audience, Channel, Entry
 from .brokers.base import Broker, BrokerOptions, History, Message, Position, native_lock
 from .encoding import Encoding, gap_message, presence_message
 from .exceptions import BrokerError
@@ -35,6 +36,7 @@ from .outlet import Batch, Outlet, Owner
 from .own_channels import OwnChannels
 from .presence import RollCall
 from .recent import Recent
+from .replay import Held, Replayer
 from .stats import Counters
 from .writer import Clock, Writer
 
@@ -113,6 +115,7 @@ class Fanout:
         self.observer = Observer()
         self.broker = make_broker(self)
         self._recent = Recent(self.broker, options, self._lock) if self.broker.waits else None
+        self._replayer = Replayer(self.broker, self._recent, self._lock, self._fell_behind)
         self._channels = OpenChannels(self.broker, self._recent, counters, self._lock)
         self._own = OwnChannels(self.broker)
         self._roll_calls = [RollCall(delay, self._call_roll) for delay in _ROLL_CALLS]
@@ -242,11 +245,18 @@ class Fanout:
                 audience = self._audience(channel, outlet.transport.clock)
                 audience.seal()  # what is pending is for those before
                 at_hand = self._at_hand(channel, since) if simple else None
-                if at_hand is not None:
+                if at_hand is not None and self._replayer.fits(outlet, at_hand.messages):
                     audience.admit(outlet, encoding)
-                    self._replay(channel, audience, encoding, outlet, at_hand.messages)
+                    self._count_replay(channel, at_hand)
+                    if at_hand.messages:
+                        audience.writer.add(Batch(channel, encoding, [outlet], at_hand.messages))
                     return Subscription(name, at_hand.position, False)
                 held = audience.held[outlet] = Held(channel.position)
+                if at_hand is not None:
+                    held.bring_to(at_hand.position)
+                    self._count_replay(channel, at_hand)
+                    self._replayer.begin(audience, outlet, encoding, held, at_hand.messages)
+                    return Subscription(name, at_hand.position, False)
         if refused:
             self._channels.release(channel)
             if twice:
@@ -298,9 +308,9 @@ class Fanout:
         assert position is not None
         if since is None or since == position:
             return History((), position)
-        if self._recent is None or since is ALL:
+        if self._recent is None:
             return None
-        return self._recent.since(channel.name, since)
+        return self._recent.since(channel.name, None if since is ALL else since)
 
     def _history(self, channel: Channel, since: Any) -> History:
         """Return what follows a position; waits for the broker where it is not at hand."""
@@ -312,21 +322,6 @@ class Fanout:
         if self._recent is None:
             return self.broker.history(channel.name, wanted)
         return self._recent.fetch(channel.name, wanted)
-
-    def _replay(
-        self,
-        channel: Channel,
-        audience: Audience,
-        encoding: Encoding,
-        outlet: Outlet,
-        messages: Iterable[Message],
-    ) -> None:
-        """Send one client messages before all that is published from now on."""
-        batch = Batch(channel, encoding, [outlet], list(messages))
-        if batch.messages:
-            channel.counters.replays += 1
-            channel.counters.replayed += len(batch.messages)
-            audience.writer.add(batch)
 
     def _begin(
         self,
@@ -362,12 +357,17 @@ class Fanout:
             if there is not None:
                 past.append(presence_message(channel.name, there, position))
             messages = past + live
-            if messages:
-                audience.writer.add(Batch(channel, entry.encoding, [outlet], messages))
-            if held.is_level(channel.position):
-                audience.admit(outlet, entry.encoding)
+            if not self._replayer.fits(outlet, messages):
+                if history is None:
+                    held.bring_to(position)
+                self._replayer.begin(audience, outlet, entry.encoding, held, messages)
             else:
-                held.messages.clear()
+                if messages:
+                    audience.writer.add(Batch(channel, entry.encoding, [outlet], messages))
+                if held.is_level(channel.position):
+                    audience.admit(outlet, entry.encoding)
+                else:
+                    held.messages.clear()
         if gap:
             self.observer.gap(channel.name)
         return Subscription(channel.name, position, gap)
@@ -425,6 +425,14 @@ class Fanout:
 
     def gap(self, outlet: Outlet, channel: str) -> None:
         """A client is to be told that messages were not sent."""
+        self.observer.gap(channel)
+
+    def go_on(self, outlet: Outlet) -> None:
+        """A client has room for more of the histories that are replayed to it."""
+        self._replayer.go_on(outlet)
+
+    def _fell_behind(self, channel: str) -> None:
+        """A client was too slow for the history of a channel, and is told of a gap."""
         self.observer.gap(channel)
 
     def dropped(self, outlet: Outlet, channel: str) -> None:

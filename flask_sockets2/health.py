@@ -62,13 +62,11 @@ class _DrainFile:
 def serve_health(state: State) -> None:
     """Add the route that ``SOCKETS_HEALTH_ROUTE`` names.
 
-    :raises ValueError: when ``SOCKETS_DRAIN_FILE`` is no path, or there is no route to say so.
+    :raises ValueError: when there is ``SOCKETS_DRAIN_FILE``, and no route to say so.
     """
     config = state.app.config
     route = config.get("SOCKETS_HEALTH_ROUTE")
     path = config.get("SOCKETS_DRAIN_FILE")
-    if path is not None and not (isinstance(path, str | os.PathLike) and os.fspath(path)):
-        raise ValueError(f"SOCKETS_DRAIN_FILE must be the path of a file or None, got {path!r}")
     if route is None:
         if path is not None:
             raise ValueError(

@@ -2,7 +2,9 @@
 
 A message goes straight to the greenlet or thread that waits for it, where one does, else into a
 queue. While that holds more than ``receive_buffer`` bytes, and for as long as the peer is ahead of
-``max_message_rate``, nothing more is read: TCP tells the peer to wait.
+``max_message_rate``, nothing more is read: TCP tells the peer to wait. While all connections
+together hold much (``transports/budget.py``), 4 KiB unread or anything unsent are reason enough.
+Then nothing tells that the peer has reset the connection, so it is asked for every two seconds.
 """
 
 from __future__ import annotations
@@ -17,8 +19,11 @@ from .limits import Limits
 from .rates import TokenBucket
 from .stats import RouteCounters
 from .transports.base import StreamTransport, Timer
+from .transports.budget import STEP
 
 __all__ = ["Inbox"]
+
+_LOOK_INTERVAL = 2.0  # seconds
 
 
 class Reader(Protocol):
@@ -40,7 +45,9 @@ class Inbox:
     __slots__ = (
         "_bucket",
         "_buffer",
+        "_counted",
         "_counters",
+        "_looking",
         "_queued",
         "_reader",
         "_slowed",
@@ -69,9 +76,11 @@ class Inbox:
         self._buffer: float = limits.receive_buffer
         self._queued = 0  # bytes ever put into the queue: the reader's; and taken: the handler's
         self._taken = 0
+        self._counted = 0  # of the difference, what the budget knows of; its lock guards it
         rate = limits.max_message_rate
         self._bucket = TokenBucket(rate, monotonic()) if rate else None
         self._slowed: Timer | None = None  # until when reading is paused because of the rate
+        self._looking: Timer | None = None  # for a reset, while reading is paused
 
     # -- the reader ------------------------------------------------------------------------
 
@@ -98,8 +107,36 @@ class Inbox:
             self.messages = deque()
         self._queued += getsizeof(message)
         self.messages.append(message)
-        if self._queued - self._taken > self._buffer:
+        unread = self._queued - self._taken
+        if unread - self._counted >= STEP:
+            self._count()
+        if unread > self._buffer or (unread >= STEP and self._transport.share.budget.tight):
             self._pause()
+
+    def _count(self) -> None:
+        """Count what is unread; by the reader and by the handler, each after changing that."""
+        share = self._transport.share
+        with share.budget.lock:
+            # The other one may change it in between, and then see that it was counted already.
+            while change := self._queued - self._taken - self._counted:
+                self._counted += change
+                share.count(change)
+
+    def drop(self) -> None:
+        """Throw away what waits; by the reader."""
+        ended = False
+        while self.messages:
+            try:
+                message = self.messages.popleft()
+            except IndexError:  # the handler was faster
+                break
+            if message is None:
+                ended = True
+            else:
+                self._queued -= getsizeof(message)
+        if ended:
+            self.end()
+        self._count()
 
     def end(self) -> None:
         """Put the end behind what is there."""
@@ -109,10 +146,22 @@ class Inbox:
 
     def _pause(self) -> None:
         """The handler does not keep up: TCP tells the peer to wait."""
-        self.paused = True
-        self._transport.pause()
+        self._pause_reading()
+        budget = self._transport.share.budget
+        if budget.tight:
+            budget.call_when_relaxed(self._relaxed)
         if self._queued - self._taken <= self._buffer:
-            self._resume_when_caught_up()  # it has caught up just now, in another thread
+            self.resume_when_caught_up()  # it has caught up just now, in another thread
+
+    def strain(self) -> None:
+        """Something is unsent, and all connections together hold much; under the lock."""
+        if not self.paused and self._buffer != inf:
+            self._pause()
+
+    def _relaxed(self) -> None:
+        """All connections together hold less; by any thread."""
+        transport = self._transport
+        transport.clock.call_soon(lambda: transport.call_soon(self.resume_when_caught_up))
 
     def _slow_down(self, seconds: float) -> None:
         """The peer has sent more than its rate allows: TCP tells it to wait."""
@@ -120,15 +169,34 @@ class Inbox:
             if self._slowed is None:
                 self._counters.slowed += 1
                 self._slowed = self._transport.call_later(seconds, self._speed_up)
-            self.paused = True
-            self._transport.pause()
+            self._pause_reading()
+
+    def _pause_reading(self) -> None:
+        self.paused = True
+        self._transport.pause()
+        if self._looking is None:
+            self._looking = self._transport.call_later(_LOOK_INTERVAL, self._look)
+
+    def _look(self) -> None:
+        """See whether the peer is still there, as long as nothing is read."""
+        self._looking = None
+        if self.paused and not self._transport.closed:
+            self._looking = self._transport.call_later(_LOOK_INTERVAL, self._look)
+            self._transport.look_for_reset()
 
     def _speed_up(self) -> None:
         self._slowed = None
-        self._resume_when_caught_up()
+        self.resume_when_caught_up()
 
-    def _resume_when_caught_up(self) -> None:
-        if self._slowed is None and self._queued - self._taken <= self._buffer // 2:
+    def resume_when_caught_up(self) -> None:
+        """Have the peer read from, where neither the handler nor the peer is behind."""
+        transport = self._transport
+        most = self._buffer // 2
+        if transport.share.budget.tight:
+            if transport.buffered:
+                return
+            most = 0
+        if self._slowed is None and self._queued - self._taken <= most:
             self._resume()
 
     def _resume(self) -> None:
@@ -140,9 +208,13 @@ class Inbox:
         """Read whatever still comes: the connection is closing."""
         self._buffer = inf
         self._bucket = None
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
         if self._slowed is not None:
             self._slowed.cancel()
             self._slowed = None
+        self._transport.share.budget.forget(self._relaxed)
         self._resume()
 
     # -- the handler -----------------------------------------------------------------------
@@ -156,14 +228,19 @@ class Inbox:
         """It has taken a message that waited."""
         self.handling = True
         self._taken += getsizeof(message)
+        if counted := self._counted:
+            unread = self._queued - self._taken
+            if not unread or counted - unread >= STEP:
+                self._count()
         if self.paused:
             with self._transport.lock:  # the reader may be about to pause for another reason
-                self._resume_when_caught_up()
+                self.resume_when_caught_up()
 
     def clear(self) -> None:
         """Throw away what waits."""
         self.messages = None
         self._queued = self._taken = 0
+        self._count()
         self.handling = False
 
     def leave(self) -> None:

@@ -1,10 +1,39 @@
-"""Limits of one connection, each with its default."""
+"""Limits of one connection, each with its default; and what is a number that may limit anything."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Limits"]
+__all__ = ["LONGEST", "MAX_BUFFERED", "MOST", "Limits", "is_number", "shown"]
+
+MAX_BUFFERED = 256 * 2**20
+"""Bytes that all connections of an application hold in a process, by default."""
+
+LONGEST = 10**9
+"""Seconds, some thirty years: the system's calls cannot wait for much longer."""
+
+MOST = 2**53
+"""Up to it whole numbers are exact in JSON, in Lua and as floats."""
+
+_SECRETIVE = ("://", "@")  # in what may be the URL of a server, with a password
+
+
+def is_number(value: object, *, whole: bool = False) -> bool:
+    """Tell whether a value can be calculated with: no bool, not NaN, and neither it nor one divided
+    by it is infinite.
+
+    :param whole: fractions and floats do not count.
+    """
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        return False
+    return value == 0 or 1 / MOST <= abs(value) <= MOST
+
+
+def shown(value: object) -> str:
+    """Return a value as an error may show it; of a long one, or one like a URL, the type alone."""
+    text = repr(value)
+    hidden = len(text) > 100 or any(each in text for each in _SECRETIVE)
+    return type(value).__name__ if hidden else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,3 +68,8 @@ class Limits:
     slow_client: str = "disconnect"
     max_message_rate: float | None = None
     max_connection_age: float | None = None
+
+    @property
+    def most_buffered(self) -> int:
+        """Bytes that one connection may hold: unread, unsent, arriving and waiting to be sent."""
+        return self.receive_buffer + self.send_buffer + 2 * self.max_message_size

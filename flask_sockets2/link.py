@@ -20,7 +20,9 @@ from .inbox import Inbox
 from .keepalive import keepalive_of
 from .limits import Limits
 from .stats import RouteCounters
-from .transports.base import READ_SIZE, READ_SIZE_LARGE, StreamTransport, Timer
+from .transports import memory
+from .transports.base import LIGHT, READ_SIZE, READ_SIZE_LARGE, Clock, StreamTransport, Timer
+from .transports.budget import STEP, Budget, Share
 from .wire import protocol as wire
 from .wire.protocol import Protocol
 
@@ -31,6 +33,7 @@ logger = logging.getLogger("flask_sockets2.connection")
 OPEN, CLOSING, CLOSED = "OPEN", "CLOSING", "CLOSED"
 
 _REPLY_GRACE = 1.0  # seconds; how long a peer's close frame waits for the handler's last reply
+_LAST_REST = 65536  # bytes that an evicted peer may still be sent, so that it is told why
 
 
 class Owner(Protocol_):
@@ -55,12 +58,18 @@ class Link:
 
     :param limits: of the connection.
     :param counters: of its route.
+    :param budget: that what it holds counts for.
     """
 
     __slots__ = (
         "_close_timer",
+        "_counted",
+        "_has_turn",
         "_heard",
+        "_inflates",
+        "_late",
         "_late_pong",
+        "_next",
         "_owner",
         "_ping",
         "close_code",
@@ -84,8 +93,10 @@ class Link:
         protocol: Protocol,
         limits: Limits,
         counters: RouteCounters,
+        budget: Budget,
     ) -> None:
         self.transport = transport
+        transport.share = Share(budget, self)
         self.protocol = protocol
         self.limits = limits
         self.counters = counters
@@ -101,10 +112,15 @@ class Link:
         self.ping_interval = limits.ping_interval
         self.ping_timeout = limits.ping_timeout
         self._owner = owner
+        self._has_turn = False  # it may take its time
         self._heard = 0
+        self._counted = 0  # bytes of an unfinished message that the budget knows of
         self._ping: tuple[bytes, float] | None = None
+        self._inflates = protocol.window_bits is not None  # a few bytes may be a large message
+        self._late = b""  # what has come and waits for its turn
         self._late_pong: bytes | None = None
         self._close_timer: Timer | None = None
+        self._next: Timer | None = None  # at which reading is taken up
 
     def start(self, response: bytes, early: bytes) -> None:
         """Send the response that opens it, and begin to read; under the transport's lock.
@@ -112,11 +128,12 @@ class Link:
         :param early: what has come from the peer by now.
         """
         transport = self.transport
+        transport.start(self, reading=False)
         transport.write(response)
-        # What came early goes first, and the hub may poll sockets before it calls us.
-        transport.start(self, reading=not early)
-        if early:
-            transport.call_soon(lambda: self._take_early(early))
+        if early:  # it goes first, and the hub may poll sockets before it calls us
+            transport.call_next(lambda: self._take_early(early))
+        else:
+            transport.resume()
 
     def wait_for_room(self, size: int) -> None:
         """Wait until so many bytes fit into the send buffer; the peer is dropped where it takes
@@ -125,9 +142,15 @@ class Link:
         limit = max(0, self.limits.send_buffer - size)
         deadline = monotonic() + self.limits.send_timeout
         with transport.lock:
-            while transport.buffered > limit:
-                if not transport.wait_progress(max(0.0, deadline - monotonic())):
-                    self._drop("no room to send")
+            if transport.buffered <= limit:
+                return
+            transport.share.count(size)
+            try:
+                while transport.buffered > limit:
+                    if not transport.wait_progress(max(0.0, deadline - monotonic())):
+                        self._drop("no room to send")
+            finally:
+                transport.share.count(-size)
 
     # -- closing ---------------------------------------------------------------------------
 
@@ -192,7 +215,7 @@ class Link:
         if not transport.buffered:
             self._start_close_timer()
         if self.protocol.more:
-            transport.call_soon(self.read_on)
+            self._read_on_next()
 
     def _start_close_timer(self) -> None:
         if self._close_timer is None:
@@ -209,6 +232,8 @@ class Link:
             return
         was_open = self.state is OPEN
         self.protocol.receive_eof()
+        self._count_unfinished()
+        self._late = b""
         self.state = CLOSED
         self.held = False
         self._set_close_code(reason, cut=cut)
@@ -218,6 +243,7 @@ class Link:
         self.inbox.stop_pausing()
         if self.ping_interval:
             self.transport.call_inside(lambda: keepalive_of(self.transport.clock).forget(self))
+        memory.ended(self.transport.clock)
         if was_open:
             self._owner.link_closing()
         self._owner.link_ended()
@@ -229,6 +255,16 @@ class Link:
         return bool(self.inbox.messages) or self.held
 
     def data_received(self, data: bytes) -> None:
+        heavy = self._inflates or len(data) > LIGHT
+        if heavy and not self._has_turn and not self.transport.clock.has_time():
+            self._heard += 1
+            self._late = data
+            self.transport.pause()
+            self._read_on_next()
+        else:
+            self._see_to(data)
+
+    def _see_to(self, data: bytes) -> None:
         try:
             self._data_received(data)
         except Exception:  # ours: the connection must not stay behind, open and silent
@@ -239,8 +275,11 @@ class Link:
                 self.abort()
 
     def _take_early(self, data: bytes) -> None:
-        self.data_received(data)
-        self.read_on()
+        if self.state is CLOSED:
+            return
+        self._see_to(data)
+        if not self.protocol.more:  # else it goes on by itself
+            self.read_on()
 
     def _data_received(self, data: bytes) -> None:
         self._heard += 1
@@ -248,9 +287,12 @@ class Link:
         size = len(data)
         self.counters.bytes_in += size
         messages = protocol.receive(data)
-        if protocol.attention and protocol.output:
-            self._send_pongs()
-        extra = protocol.extra if protocol.attention else 0
+        extra = 0
+        if protocol.attention:
+            self._count_unfinished()
+            if protocol.output:
+                self._send_pongs()
+            extra = protocol.extra
         if messages or extra:
             self.inbox.deliver(messages, extra)
         if protocol.attention:
@@ -268,9 +310,18 @@ class Link:
         if protocol.more:
             transport.pause()
             if not self.inbox.paused:
-                transport.call_soon(self.read_on)
+                self._read_on_next()
         missing = protocol.missing
         transport.read_size = READ_SIZE if missing < READ_SIZE else READ_SIZE_LARGE
+        self._count_unfinished()
+
+    def _count_unfinished(self) -> None:
+        """Count the bytes of a message that has not come to its end."""
+        size = self.protocol.unfinished
+        change = size - self._counted
+        if change and (change >= STEP or change <= -STEP or not size):
+            self._counted = size
+            self.transport.share.count(change)
 
     def _send_pongs(self) -> None:
         """Answer pings, before the messages behind them are; a close frame is for later."""
@@ -314,14 +365,29 @@ class Link:
             self.latency = monotonic() - self._ping[1]
             self._ping = None
 
+    def _read_on_next(self) -> None:
+        """Take up reading when all sockets have been looked at."""
+        if self._next is None:
+            self._next = self.transport.call_next(self.read_on)
+
     def read_on(self) -> None:
         """Take up reading where it was left."""
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
         if self.inbox.paused or self.state is CLOSED:
             return
-        if self.protocol.more:
-            self.data_received(b"")
+        late, self._late = self._late, b""
+        if late or self.protocol.more:
+            self._see_to(late)
         if not self.protocol.more and not self.inbox.paused:
             self.transport.resume()
+            if late:  # and what it was the beginning of
+                self._has_turn = True
+                try:
+                    self.transport.read_now()
+                finally:
+                    self._has_turn = False
 
     @property
     def owes(self) -> bool:
@@ -335,12 +401,43 @@ class Link:
             self._start_close_timer()
         else:
             self._owner.link_drained()
+            if self.inbox.paused:
+                self.inbox.resume_when_caught_up()
         if self._late_pong is not None:
             pong, self._late_pong = self._late_pong, None
             self.transport.write(pong)
 
     def write_stalled(self) -> None:
         self._drop("the peer took nothing")
+
+    def write_strained(self) -> None:
+        self.inbox.strain()
+
+    @property
+    def clock(self) -> Clock:
+        return self.transport.clock
+
+    def evict(self) -> None:
+        """End it and release all that it holds: all connections together hold too much.
+
+        The peer is told by 1013 where that can follow what it has been sent.
+        """
+        transport = self.transport
+        with transport.lock:
+            self.inbox.drop()
+            if self.state is CLOSED:
+                return
+            logger.info(
+                "evicted %.200r: all connections together hold too much (SOCKETS_MAX_BUFFERED), "
+                "and this one %s bytes",
+                self._owner.path,
+                transport.share.held,
+                extra={"event": "evicted", "path": self._owner.path and self._owner.path[:200]},
+            )
+            if self.state is OPEN and transport.cut(_LAST_REST):
+                self.fail(1013, "the server holds too much; connect again")
+            else:
+                self.abort("evicted (SOCKETS_MAX_BUFFERED)")
 
     def _drop(self, why: str) -> None:
         """End it for a peer that is too slow."""

@@ -44,6 +44,7 @@ _ROUTES = {
 }
 _CHANNELS = {
     "published": ("channel_published", "Messages published"),
+    "publish_errors": ("channel_publish_errors", "Messages that could not be published"),
     "delivered": ("channel_delivered", "Messages handed to clients, one for each"),
     "bytes_out": ("channel_sent_bytes", "Bytes of those"),
     "dropped": ("channel_dropped", "Messages that a slow client lost by drop_oldest"),
@@ -59,14 +60,26 @@ class Metrics:
     """The metrics of one application.
 
     :param counters: returns what has been counted in this process.
+    :param held: returns the bytes that connections hold.
+    :param requests: returns how many HTTP requests are under way in it.
+    :param cut_off: returns how many of them were cut off, ever.
     :raises RuntimeError: when the directory that processes are to share is none.
     """
 
-    def __init__(self, counters: Callable[[], Counters]) -> None:
+    def __init__(
+        self,
+        counters: Callable[[], Counters],
+        held: Callable[[], int],
+        requests: Callable[[], int],
+        cut_off: Callable[[], int],
+    ) -> None:
         shared = os.environ.get(_DIRECTORY)
         if shared is not None and not os.path.isdir(shared):
             raise RuntimeError(f"{_DIRECTORY} is {shared!r}, and that is no directory; make one")
         self._counters = counters
+        self._held = held
+        self._under_way = requests
+        self._cut_off = cut_off
         self._registry = CollectorRegistry()
         self._lock = threading.Lock()  # guards what has been passed on
         self._passed_on: dict[tuple[str, str, str], int] = {}
@@ -90,11 +103,33 @@ class Metrics:
             registry=self._registry,
             multiprocess_mode="livesum",
         )
+        self._requests = Gauge(
+            f"{_PREFIX}requests",
+            "HTTP requests under way",
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        )
+        self._requests_cut = Counter(
+            f"{_PREFIX}requests_cut",
+            "HTTP requests cut off since their clients were too slow",
+            registry=self._registry,
+        )
         self._refused = self._counter("refused", "Requests for a connection refused", "limit")
         self._disconnected = Counter(
             f"{_PREFIX}disconnected",
             "Connections ended since their user was disconnected",
             registry=self._registry,
+        )
+        self._evicted = Counter(
+            f"{_PREFIX}evicted",
+            "Connections ended since all of them together held too much",
+            registry=self._registry,
+        )
+        self._buffered = Gauge(
+            f"{_PREFIX}buffered_bytes",
+            "Bytes that connections hold",
+            registry=self._registry,
+            multiprocess_mode="livesum",
         )
         self._connections = Gauge(
             f"{_PREFIX}connections",
@@ -149,7 +184,11 @@ class Metrics:
             self._pass_on(self._reconnects, "", "reconnects", "", counters.broker_reconnects)
             self._pass_on(self._streams_opened, "", "streams", "", counters.streams_opened)
             self._streams.set(counters.streams_opened - counters.streams_closed)
+            self._requests.set(self._under_way())
+            self._pass_on(self._requests_cut, "", "requests_cut", "", self._cut_off())
             self._pass_on(self._disconnected, "", "disconnected", "", counters.disconnected)
+            self._pass_on(self._evicted, "", "evicted", "", counters.evicted)
+            self._buffered.set(self._held())
             for limit, times in counters.refused.items():
                 self._pass_on(self._refused, "limit", "refused", limit, times)
 

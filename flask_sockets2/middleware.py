@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 from flask import Flask
 from werkzeug.http import HTTP_STATUS_CODES
 
 from .connection import Connection
-from .servers.environ import Takeover, take_over
-from .wire.handshake import is_upgrade
+from .exceptions import HandshakeError
+from .rates import SeldomLog
+from .servers.environ import Takeover, close_after, take_over
+from .sessions import mark_ended, serving
+from .wire.handshake import is_mount_point, is_upgrade
 
 __all__ = ["RAISE", "SocketMiddleware"]
 
 logger = logging.getLogger("flask_sockets2.sockets")
+_seldom = SeldomLog(logger)
 
 RAISE = "flask_sockets2.raise"
 """Key of the environ: an exception of the handler is raised again (the test client wants it)."""
 
 
+_SWITCHING = "101 Switching Protocols"
+# Middleware expects one of every response, and wsgiref's validator demands it. It is not sent.
+_CONTENT_TYPE = ("Content-Type", "application/octet-stream")
+
+
 class SocketMiddleware:
     """What stands around the application: it gives a request for a WebSocket its connection and
-    ends it when the application has returned.
+    ends it when the application has returned. Once that connection is accepted, the request saves
+    no session.
+
+    ``start_response`` of the server, or of middleware in between, is called once (PEP 3333): with
+    the 101 before that is sent, so that middleware sees it when the connection begins and not hours
+    later. Our own handler sends the header fields that middleware has added.
 
     :param wsgi_app: the application's ``wsgi_app``.
     :param socket: its :class:`~flask_sockets2.Sockets`, kept as :attr:`ws`.
@@ -35,6 +50,8 @@ class SocketMiddleware:
         self.ws = socket
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        if not is_mount_point(environ.get("SCRIPT_NAME", "")):
+            return _refuse_mount_point(environ, start_response)
         if not is_upgrade(environ):
             return self.wsgi_app(environ, start_response)
         ws = environ.get("wsgi.websocket")
@@ -43,9 +60,14 @@ class SocketMiddleware:
             taken = take_over(environ)
             if taken is not None:
                 ws = environ["wsgi.websocket"] = taken.connection
-        if not isinstance(ws, Connection):
-            return self.wsgi_app(environ, start_response)
-        return self._serve(ws, taken, environ, start_response)
+        with serving(environ):
+            if isinstance(ws, Connection):
+                return self._serve(ws, taken, environ, start_response)
+            try:
+                return self.wsgi_app(environ, start_response)
+            finally:
+                if ws is not None:  # gevent-websocket's, which takes it out of the environ
+                    mark_ended(environ)
 
     def _serve(
         self,
@@ -55,6 +77,14 @@ class SocketMiddleware:
         start_response: Callable[..., Any],
     ) -> Any:
         status = ""
+        announced = False
+
+        def announce(fields: list[tuple[str, str]]) -> None:
+            nonlocal announced
+            announced = True
+            if all(name.lower() != "content-type" for name, _ in fields):
+                fields = [*fields, _CONTENT_TYPE]
+            start_response(_SWITCHING, fields)
 
         def start(
             given: str, headers: list[tuple[str, str]], exc_info: Any = None
@@ -64,6 +94,9 @@ class SocketMiddleware:
             if ws.accepted:
                 return _swallow
             headers = [*headers, ("Connection", "close")]  # frames may follow, not requests
+            close_after(environ, start_response)
+            if announced and not exc_info:  # the 101 was not sent after all
+                exc_info = (HandshakeError, HandshakeError(503, "the 101 was not sent"), None)
             write: Callable[[bytes], Any] = (
                 start_response(given, headers, exc_info)
                 if exc_info
@@ -71,8 +104,13 @@ class SocketMiddleware:
             )
             return write
 
+        ws.announce = announce
         try:
             body = self.wsgi_app(environ, start)
+            if not status:
+                body = _Begun(body)
+            if ws.accepted:
+                _exhaust(body)
         except Exception as exc:
             if not ws.accepted:
                 raise
@@ -87,16 +125,85 @@ class SocketMiddleware:
         else:
             if not ws.accepted:
                 return body
-            if hasattr(body, "close"):
-                body.close()
         finally:
-            if ws.accepted and ws.listening and status.startswith("101"):
+            ws.announce = None
+            code, reason = _close_code(status)
+            if ws.accepted and ws.returned and code != 1000 and ws.open:
+                _seldom.warning(
+                    f"answered {code}",
+                    "closes %.200r with %s: an after_request function or middleware answered its "
+                    "handler's 101 with %.100s; let a response with status_code 101 pass",
+                    ws.path,
+                    code,
+                    status,
+                )
+            if ws.accepted and ws.listening and ws.returned and code == 1000:
                 ws.listen()
             elif ws.accepted:
-                ws.finish(*_close_code(status))
+                ws.finish(code, reason)
             if ws.accepted:
                 environ.pop("wsgi.websocket", None)
-        return taken.release(start_response) if taken is not None else []
+                mark_ended(environ)
+        if taken is not None:
+            taken.release()
+        if not announced:  # middleware has accepted it before the application was asked
+            announce([])
+        return []
+
+
+class _Begun(Iterator[bytes]):
+    """A body of which the first piece has been asked for.
+
+    Middleware that is a generator calls the application no sooner than that.
+    """
+
+    def __init__(self, body: Iterable[bytes]) -> None:
+        self._body = body
+        try:
+            self._rest = iter(body)
+            self._first = list(islice(self._rest, 1))
+        except BaseException:  # no server gets it, so none would close it
+            _close(body)
+            raise
+
+    def __next__(self) -> bytes:
+        return self._first.pop() if self._first else next(self._rest)
+
+    def close(self) -> None:
+        _close(self._body)
+
+
+def _exhaust(body: Iterable[bytes]) -> None:
+    """Do with a body what a server does, and send nothing."""
+    try:
+        for _ in body:
+            pass
+    finally:
+        _close(body)
+
+
+def _close(body: Any) -> None:
+    close = getattr(body, "close", None)
+    if close is not None:
+        close()
+
+
+def _refuse_mount_point(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+    """Answer a request whose SCRIPT_NAME would lead all URLs of its page to another host.
+
+    gunicorn's own workers take it from each client that reaches them through a proxy on the same
+    machine, if that proxy passes header fields with underscores on.
+    """
+    _seldom.warning(
+        "SCRIPT_NAME",
+        "refused a request whose SCRIPT_NAME is not a path such as /app: have the proxy in front "
+        "drop the header field SCRIPT_NAME, or start gunicorn with --forwarder-headers ''",
+    )
+    body = b"SCRIPT_NAME must be a path such as /app\n"
+    headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
+    close_after(environ, start_response)  # frames may follow
+    start_response("400 Bad Request", [*headers, ("Connection", "close")])
+    return [body]
 
 
 def _swallow(data: bytes) -> None:

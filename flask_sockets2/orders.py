@@ -3,24 +3,39 @@
 An order is a message of a channel that clients cannot have, so that the broker's laws hold for it:
 who listens gets each, once, also after the broker was out of reach. What is kept of them is their
 own, see :meth:`BrokerOptions.of <flask_sockets2.brokers.base.BrokerOptions.of>`.
+
+The process that gives an order obeys it at once, before it publishes the order. An order has an id,
+by which a process obeys it once, however often the order is published.
 """
 
 from __future__ import annotations
 
 import json
+import secrets
+from collections.abc import Callable
+from time import monotonic
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from werkzeug.local import LocalProxy
 
-from .brokers.base import RESERVED
+from .brokers.base import RESERVED, native_lock
+from .brokers.later import Later
+from .exceptions import BrokerError
 
-__all__ = ["ORDERS", "Order", "user_text"]
+__all__ = ["ORDERS", "Order", "Unsent", "UserId", "user_text"]
 
 ORDERS = f"{RESERVED}orders"
 """The channel of orders."""
 
+UserId = str | int | UUID
+"""The id of a user; an id and its text are the same user."""
+
 _MAX_REASON = 123  # bytes of a close frame's reason (RFC 6455 §5.5)
+
+_AGAIN = 1.0  # seconds between two attempts to publish an order
+_KEPT = 3600.0  # seconds that it is kept for, as long as the broker keeps those it has
+_MOST_UNSENT = 1000  # orders
 
 
 class Order(NamedTuple):
@@ -29,16 +44,19 @@ class Order(NamedTuple):
     :ivar user: the id as text.
     :ivar code: close code for WebSockets.
     :ivar reason: to go with it.
+    :ivar id: of this order; empty for one of an earlier version.
     """
 
     user: str
     code: int
     reason: str
+    id: str
 
     @classmethod
-    def of(cls, user: Any, code: int, reason: str) -> Order:
+    def of(cls, user: Any, code: int, reason: str, id: str | None = None) -> Order:
         """Make an order.
 
+        :param id: of one that is read; None for a new order.
         :raises TypeError: when the user's id is no ``str``, ``int`` or ``UUID``.
         :raises ValueError: when there is no user, or a close frame cannot carry the rest.
         """
@@ -50,11 +68,16 @@ class Order(NamedTuple):
             )
         if len(reason.encode()) > _MAX_REASON:
             raise ValueError(f"a close reason is at most {_MAX_REASON} bytes long; shorten it")
-        return cls(user_text(user), code, reason)
+        return cls(user_text(user), code, reason, secrets.token_hex(8) if id is None else id)
 
     def serialize(self) -> bytes:
         """Return it as the data of a message."""
-        order = {"disconnect": self.user, "code": self.code, "reason": self.reason}
+        order = {
+            "disconnect": self.user,
+            "code": self.code,
+            "reason": self.reason,
+            "id": self.id,
+        }
         return json.dumps(order).encode()
 
     @classmethod
@@ -65,8 +88,73 @@ class Order(NamedTuple):
             user = fields["disconnect"]
             if not isinstance(user, str):
                 return None
-            return cls.of(user, fields["code"], str(fields["reason"]))
+            return cls.of(user, fields["code"], str(fields["reason"]), str(fields.get("id", "")))
         except (ValueError, TypeError, KeyError, RecursionError):
+            return None
+
+
+class Unsent:
+    """Orders that the broker could not take: they are published as soon as it can be reached.
+
+    The newest order of each user is kept, for an hour at most, in this process. A publish that
+    failed may have been done, and is done again here; the order's id makes that harmless.
+
+    :param publish: publishes an order.
+    """
+
+    def __init__(self, publish: Callable[[Order], object]) -> None:
+        self._publish = publish
+        self._lock = native_lock()  # guards the next two
+        self._orders: dict[str, tuple[Order, float]] = {}  # by user; and until when it is kept
+        self._trying = False
+        self._later = Later(_AGAIN)
+
+    def keep(self, order: Order) -> None:
+        """Publish an order later; does not wait."""
+        with self._lock:
+            self._orders.pop(order.user, None)
+            self._orders[order.user] = order, monotonic() + _KEPT
+            if len(self._orders) > _MOST_UNSENT:
+                del self._orders[next(iter(self._orders))]
+            trying, self._trying = self._trying, True
+        if not trying:
+            self._later.call(self._try)
+
+    def drop(self, user: str) -> None:
+        """Forget the order of a user: a newer one was published."""
+        with self._lock:
+            self._orders.pop(user, None)
+
+    def close(self) -> None:
+        """Forget all orders."""
+        with self._lock:
+            self._orders.clear()
+        self._later.close()
+
+    def _try(self) -> None:
+        """Publish what is kept, the oldest first."""
+        while True:
+            order = self._next()
+            if order is None:
+                return
+            try:
+                self._publish(order)
+            except BrokerError:
+                self._later.call(self._try)
+                return
+            with self._lock:
+                if order.user in self._orders and self._orders[order.user][0] is order:
+                    del self._orders[order.user]
+
+    def _next(self) -> Order | None:
+        with self._lock:
+            now = monotonic()
+            while self._orders:
+                user, (order, until) = next(iter(self._orders.items()))
+                if until > now:
+                    return order
+                del self._orders[user]
+            self._trying = False
             return None
 
 

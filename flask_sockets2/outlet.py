@@ -6,7 +6,8 @@ the outlet, message by message, up to ``send_buffer`` bytes. Beyond it, by polic
 ``disconnect``
     The client is closed with 1013. It comes back and resumes where it was.
 ``drop_oldest``
-    The oldest messages are dropped, and the client is told of a gap in their place.
+    The oldest messages are dropped, and the client is told of a gap in their place. The newest
+    message always stays, however long: the client ends up with what is so now.
 ``coalesce``
     A newer message with the same key takes the place of an older one; what has no key, or is too
     much even so, ends as under ``disconnect``.
@@ -29,6 +30,7 @@ DISCONNECT, DROP_OLDEST, COALESCE = "disconnect", "drop_oldest", "coalesce"
 POLICIES = (DISCONNECT, DROP_OLDEST, COALESCE)
 
 CHUNK = 65536  # bytes handed to the kernel at a time, where what it does not take may be dropped
+_CHUNKS = 2  # of them in a send_buffer, at least: what the transport has cannot be dropped any more
 
 
 class SocketWriter(Protocol):
@@ -37,6 +39,8 @@ class SocketWriter(Protocol):
     clock: Any
     lock: Any
     buffered: int
+    #: What its client holds of the memory of all.
+    share: Any
 
     def write(self, data: bytes) -> None:
         """Write at once what the kernel takes and keep the rest."""
@@ -66,6 +70,9 @@ class Source(Protocol):
 
     def gap(self, outlet: Outlet, channel: str) -> None:
         """It is to be told that messages were not sent."""
+
+    def go_on(self, outlet: Outlet) -> None:
+        """It has room for more of the histories that are replayed to it."""
 
 
 class Batch:
@@ -131,11 +138,14 @@ class Outlet:
     __slots__ = (
         "_backlog",
         "_size",
+        "at_once",
+        "chunk",
         "closed",
         "entries",
         "limit",
         "owner",
         "policy",
+        "replays",
         "source",
         "transport",
     )
@@ -148,8 +158,14 @@ class Outlet:
         self.source = source
         self.limit = limit
         self.policy = policy
+        #: Bytes handed to the kernel at a time.
+        self.chunk = min(CHUNK, limit // _CHUNKS)
         #: What it subscribes to; the fan-out's.
         self.entries: dict[Any, Any] = {}
+        #: What is replayed to it, None where nothing is; and bytes of histories that went out
+        #: at once since it was last seen to be level; both ``replay.py``'s.
+        self.replays: Any = None
+        self.at_once = 0
         #: Nothing goes out any more.
         self.closed = False
         self._backlog: OrderedDict[Any, _Kept] | None = None
@@ -162,7 +178,7 @@ class Outlet:
                 return
             pieces = _pieces(batches)
             if self._backlog is None and not self.transport.buffered:
-                if len(data) <= CHUNK or self.policy == DISCONNECT:
+                if len(data) <= self.chunk or self.policy == DISCONNECT:
                     self.transport.write(data)
                     return
                 self._write(pieces)  # what is left over can still be dropped
@@ -185,10 +201,18 @@ class Outlet:
             key = (kept.message.channel, kept.message.key)
             older = self._backlog.pop(key, None)
             if older is not None:
-                self._size -= len(older.data)
+                self._release(older)
                 kept.counters.coalesced += 1
         self._backlog[key] = kept
+        self._hold(kept)
+
+    def _hold(self, kept: _Kept) -> None:
         self._size += len(kept.data)
+        self.transport.share.hold(kept.data)
+
+    def _release(self, kept: _Kept) -> None:
+        self._size -= len(kept.data)
+        self.transport.share.release(kept.data)
 
     def _make_room(self) -> None:
         if self.policy == DROP_OLDEST:
@@ -197,20 +221,30 @@ class Outlet:
         for kept in (self._backlog or {}).values():
             kept.counters.slow_disconnects += 1
             break
+        self._end()
+
+    def _end(self) -> None:
         self.remove()
         self.owner.too_slow()
         self.source.too_slow(self)
 
     def _drop_oldest(self) -> None:
-        """Drop messages from the front, and put a gap of each channel of theirs there."""
+        """Drop messages from the front, and put a gap of each channel of theirs there.
+
+        What the transport has cannot be dropped, and is no reason to drop the newest instead: half
+        of the limit is always the backlog's.
+        """
         backlog = self._backlog
         if backlog is None:
             return  # all of it is the transport's by now
+        room = max(self.limit - self.transport.buffered, self.limit // 2)
+        if self._size <= room:
+            return
         gaps: dict[str, _Kept] = {}
         told: set[str] = set()  # of an earlier gap, which the client has not seen yet
-        while backlog and self._size + self.transport.buffered > self.limit // 2:
+        while self._size > room // 2 and len(backlog) > 1:
             _, kept = backlog.popitem(last=False)
-            self._size -= len(kept.data)
+            self._release(kept)
             if kept.message.event == GAP:
                 told.add(kept.message.channel)
             else:
@@ -229,7 +263,7 @@ class Outlet:
                 key = next(_numbers)
                 backlog[key] = _Kept(gap, data, kept.encoding, kept.counters)
                 backlog.move_to_end(key, last=False)
-                self._size += len(data)
+                self._hold(backlog[key])
 
     def drained(self) -> None:
         """Go on: the kernel has taken all that the transport kept; by the hub or the selector
@@ -237,12 +271,14 @@ class Outlet:
         self._write(self._taken())
         if not self._backlog:
             self._backlog = None
+            if self.replays is not None and not self.transport.buffered:
+                self.source.go_on(self)
 
     def _taken(self) -> Iterator[_Kept]:
         """Take from the backlog, from its front."""
         while self._backlog:
             _, kept = self._backlog.popitem(last=False)
-            self._size -= len(kept.data)
+            self._release(kept)
             yield kept
 
     def _write(self, pieces: Iterator[_Kept]) -> None:
@@ -253,19 +289,74 @@ class Outlet:
             for piece in pieces:
                 chunk.append(piece.data)
                 size += len(piece.data)
-                if size >= CHUNK:
+                if size >= self.chunk:
                     break
             if not chunk:
                 return
             self.transport.write(b"".join(chunk))
+
+    # -- what is replayed ------------------------------------------------------------------
+
+    def replay(self, channel: Any, encoding: Encoding, messages: Sequence[Message]) -> int:
+        """Write messages as far as there is room, which is up to half of the limit: the other half
+        is for what is published meanwhile.
+
+        :param channel: theirs, to count in.
+        :returns: how many were taken; they are encoded in this order, and the others not at all.
+        """
+        counters: ChannelCounters = channel.counters
+        taken = size = 0
+
+        def pieces() -> Iterator[_Kept]:
+            nonlocal taken, size
+            for message in messages:
+                data = encoding.encode(message)
+                taken += 1
+                size += len(data)
+                if data:
+                    yield _Kept(message, data, encoding, counters)
+
+        with self.transport.lock:
+            if self.closed:
+                return len(messages)
+            to_come = pieces()
+            if self._backlog is None:
+                self._write(to_come)
+            while not self.closed and self.is_behind and not self.is_full:
+                kept = next(to_come, None)
+                if kept is None:
+                    break
+                self._append(kept)
+        counters.delivered += taken
+        counters.bytes_out += size
+        return taken
+
+    def give_up(self, counters: ChannelCounters) -> None:
+        """End the client: it is too slow for what came while a history was replayed to it."""
+        with self.transport.lock:
+            if not self.closed:
+                counters.slow_disconnects += 1
+                self._end()
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether something is kept back for the client."""
+        return bool(self.transport.buffered or self._backlog)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as much is kept back for the client as may be of histories."""
+        return self._size + self.transport.buffered >= self.limit // 2
 
     def remove(self) -> None:
         """The client is closing: let nothing out any more, and be forgotten."""
         if not self.closed:
             self.closed = True
             self.source.remove(self)
-        self._backlog = None
-        self._size = 0
+        backlog, self._backlog = self._backlog, None
+        for kept in (backlog or {}).values():
+            self._release(kept)
+        self.replays = None
 
 
 def _pieces(batches: Iterable[Batch]) -> Iterator[_Kept]:

@@ -71,5 +71,7 @@ class OwnChannels:
         """Tell who listens to a channel that messages were lost."""
         told = self._missable.get(channel)
         if told is not None:
-            logger.warning("what was told on %r before %s is lost", channel, position)
+            logger.warning(
+                "what the processes told each other on %r before %s is lost", channel, position
+            )
             told()

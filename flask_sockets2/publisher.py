@@ -33,15 +33,17 @@ from .brokers.base import (
 from .brokers.registry import open_broker
 from .encoding import Payload
 from .exceptions import BrokerError
-from .orders import ORDERS, Order
+from .orders import ORDERS, Order, UserId
 
-__all__ = ["Publisher", "check_channel", "dumps_of", "payload_of"]
+__all__ = ["Publisher", "check_channel", "dumps_of", "json_of", "payload_of"]
 
 _DEFAULTS = BrokerOptions()
 _MAX_CHANNEL = _MAX_KEY = 1024  # bytes of UTF-8
 _MAX_MESSAGE_SIZE = 2**20  # bytes, as SOCKETS_MAX_MESSAGE_SIZE
 _CHUNK = 100  # messages; and
 _CHUNK_BYTES = 65536  # of their data, that are published in one go
+
+_UNSORTABLE = "keys of a dict are of several types, which app.json.sort_keys cannot sort"
 
 Dumps = Callable[[Any], str]
 
@@ -117,7 +119,11 @@ class Publisher:
         :raises TypeError: when the data can be no message.
         :raises ValueError: when the channel's name is none, or the message is too big.
         """
-        return self._publish([self._draft(channel, data, key, transient)])[0]
+        draft = self._draft(channel, data, key, transient)
+        try:
+            return self._publish([draft])[0]
+        except BrokerError as exc:
+            return self._unpublished(exc, [channel])[0]
 
     def publish_many(self, messages: Iterable[tuple[str, Any]], *, key: str = "") -> list[Position]:
         """Publish many messages at the cost of few round trips.
@@ -136,8 +142,20 @@ class Publisher:
                 size += len(draft.data)
                 if len(chunk) >= _CHUNK or size >= _CHUNK_BYTES:
                     break
-            positions += self._publish(chunk)
+            try:
+                positions += self._publish(chunk)
+            except BrokerError as exc:
+                positions += self._unpublished(exc, [draft.channel for draft in chunk])
+                # The rest is not tried: each attempt may take as long.
+                positions += self._unpublished(exc, [draft.channel for draft in drafts])
         return positions
+
+    def _unpublished(self, exc: BrokerError, channels: Sequence[str]) -> list[Position]:
+        """Say that a message to each channel was not published: raise the error.
+
+        :returns: what the caller has in place of the positions, where errors are only logged.
+        """
+        raise exc
 
     def position(self, channel: str) -> Position:
         """Return the position of a channel's newest message, for a page to carry.
@@ -158,7 +176,7 @@ class Publisher:
         """Return the identities that are in a channel, in all processes, sorted."""
         return self._broker.present(check_channel(channel))
 
-    def disconnect(self, *, user: Any, code: int = 1008, reason: str = "") -> None:
+    def disconnect(self, *, user: UserId, code: int = 1008, reason: str = "") -> None:
         """Close the WebSockets and end the event streams of a user, in all processes.
 
         Returns when all have been told; the connections end a moment later. Who comes back is asked
@@ -167,11 +185,21 @@ class Publisher:
         :param user: id, as ``@sockets.user_id`` or ``@turbo.user_id`` returns it, or its text.
         :param code: close code for the WebSockets: 1008, or 4000 to 4999 for codes of your own.
         :param reason: at most 123 bytes of text.
-        :raises BrokerError: when the broker cannot be reached.
+        :raises BrokerError: when the broker cannot be reached, so that the user may still have
+            connections: call again then.
         :raises TypeError: when the id is no ``str``, ``int`` or ``UUID``.
         :raises ValueError: when there is no user, or a close frame cannot carry the rest.
         """
         order = Order.of(user, code, reason)
+        try:
+            self._publish_order(order)
+        except BrokerError as exc:
+            raise BrokerError(
+                "the user may still be connected, since the processes could not be told "
+                f"({exc.description}); disconnect the user again when the broker is back"
+            ) from exc
+
+    def _publish_order(self, order: Order) -> None:
         self._publish([Draft(ORDERS, JSON, order.serialize())])
 
     def close(self) -> None:
@@ -201,7 +229,7 @@ class Publisher:
         check_channel(channel)
         if key:
             _check_key(key)
-        kind, payload = _encode(data, self._dumps)
+        kind, payload = _encode(data, self._dumps, f"channel {channel!r:.200}")
         if len(payload) > self._max_message_size:
             raise ValueError(
                 f"a message of {len(payload)} bytes is over the limit of {self._max_message_size}; "
@@ -242,13 +270,35 @@ def _utf8(text: str, what: str) -> bytes:
 
 def payload_of(data: Any, dumps: Dumps) -> Payload:
     """Return what a client is sent for data, as ``str``, bytes or JSON."""
-    kind, payload = _encode(data, dumps)
+    kind, payload = _encode(data, dumps, "gap=")
     return Payload(kind == BINARY, payload)
 
 
-def _encode(data: Any, dumps: Dumps) -> tuple[str, bytes]:
+def _encode(data: Any, dumps: Dumps, place: str) -> tuple[str, bytes]:
     if isinstance(data, str):
-        return TEXT, _utf8(data, "a text")
+        return TEXT, _utf8(data, f"the text for {place}")
     if isinstance(data, bytes | bytearray | memoryview):
         return BINARY, bytes(data)
-    return JSON, _utf8(dumps(data), "JSON")
+    return JSON, _utf8(json_of(data, dumps, place), f"the JSON for {place}")
+
+
+def json_of(data: Any, dumps: Dumps, place: str) -> str:
+    """Return data as JSON.
+
+    :param place: where it goes, for what an error says.
+    :raises TypeError: when it holds a value of a type that JSON does not have.
+    :raises ValueError: when it holds itself, too many levels, or a number that is not finite.
+    """
+    try:
+        return dumps(data)
+    except RecursionError as exc:
+        error: Exception = exc
+        reason = "it has too many levels"
+    except (TypeError, ValueError) as exc:
+        error = exc
+        reason = _UNSORTABLE if str(exc).startswith("'<' not supported") else str(exc)
+    kind = TypeError if isinstance(error, TypeError) else ValueError
+    raise kind(
+        f"the {type(data).__name__} for {place} cannot become JSON: {reason}; use a dict with keys "
+        "of str, list, str, int, finite float, bool or None; Flask adds date, Decimal and UUID"
+    ) from error

@@ -104,6 +104,16 @@ class SeldomLog:
         self._kinds: dict[str, tuple[float, int]] = {}  # when logged last, and left out since
         self._lock = Lock()  # guards them
 
+    def info(self, kind: str, message: str, *args: object) -> None:
+        """Log for information, or count the line; :param kind: of few there are."""
+        self._write(logging.INFO, kind, message, args)
+
+    def failure(
+        self, kind: str, message: str, *args: object, extra: Mapping[str, object] | None = None
+    ) -> None:
+        """Log an error without a traceback, or count it; takes what :meth:`warning` does."""
+        self._write(logging.ERROR, kind, message, args, extra=extra)
+
     def warning(
         self, kind: str, message: str, *args: object, extra: Mapping[str, object] | None = None
     ) -> None:
@@ -130,5 +140,5 @@ class SeldomLog:
         if not seldom:
             return
         if left_out:
-            message, args = f"{message} (and %s times since it was logged last)", (*args, left_out)
+            message, args = f"{message} (%s more since it was logged last)", (*args, left_out)
         self._logger.log(level, message, *args, **how)

@@ -40,20 +40,26 @@ class _Fetch:
         self.since = since
         self.done = threading.Event()
 
-    def brings(self, since: Position) -> bool:
-        """Whether what follows a position will be a part of it."""
+    def brings(self, since: Position | None) -> bool:
+        """Whether what follows a position, None for all, will be a part of it."""
         mine = self.since
-        return mine is None or (mine.epoch == since.epoch and mine.offset <= since.offset)
+        if mine is None or since is None:
+            return mine is None
+        return mine.epoch == since.epoch and mine.offset <= since.offset
 
 
 class _Channel:
-    """What is at hand of one channel."""
+    """What is at hand of one channel.
 
-    __slots__ = ("fetch", "log")
+    :ivar whole: whether that is all that the broker keeps.
+    """
+
+    __slots__ = ("fetch", "log", "whole")
 
     def __init__(self, log: Log) -> None:
         self.log = log
         self.fetch: _Fetch | None = None
+        self.whole = False
 
 
 class Recent:
@@ -81,6 +87,7 @@ class Recent:
             self._channels[name] = _Channel(log)
         else:
             channel.log = log
+            channel.whole = False
             self._newest.pop(name, None)
 
     def add(self, message: Message) -> None:
@@ -101,11 +108,13 @@ class Recent:
         self._channels.pop(name, None)
         self._newest.pop(name, None)
 
-    def since(self, name: str, since: Position) -> History | None:
-        """Return what follows a position, None where it is not at hand."""
+    def since(self, name: str, since: Position | None) -> History | None:
+        """Return what follows a position, or with None all; None where it is not at hand."""
         channel = self._channels.get(name)
-        history = None if channel is None else channel.log.since(since)
-        return history if history is not None and history.complete else None
+        if channel is None or (since is None and not channel.whole):
+            return None
+        history = channel.log.since(since)
+        return history if history.complete else None
 
     # -- what is not at hand ---------------------------------------------------------------
 
@@ -117,7 +126,7 @@ class Recent:
         fetch = _Fetch(since)
         with self._lock:
             other = self._under_way(name, fetch)
-        if other is not None and since is not None:
+        if other is not None:
             other.done.wait(_PATIENCE)
             with self._lock:
                 found = self.since(name, since)
@@ -126,7 +135,7 @@ class Recent:
         try:
             history = self._broker.history(name, since)
             with self._lock:
-                return self._join_on(name, history)
+                return self._join_on(name, since, history)
         finally:  # killed, too: those who wait try themselves
             with self._lock:
                 channel = self._channels.get(name)
@@ -140,17 +149,23 @@ class Recent:
         if channel is None or (since is not None and since.epoch != channel.log.position.epoch):
             return None  # it will not join on
         other = channel.fetch
-        if other is not None and since is not None and other.brings(since):
+        if other is not None and other.brings(since):
             return other
         channel.fetch = fetch
         return None
 
-    def _join_on(self, name: str, history: History) -> History:
-        """Put a history before what was delivered, where nothing is missing between them."""
+    def _join_on(self, name: str, since: Position | None, history: History) -> History:
+        """Put a history before what was delivered, where nothing is missing between them.
+
+        :param since: where it begins.
+        """
         channel = self._channels.get(name)
         if channel is None or not (history.complete and history.messages):
             return history
         messages = channel.log.precede(history.messages)
+        if since is None:
+            epoch, offset = messages[0].position
+            channel.whole = channel.log.since(Position(epoch, offset - 1)).complete
         self._newest.setdefault(name, monotonic())
         if not self._sweeping:
             self._sweep_later()
@@ -176,7 +191,9 @@ class Recent:
                         self._sweep_later()
                         return
                     del self._newest[name]
-                    self._channels[name].log.clear()
+                    channel = self._channels[name]
+                    channel.log.clear()
+                    channel.whole = False
 
     def close(self) -> None:
         """Sweep no more."""

@@ -16,6 +16,7 @@ import logging
 import os
 import secrets
 import socket
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from math import isfinite
@@ -29,6 +30,7 @@ from .channels import Channels
 from .exceptions import BrokerError
 from .stats import Counters
 from .transports.base import Clock
+from .transports.budget import Budget
 
 __all__ = ["LOOKS", "REPORTS", "Report", "Reporter", "look"]
 
@@ -41,6 +43,7 @@ REPORTS = f"{RESERVED}reports"
 """The channel of the answers."""
 
 _MOST = 2**63  # what a process may count to, so that rates can be computed
+_LONGEST_KEY = 32  # letters
 _SELDOM = 0.5  # seconds between two answers
 _RETRY = 5.0  # seconds after which the next connection has it try again to listen
 
@@ -54,8 +57,11 @@ class Report:
     :ivar at: seconds of its own clock, to tell by how long ago the last one was.
     :ivar connections: WebSockets that are open.
     :ivar streams: event streams that are open.
+    :ivar requests: HTTP requests under way, where our handler serves.
     :ivar channels: those with subscribers in the process.
+    :ivar buffered: bytes that connections hold.
     :ivar counts: as :meth:`Counters.totals`, since the process began.
+    :ivar key: differs where the ``SECRET_KEY`` does; empty without one.
     """
 
     process: str
@@ -65,7 +71,10 @@ class Report:
     connections: int
     streams: int
     channels: int
+    buffered: int
+    requests: int
     counts: dict[str, int]
+    key: str = ""
 
     def serialize(self) -> bytes:
         """Return it as the data of a message."""
@@ -83,8 +92,11 @@ class Report:
                 at=_seconds(fields["at"]),
                 connections=_count(fields["connections"]),
                 streams=_count(fields["streams"]),
+                requests=_count(fields["requests"]),
                 channels=_count(fields["channels"]),
+                buffered=_count(fields["buffered"]),
                 counts={str(name): _count(count) for name, count in fields["counts"].items()},
+                key=str(fields.get("key", ""))[:_LONGEST_KEY],  # not of older versions
             )
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             return None
@@ -111,14 +123,27 @@ class Reporter:
 
     :param counters: what was counted.
     :param admission: who is here.
+    :param budget: what they hold.
+    :param requests: returns how many HTTP requests are under way.
+    :param key: returns what differs where the ``SECRET_KEY`` does.
 
     :ivar begun: whether it does, or need not.
     """
 
-    def __init__(self, counters: Counters, admission: Admission) -> None:
+    def __init__(
+        self,
+        counters: Counters,
+        admission: Admission,
+        budget: Budget,
+        requests: Callable[[], int],
+        key: Callable[[], str],
+    ) -> None:
         self.begun = False
         self._counters = counters
         self._admission = admission
+        self._budget = budget
+        self._requests = requests
+        self._key = key
         self._process = secrets.token_hex(8)
         self._answered = 0.0  # when; written by whom the broker delivers by, one after another
         self._not_before = 0.0  # to try again
@@ -166,7 +191,10 @@ class Reporter:
             connections=len(self._admission.connections),
             streams=len(self._admission.streams),
             channels=channels,
+            buffered=self._budget.total,
             counts=self._counters.totals(),
+            requests=self._requests(),
+            key=self._key(),
         )
 
 

@@ -15,40 +15,63 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from difflib import get_close_matches
-from inspect import signature
-from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import ref
+from functools import partial
+from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, TypeVar
+from weakref import WeakSet, ref
 
-from flask import Blueprint, Flask, current_app
-from werkzeug.routing import Map, Rule
+from flask import Blueprint, Flask, current_app, request, request_finished
+from werkzeug.exceptions import NotFound
+from werkzeug.routing import Map
 from werkzeug.routing.exceptions import WebsocketMismatch
 
+from .answers import Identify, UserId
 from .brokers.base import Position
-from .brokers.registry import open_broker
 from .channels import Channels
-from .extension import EXTENSION, broker_url_of, make_state, serve_metrics, state_of
+from .connection import Connection
+from .extension import EXTENSION, check_broker, make_state, serve_metrics, state_of
 from .health import serve_health
 from .middleware import SocketMiddleware
-from .publisher import Publisher
-from .settings import broker_options_of, limits_of, rules_of
-from .view import OPTIONS, View, mismatch
+from .origins import origins_of, warn_of_every_site
+from .publisher import Publisher, check_channel
+from .rates import SeldomLog
+from .routes import Route, WebSocketRules, has_rule, is_open, overwriting, source_of
+from .sessions import drop_flashes_of_connections
+from .settings import check_all, limits_of, max_buffered_of, warn_of_misspelt
+from .view import mismatch
+from .wire.handshake import is_upgrade
 
 if TYPE_CHECKING:
+    from flask.testing import FlaskClient
+
     from .testing import SocketsClient
 
-__all__ = ["Sockets"]
+__all__ = ["Sockets", "unserved"]
 
 logger = logging.getLogger("flask_sockets2.sockets")
 
-Handler = TypeVar("Handler", bound=Callable[..., Any])
-
-# What add_url_rule() of Flask and Rule of Werkzeug know.
-_RULE_OPTIONS = {*signature(Rule).parameters, "provide_automatic_options"} - {
-    "string",
-    "endpoint",
-    "websocket",
+_PUBLISH = (
+    "call sockets.publish(channel, data), which reaches each connection that has called "
+    "ws.subscribe(channel)"
+)
+_ROUTE = "register a handler with @sockets.route(path); it gets messages by ws.receive()"
+_INSTEAD = {  # of what Flask-SocketIO and Quart have
+    "broadcast": _PUBLISH,
+    "emit": _PUBLISH,
+    "event": _ROUTE,
+    "on": _ROUTE,
+    "on_event": _ROUTE,
+    "run": "start the application with gunicorn -k flask_sockets2.worker, flask run or app.run()",
+    "send": _PUBLISH,
+    "sleep": "use time.sleep()",
+    "start_background_task": "use threading.Thread",
+    "websocket": _ROUTE,
 }
+
+Handler = TypeVar("Handler", bound=Callable[Concatenate[Connection, ...], object])
+OneHandler = Callable[[Connection], object] | Callable[Concatenate[Connection, ...], object]
+"""The same without a name; the first of the two is there for lambdas, whose type mypy infers."""
+
+UserFunction = TypeVar("UserFunction", bound=Identify)
 
 
 class Sockets:
@@ -67,7 +90,8 @@ class Sockets:
     """
 
     def __init__(self, app: Flask | None = None) -> None:
-        self._recorded: dict[Any, Callable[[Flask], None]] = {}  # for applications to come
+        self._routes: list[Route] = []  # for applications to come, as what follows
+        self._recorded: dict[Any, Callable[[Flask], None]] = {}
         self._apps: list[ref[Flask]] = []  # in the order in which they came
         self._map = Map()  # stands for the application's until there is one
         #: Blueprints that were registered here, by name.
@@ -75,30 +99,52 @@ class Sockets:
         if app is not None:
             self.init_app(app)
 
+    if not TYPE_CHECKING:  # for type checkers it has what is written here, and no more
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Name what to use in place of an attribute that another package has."""
+            instead = f": {_INSTEAD[name]}" if name in _INSTEAD else ""
+            raise AttributeError(f"sockets have no {name!r}{instead}", name=name, obj=self)
+
     def init_app(self, app: Flask) -> None:
         """Serve an application: the handlers recorded so far are registered in it.
 
-        :raises BrokerError: when no broker serves ``SOCKETS_BROKER_URL``, or it needs an extra.
+        :raises AssertionError: when the application has served a request already, as in Flask.
+        :raises BrokerError: when the broker of ``SOCKETS_BROKER_URL`` needs an extra.
         :raises ValueError: when a setting is not what is expected, naming it.
         """
-        limits_of(app.config, {})
-        rules_of(app.config)
-        open_broker(broker_url_of(app), broker_options_of(app.config))  # is it there?
+        routes = [(route, route.origin) for route in self._routes]
+        for route in self._routes:  # now, for a factory may be called again after an error
+            route.taken = True
+        check_all(app.config, "SOCKETS_")
+        max_buffered_of(app.config, limits_of(app.config, {}))
+        origins_of(app)
+        warn_of_misspelt(app.config, app.extensions)
+        check_broker(app)
         if EXTENSION not in app.extensions:
+            # First, for Flask refuses it once a request was served: then nothing is left behind
+            # that a second call would take for done.
+            app.register_error_handler(WebsocketMismatch, mismatch)
             state = make_state(app)
+            warn_of_every_site(app)
             serve_metrics(state)
             serve_health(state)
+            drop_flashes_of_connections(app)
             # The bound method: calling an object that has __call__ goes through C, whose stack
             # each waiting greenlet keeps a copy of.
             app.wsgi_app = SocketMiddleware(app.wsgi_app, app, self).__call__  # type: ignore[method-assign]  # as Flask documents it
-            app.register_error_handler(WebsocketMismatch, mismatch)
+        _unserved.discard(self)
+        if not _unserved:
+            request_finished.disconnect(_tell_of_unserved)
         if app not in self._served():
-            self._apps.append(ref(app))
             for name, converter in self._map.converters.items():
                 if Map.default_converters.get(name) is not converter:
                     app.url_map.converters[name] = converter
+            for route, origin in routes:
+                route.register(app, origin)
             for register in self._recorded.values():
                 register(app)
+            self._apps.append(ref(app))
 
     def _served(self) -> list[Flask]:
         """The applications that are still there, the newest last."""
@@ -127,8 +173,9 @@ class Sockets:
         :param rule: URL rule, as Flask's.
         :param options: of :meth:`add_url_rule`.
         :returns: a decorator that returns the handler as it is.
+        :raises TypeError: when the rule is missing, as in ``@sockets.route`` without parentheses.
         """
-
+        _check_rule(rule)
         endpoint = options.pop("endpoint", None)
 
         def decorator(handler: Handler) -> Handler:
@@ -138,39 +185,76 @@ class Sockets:
         return decorator
 
     def add_url_rule(
-        self, rule: str, endpoint: str | None = None, f: Any = None, **options: Any
+        self,
+        rule: str,
+        endpoint: str | None = None,
+        f: OneHandler | None = None,
+        **options: Any,
     ) -> None:
         """Register a handler in the applications that are served, and in those to come.
 
-        A factory may do so each time that it makes an application: the newest gets the newest
-        handler, the others keep theirs.
+        The whole rule counts, so one URL may have a handler for each host or subdomain. A factory
+        may register its handlers each time that it makes an application: the newest gets the
+        newest handler, the others keep theirs.
 
-        :param endpoint: by default the handler's name.
+        :param endpoint: by default the handler's name; when another function has that, as a page
+            or a handler of another rule, the name with ``_websocket`` behind it.
         :param options: ``accept=False`` leaves accepting to the handler; ``subprotocols`` in order
             of preference; ``origins`` that may connect; limits as
             ``max_message_size`` or ``compression``; all others are Werkzeug's options of a rule.
-        :raises TypeError: when an option is unknown, or the handler cannot be called as it would.
+        :raises AssertionError: when another handler has the endpoint or the same rule, as in Flask.
+        :raises TypeError: when an option is unknown, the handler cannot be called as it would, or
+            it is a coroutine function.
+        :raises ValueError: when a limit is not what is expected, or one connection may hold more
+            than ``SOCKETS_MAX_BUFFERED``.
         """
+        _check_rule(rule)
         if f is None:
             raise TypeError("add_url_rule() needs a handler: add_url_rule(rule, None, handler)")
-        view = _make_view(f, options)
-        key = (rule, endpoint, _code(f))
-
-        def register(app: Flask) -> None:
-            rules = state_of(app).rules
-            if key in rules:
-                app.view_functions[rules[key]] = view
-                return
-            name = endpoint or _free_endpoint(app, getattr(f, "__name__", type(f).__name__))
-            app.add_url_rule(rule, name, view, websocket=True, **options)
-            view.check_arguments(_newest_rule(app, name))
-            rules[key] = name
-
+        route = Route(rule, endpoint, f, options)
+        route.view = next(  # one handler may have several rules
+            (known.view for known in self._of_name(route.name) if known.view.same(route.view)),
+            route.view,
+        )
         apps = self._served()
-        for app in apps:
-            if app is apps[-1] or (key not in state_of(app).rules and _is_open(app)):
-                register(app)
-        self._recorded[key] = register
+        if apps:
+            route.taken = route.register(apps[-1])
+        if route.taken:
+            for app in apps[:-1]:
+                if is_open(app) and not has_rule(app, route):
+                    route.register(app)
+        self._record(route)
+
+    def _record(self, route: Route) -> None:
+        """Keep a route for applications to come, in place of an earlier one for the same rule.
+
+        :raises AssertionError: when it conflicts with another one that waits for the same
+            application.
+        """
+        if not route.taken:
+            self._wait()
+        named = self._of_name(route.name)
+        if not route.taken and any(not each.taken and each.conflicts(route) for each in named):
+            raise overwriting(route.name)
+        known = next((each for each in named if each.same_rule(route)), None)
+        if known is None:
+            self._routes.append(route)
+        else:
+            self._routes[self._routes.index(known)] = route
+
+    def _wait(self) -> None:
+        """Wait for an application, if there has been none."""
+        if not self._apps:
+            _unserved.add(self)
+            request_finished.connect(_tell_of_unserved)
+
+    def _names(self) -> list[str]:
+        """Return the rules of the handlers that were registered, and the names of blueprints."""
+        rules = dict.fromkeys(route.rule for route in self._routes)
+        return [*rules, *(f"the blueprint {name!r}" for name in self.blueprints)]
+
+    def _of_name(self, name: str) -> list[Route]:
+        return [route for route in self._routes if route.name == name]
 
     def register_blueprint(self, blueprint: Blueprint, **options: Any) -> None:
         """Register a blueprint, each rule of it and of those nested in it as a WebSocket rule.
@@ -182,25 +266,26 @@ class Sockets:
         """
 
         def register(app: Flask) -> None:
-            blueprint.register(_WebSocketRules(app), options)  # type: ignore[arg-type]  # stands in for it
+            blueprint.register(WebSocketRules(app), options)  # type: ignore[arg-type]  # stands in for it
 
         name = options.get("name", blueprint.name)
         apps = self._served()
         for app in apps:
-            if app is apps[-1] or (name not in app.blueprints and _is_open(app)):
+            if app is apps[-1] or (name not in app.blueprints and is_open(app)):
                 register(app)
         if not apps:
             self._recorded[blueprint, name] = register
+            self._wait()
         self.blueprints[name] = blueprint
 
     # -- users -----------------------------------------------------------------------------
 
-    def user_id(self, f: Handler) -> Handler:
+    def user_id(self, f: UserFunction) -> UserFunction:
         """Register what returns the id of the user of the current request, None for nobody.
 
         It is asked in the request of each WebSocket and event stream, before that is accepted;
-        what it raises becomes the response. An id is a ``str`` that is not empty, an ``int`` or a
-        ``UUID``; all else is an error. :meth:`disconnect` and
+        what it raises becomes the response, and so does a response that refuses. An id is a ``str``
+        that is not empty, an ``int`` or a ``UUID``; all else is a TypeError. :meth:`disconnect` and
         ``SOCKETS_MAX_CONNECTIONS_PER_USER`` go by it. Where an application has a Turbo,
         ``@turbo.user_id`` does as well, and this one wins.
 
@@ -226,7 +311,7 @@ class Sockets:
             known = state_of(app).user_id
             if app is apps[-1] or known is None:
                 register(app)
-            elif _code(known) is not _code(f):
+            elif source_of(known) != source_of(f):
                 kept += 1
         if kept:
             logger.warning(
@@ -239,12 +324,22 @@ class Sockets:
         self._recorded["user_id"] = register
         return f
 
-    def disconnect(self, *, user: Any, code: int = 1008, reason: str = "") -> None:
+    def disconnect(self, *, user: UserId, code: int = 1008, reason: str = "") -> None:
         """Close the WebSockets and end the event streams of a user, in all processes.
 
-        Takes and raises what :meth:`flask_sockets2.Publisher.disconnect` does.
+        Those of this process end whether or not the broker can be reached. Takes and raises what
+        :meth:`flask_sockets2.Publisher.disconnect` does.
+
+        :raises RuntimeError: when no function says who the user of a connection is.
         """
-        self._channels().disconnect(user=user, code=code, reason=reason)
+        app = self._app()
+        if not state_of(app).identifies():
+            raise RuntimeError(
+                "cannot disconnect a user: no function says who the user of a connection is; "
+                "register one that returns the id of the current user with @sockets.user_id, or "
+                "with @turbo.user_id"
+            )
+        state_of(app).channels.disconnect(user=user, code=code, reason=reason)
 
     # -- channels --------------------------------------------------------------------------
 
@@ -254,7 +349,9 @@ class Sockets:
         """Publish a message to all who subscribe to a channel, in all processes.
 
         From handlers, views, other greenlets and threads; does not wait for any client. Takes and
-        raises what :meth:`flask_sockets2.Publisher.publish` does.
+        raises what :meth:`flask_sockets2.Publisher.publish` does. With ``SOCKETS_PUBLISH_ERRORS``
+        set to ``"log"`` no :class:`~flask_sockets2.BrokerError` is raised: the message is lost, and
+        the position is that of no log.
         """
         return self._channels().publish(channel, data, key=key, transient=transient)
 
@@ -262,7 +359,7 @@ class Sockets:
         """Publish many messages at the cost of few round trips.
 
         :param messages: pairs of a channel and the data.
-        :param key: of each, as for :meth:`publish`.
+        :param key: of each, as for :meth:`publish`; so is the end of it while the broker is away.
         """
         return self._channels().publish_many(messages, key=key)
 
@@ -270,20 +367,28 @@ class Sockets:
         """Return the position of a channel's newest message, for a page to carry.
 
         A client that comes with it, ``ws.subscribe(channel, since=position)``, gets everything
-        published after the page was rendered.
+        published after the page was rendered. If the broker cannot be reached, the position is that
+        of no log, and the client is told of a gap.
         """
-        return self._channels().position(channel)
+        return self.positions([channel])[0]
 
     def positions(self, channels: Sequence[str]) -> list[Position]:
         """Return the position of each channel, at the cost of one round trip where that can be."""
-        return self._channels().positions(channels)
+        names, own = [check_channel(channel) for channel in channels], self._channels()
+        return list(own.for_page(len(names), partial(own.positions, names)))
 
     def subscribers(self, channel: str) -> int:
-        """Return how many connections subscribe to a channel, in all processes."""
+        """Return how many connections subscribe to a channel, in all processes.
+
+        :raises BrokerError: when the broker cannot be reached.
+        """
         return self._channels().subscribers(channel)
 
     def present(self, channel: str) -> list[str]:
-        """Return the identities that are in a channel, in all processes, sorted."""
+        """Return the identities that are in a channel, in all processes, sorted.
+
+        :raises BrokerError: when the broker cannot be reached.
+        """
         return self._channels().present(channel)
 
     def stats(self) -> dict[str, Any]:
@@ -295,6 +400,8 @@ class Sockets:
         return {
             "connections": len(state.connections),
             "streams": len(state.streams),
+            **state.requests,
+            "buffered": state.budget.total,
             **state.counters.as_dict(),
         }
 
@@ -327,7 +434,7 @@ class Sockets:
 
     # -- testing ---------------------------------------------------------------------------
 
-    def test_client(self, app: Any) -> SocketsClient:
+    def test_client(self, app: Flask | FlaskClient) -> SocketsClient:
         """Return a client that opens WebSockets without a server.
 
         :param app: the application, or a client of ``app.test_client()`` to share its cookies.
@@ -337,67 +444,37 @@ class Sockets:
         return SocketsClient(app)
 
 
-def _newest_rule(app: Flask, endpoint: str | None) -> Rule:
-    return list(app.url_map.iter_rules(endpoint))[-1]
+_unserved: WeakSet[Sockets] = WeakSet()
+"""Those with handlers whose ``init_app`` has not been called."""
+
+_seldom = SeldomLog(logger)
 
 
-def _is_open(app: Flask) -> bool:
-    """Whether rules can still be added: Flask refuses once a request was served."""
-    return not getattr(app, "_got_first_request", False)
+def unserved() -> list[str]:
+    """Return what to say of sockets with handlers whose ``init_app`` has not been called."""
+    return [
+        f"sockets with {', '.join(sockets._names()[:5])} serve no application; call their "
+        "init_app(app)"
+        for sockets in list(_unserved)
+    ]
 
 
-def _code(f: Callable[..., Any]) -> Any:
-    """What is the same of a function that a factory defines each time."""
-    return getattr(f, "__code__", f)
+def _tell_of_unserved(app: Flask, **_: Any) -> None:
+    """Log why there may be no rule for a WebSocket, in an application that no sockets serve."""
+    missing = isinstance(request.routing_exception, NotFound | WebsocketMismatch)
+    if missing and is_upgrade(request.environ) and (said := unserved()):
+        _seldom.warning(
+            "unserved", "no rule for a WebSocket on %.200r: %s", request.path, "; ".join(said)
+        )
 
 
-def _make_view(handler: Callable[..., Any], options: dict[str, Any]) -> View:
-    """Take our options out of those of a rule, and refuse the unknown.
+def _check_rule(rule: Any) -> None:
+    """See that it is one, and no handler.
 
-    :raises TypeError: when there are such, naming what was probably meant.
+    :raises TypeError: when it is not, saying how routes are written.
     """
-    known = OPTIONS | _RULE_OPTIONS
-    for name in options.keys() - known:
-        close = get_close_matches(name, known, 1)
-        meant = f"; did you mean {close[0]!r}?" if close else ""
-        raise TypeError(f"a WebSocket rule has no option {name!r}{meant}")
-    return View(handler, **{name: options.pop(name) for name in OPTIONS & options.keys()})
-
-
-def _free_endpoint(app: Flask, name: str) -> str:
-    """A page and a WebSocket may be functions of the same name, as Flask-Sockets allowed."""
-    free, number = name, 1
-    while free in app.view_functions:
-        number += 1
-        free = f"{name}_websocket" if number == 2 else f"{name}_websocket{number}"
-    return free
-
-
-class _WebSocketRules:
-    """An application to a blueprint, but its rules become WebSocket rules."""
-
-    _app: Flask
-
-    def __init__(self, app: Flask) -> None:
-        object.__setattr__(self, "_app", app)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._app, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._app, name, value)
-
-    def add_url_rule(
-        self, rule: str, endpoint: str | None = None, view_func: Any = None, **options: Any
-    ) -> None:
-        if getattr(view_func, "__name__", "") == "send_static_file":
-            self._app.add_url_rule(rule, endpoint, view_func, **options)
-            return
-        if set(options.get("methods") or ("GET",)) - {"GET", "HEAD", "OPTIONS"}:
-            raise ValueError(
-                f"{rule} has methods that a WebSocket rule cannot have; put pages into a blueprint "
-                "of their own and register it with app.register_blueprint()"
-            )
-        view = _make_view(view_func, options)
-        self._app.add_url_rule(rule, endpoint, view, websocket=True, **options)
-        view.check_arguments(_newest_rule(self._app, endpoint))
+    if not isinstance(rule, str):
+        raise TypeError(
+            f"a route needs a rule, got {rule!r:.200}; write @sockets.route('/echo') above its "
+            "handler"
+        )

@@ -48,6 +48,7 @@ class ChannelCounters:
     """Counts of the channels with one prefix.
 
     :ivar published: messages published by this process.
+    :ivar publish_errors: messages that it could not publish, whether that was raised or logged.
     :ivar delivered: messages for connections, one for each client; also those that turn out to be
         dropped or coalesced.
     :ivar bytes_out: bytes of those.
@@ -60,6 +61,7 @@ class ChannelCounters:
     """
 
     published: int = 0
+    publish_errors: int = 0
     delivered: int = 0
     bytes_out: int = 0
     dropped: int = 0
@@ -84,6 +86,8 @@ class Counters:
     refused: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LIMITS, 0))
     #: Connections ended by :meth:`~flask_sockets2.Sockets.disconnect`.
     disconnected: int = 0
+    #: Connections that were evicted, since all of them together held too much.
+    evicted: int = 0
 
     def of_route(self, rule: str) -> RouteCounters:
         """Return the counts of a route."""
@@ -114,6 +118,7 @@ class Counters:
             "streams_closed": self.streams_closed,
             "refused": dict(self.refused),
             "disconnected": self.disconnected,
+            "evicted": self.evicted,
         }
 
     def totals(self) -> dict[str, int]:
@@ -131,6 +136,7 @@ class Counters:
             "streams_closed": self.streams_closed,
             "refused": sum(self.refused.values()),
             "disconnected": self.disconnected,
+            "evicted": self.evicted,
         }
 
 

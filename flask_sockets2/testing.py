@@ -203,7 +203,7 @@ class WebSocketSession:
         except WireClosed as exc:
             raise self._closed_error() from exc
 
-    def receive(self, timeout: float = DEADLINE) -> Any:
+    def receive(self, timeout: float = DEADLINE) -> str | bytes | None:
         """Return the next message, ``str`` or ``bytes``, or None once the connection has ended.
 
         :raises TimeoutError: when none came in time.
@@ -213,7 +213,7 @@ class WebSocketSession:
         except WireClosed:
             return None
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[str | bytes]:
         """Iterate over the messages until the connection has ended."""
         return iter(self.receive, None)
 

@@ -27,8 +27,15 @@ _COUNTS = {
     "TOO SLOW": "slow_disconnects",
     "GAPS": "gaps",
     "REFUSED": "refused",
+    "EVICTED": "evicted",
 }
-_HEADS = ("WORKER", "WEBSOCKETS", "STREAMS", "CHANNELS", *_RATES, *_COUNTS)
+_HEADS = ("WORKER", "WEBSOCKETS", "STREAMS", "REQUESTS", "CHANNELS", "BUFFERED", *_RATES, *_COUNTS)
+
+
+_SEVERAL_KEYS = """\
+These workers have {} SECRET_KEYs, so each refuses pages and sessions of the others. If each worker
+makes its own, as by os.urandom() at import, set one for all. If a rolling restart is changing the
+key, all is well where the new workers have the old key in SECRET_KEY_FALLBACKS."""
 
 
 class _Row(NamedTuple):
@@ -109,7 +116,9 @@ class Top:
                     "pid": row.report.pid,
                     "connections": row.report.connections,
                     "streams": row.report.streams,
+                    "requests": row.report.requests,
                     "channels": row.report.channels,
+                    "buffered": row.report.buffered,
                     "counts": row.report.counts,
                     "rates": row.rates,
                 }
@@ -117,8 +126,11 @@ class Top:
             ],
             "connections": sum(row.report.connections for row in rows),
             "streams": sum(row.report.streams for row in rows),
+            "requests": sum(row.report.requests for row in rows),
+            "buffered": sum(row.report.buffered for row in rows),
             "counts": dict(counts),
             "rates": rates,
+            "secret_keys": len({row.report.key for row in rows if row.report.key}),
         }
 
     def table(self) -> str:
@@ -134,10 +146,13 @@ class Top:
         lines.append(_line(f"all {len(known['workers'])}", {**known, "channels": ""}))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         first = widths.pop(0)
-        return "\n".join(
+        table = [
             "  ".join([f"{name:{first}}", *map(str.rjust, cells, widths)]).rstrip()
             for name, *cells in lines
-        )
+        ]
+        if known["secret_keys"] > 1:
+            table += ["", _SEVERAL_KEYS.format(known["secret_keys"])]
+        return "\n".join(table)
 
 
 def _rates(before: Report, now: Report) -> dict[str, float]:
@@ -163,7 +178,14 @@ def _line(name: str, of: dict[str, Any]) -> tuple[str, ...]:
         name,
         str(of["connections"]),
         str(of["streams"]),
+        str(of["requests"]),
         str(of["channels"]),
+        _size(of["buffered"]),
         *rates,
         *counts,
     )
+
+
+def _size(size: int) -> str:
+    """Return bytes as top and free show them, in MiB."""
+    return f"{size / 2**20:.1f}M" if size else "0"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, overload, runtime_checkable
 
 Message = str | bytes
 """One message: text as ``str``, binary as ``bytes``."""
@@ -17,11 +17,16 @@ class WebSocket(Protocol):
 
     closed: bool
 
-    def receive(self) -> Any:
+    def receive(self) -> str | bytes | bytearray | None:
         """Return the next message, None once the connection has ended."""
 
-    def send(self, message: Any, binary: bool | None = None) -> None:
-        """Send one message."""
+    def send(self, message: str | bytes | bytearray | None, binary: bool | None = None) -> None:
+        """Send one message; None is for a connection that has ended, where nothing is sent."""
 
-    def close(self, code: int = 1000, message: Any = b"") -> None:
+    # The second parameter has another name in a Connection.
+    @overload
+    def close(self, code: int = 1000, message: str | bytes = b"", /) -> None:
         """Close the connection."""
+
+    @overload
+    def close(self, code: int = 1000, *, message: str | bytes = b"") -> None: ...

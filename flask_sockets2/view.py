@@ -6,13 +6,13 @@ Whatever refuses does so before the 101 response, as an ordinary HTTP error of F
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterable
 from functools import update_wrapper
-from inspect import signature
+from inspect import iscoroutine, signature
+from types import MethodType
 from typing import Any
 
-from flask import Flask, Response, abort, current_app, request
+from flask import Flask, abort, current_app, request, session
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Rule
 from werkzeug.routing.exceptions import WebsocketMismatch
@@ -20,10 +20,13 @@ from werkzeug.routing.exceptions import WebsocketMismatch
 from .connection import Connection
 from .exceptions import BrokerError, ConnectionClosed, HandshakeError, WebSocketError
 from .extension import state_of
-from .settings import LIMITS, check_limit, limits_of
-from .wire.handshake import origin_allowed, parse_upgrade, select_subprotocol
+from .origins import check_origin, entries
+from .sessions import guard_sessions
+from .settings import LIMITS, check, limits_of
+from .wire.handshake import named_subprotocol, parse_upgrade, select_subprotocol
+from .wire.origins import parse_origins
 
-__all__ = ["OPTIONS", "Refusal", "View", "check_origin", "check_site", "mismatch"]
+__all__ = ["OPTIONS", "Refusal", "View", "mismatch"]
 
 logger = logging.getLogger("flask_sockets2.sockets")
 
@@ -38,11 +41,15 @@ _NO_SOCKET = (
     "application with: gunicorn -k flask_sockets2.worker app:app"
 )
 _NOT_A_SOCKET = (
-    "this URL serves pages, not WebSockets; register a handler for it with sockets.route()"
+    "this URL serves pages, not WebSockets; register its handler with sockets.route(), or the "
+    "blueprint of the handler with sockets.register_blueprint()"
 )
 
-_ORIGIN = re.compile(
-    r"\*|null|https?://(\*\.)?[^/\s*,:]+(:\d+)?/?|https?://\[[0-9a-f:.]+\](:\d+)?/?"
+_NO_TYPE = "application/octet-stream"
+
+_COROUTINE = (
+    "the handler returned a coroutine, which nothing runs; call ws.receive() and ws.send() in a "
+    "plain function"
 )
 
 
@@ -69,8 +76,24 @@ class View:
         self.handler = handler
         self.accept = accept
         self.subprotocols = _as_tuple(subprotocols)
-        self.origins = None if origins is None else _origins(origins, "origins")
-        self.limits = {name: check_limit(name, value, name) for name, value in limits.items()}
+        self.origins = None if origins is None else entries(origins, "origins")
+        self._allowed = None if self.origins is None else parse_origins(self.origins)
+        self.limits = {
+            name: check(f"SOCKETS_{name.upper()}", value, name) for name, value in limits.items()
+        }
+        self._warned = False  # that its handler writes into the session
+
+    def same(self, other: View) -> bool:
+        """Tell whether another view calls the same handler in the same way."""
+        one, two = self.handler, other.handler
+        if one is not two and not (isinstance(one, MethodType) and one == two):
+            return False
+        return (self.accept, self.subprotocols, self.origins, self.limits) == (
+            other.accept,
+            other.subprotocols,
+            other.origins,
+            other.limits,
+        )
 
     def check_arguments(self, rule: Rule) -> None:
         """See that the handler takes ``ws`` first, and variables of the rule by name after it.
@@ -98,17 +121,24 @@ class View:
         ws = environ.get("wsgi.websocket")
         if ws is None:
             abort(501, _NO_SOCKET)
-        check_origin(app, self.origins)
-        handler = app.ensure_sync(self.handler)  # what it cannot run is refused before accept
+        check_origin(app, self._allowed)
+        guard_sessions(app)
+        handler = self.handler
         ours = isinstance(ws, Connection)
         result = None
+        before = None
         try:
             if ours:
                 self._prepare(app, ws)
             elif not self.accept or self.subprotocols:
                 logger.warning("%s", _foreign(ws))
+            if app.debug and not self._warned:
+                before = _copy_of_session()
             # A call with ** goes through C, whose stack each waiting greenlet keeps a copy of.
             result = handler(ws, **values) if values else handler(ws)
+            if iscoroutine(result):
+                result.close()
+                raise TypeError(_COROUTINE)
             if ours and not ws.accepted:
                 if result is not None:  # a response: it does not want the connection
                     return result
@@ -120,80 +150,75 @@ class View:
         except BrokerError as exc:
             if not ours:
                 raise
-            logger.error("a WebSocket of %s has to come back later: %s", request.url_rule, exc)
+            state_of(app).seldom_log(logger).failure(
+                "broker",
+                "broker unavailable, told a WebSocket of %s to connect again: %s",
+                request.url_rule,
+                exc,
+            )
             if not ws.accepted:
                 raise Refusal(HandshakeError(503, _NO_BROKER, _LATER)) from exc
             ws.close(1013, _NO_BROKER)
         except OSError as exc:
             if not _is_end_of(ws, exc):
                 raise
+        finally:
+            guard_sessions(app)  # again: the application may have set another interface meanwhile
+            if before is not None and (not ours or ws.accepted):
+                self._check_session(before)
         if result is not None:
             logger.warning(
                 "the handler of %s returned a value, but its connection was accepted, so no "
                 "response can be sent; to answer with one, register it with accept=False",
                 request.url_rule,
             )
-        return _Upgraded(status=101)
+        if ours:
+            ws.returned = True
+        # It is not sent, but hooks and middleware are told of it as of any other response.
+        return app.response_class(status=101, headers=(("Content-Type", _NO_TYPE),))
+
+    def _check_session(self, before: tuple[dict[str, Any], bool]) -> None:
+        """Warn once of a handler that writes into the session: nothing of that is saved."""
+        (values, was_modified), (now, modified) = before, _copy_of_session()
+        if now == values and modified == was_modified:
+            return
+        self._warned = True
+        missing = object()
+        changed = [
+            repr(name)
+            for name in {**values, **now}
+            if values.get(name, missing) != now.get(name, missing)
+        ]
+        logger.warning(
+            "the handler of %s wrote into the session (%.200s), but nothing of a session is saved "
+            "once the connection is accepted; write in a view, which the page requests by fetch()",
+            request.url_rule,
+            ", ".join(changed) or "session.modified",
+        )
 
     def _prepare(self, app: Flask, ws: Connection) -> None:
         """See that the request is in order, and accept it where the handler need not."""
         ws.check()
+        ws.environ = request.environ  # middleware may have copied the server's
         ws.limits = limits_of(app.config, self.limits)
         state = state_of(app)
         guest = state.expect(ws.limits)
         ws.on_open = lambda connection: state.admit(connection, guest)
         ws.on_end = state.ended
+        ws.budget = state.budget
         ws.counters = state.counters.of_route(str(request.url_rule))
         ws.channels = state.channels
         if self.subprotocols:
             ws.subprotocol = select_subprotocol(ws.subprotocols, self.subprotocols)
+        elif ws.subprotocol is None:
+            ws.subprotocol = named_subprotocol(app, request.path, ws.subprotocols)
         if self.accept:
             ws.accept()
 
 
-def check_origin(app: Flask, allowed: Iterable[str] | None = None) -> None:
-    """See whether the page that has sent the current request may connect.
-
-    :param allowed: origins, in place of the application's setting.
-    :raises werkzeug.exceptions.Forbidden: when it is of another origin.
-    """
-    origin = request.environ.get("HTTP_ORIGIN")
-    if origin is None:  # it is no browser, or a page of this origin that asks by GET
-        return
-    setting = "origins= of its route"
-    if allowed is None:
-        setting = "SOCKETS_ALLOWED_ORIGINS"
-        given = app.config.get(setting)
-        allowed = None if given is None else _origins(given, setting)
-    if not origin_allowed(origin, request.host, allowed, secure=request.is_secure):
-        state_of(app).seldom_log(logger).warning(
-            "origin",
-            "refused a WebSocket of origin %.200r on host %.200r; if that page may connect, "
-            "add its origin to %s, or, behind a proxy, use ProxyFix",
-            origin,
-            request.host,
-            setting,
-            extra={
-                "event": "refused",
-                "reason": "origin",
-                "origin": origin[:200],
-                "host": request.host[:200],
-            },
-        )
-        abort(403, f"pages of this origin may not connect ({setting})")
-
-
-def check_site() -> None:
-    """See that the current request for a stream is not made by a page that may not connect.
-
-    CORS keeps such a page from reading the stream, not from holding it open with the cookies of its
-    visitor, whose limits it would use up. One in mode no-cors, as for an image, has no origin.
-
-    :raises werkzeug.exceptions.Forbidden: when it is.
-    """
-    check_origin(current_app)
-    if "Origin" not in request.headers and request.headers.get("Sec-Fetch-Site") == "cross-site":
-        abort(403, "pages of other sites ask in mode cors")
+def _copy_of_session() -> tuple[dict[str, Any], bool]:
+    """Return what is in the session, and whether it counts as modified."""
+    return dict(session), getattr(session, "modified", True)
 
 
 def _as_tuple(value: Iterable[str] | str) -> tuple[str, ...]:
@@ -201,36 +226,11 @@ def _as_tuple(value: Iterable[str] | str) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
-def _origins(given: Iterable[str] | str, called: str) -> tuple[str, ...]:
-    """Return a list of origins; a string may hold several, as an environment variable does.
-
-    :raises ValueError: when one can match no page, saying what an origin is.
-    """
-    origins = tuple(given.replace(",", " ").split()) if isinstance(given, str) else tuple(given)
-    for origin in origins:
-        if not isinstance(origin, str) or not _ORIGIN.fullmatch(origin.lower()):
-            raise ValueError(
-                f"{called}: {origin!r} is no origin; expected 'https://example.com', "
-                "'https://example.com:8443', 'https://*.example.com' or '*'"
-            )
-    return origins
-
-
 def _foreign(ws: Any) -> str:
     return (
         f"this server's {type(ws).__module__} has accepted before the application was asked, so "
         "accept=False and subprotocols have no effect; use gunicorn -k flask_sockets2.worker"
     )
-
-
-class _Upgraded(Response):
-    """What stands for the response of a request that became a WebSocket; it sends nothing."""
-
-    def __call__(
-        self, environ: dict[str, Any], start_response: Callable[..., Any]
-    ) -> Iterable[bytes]:
-        start_response(self.status, [])
-        return ()
 
 
 class Refusal(HTTPException):

@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from .brokers.base import native_lock
-from .outlet import CHUNK, Batch, Outlet
+from .outlet import Batch, Outlet
 
 __all__ = ["Clock", "Writer"]
 
@@ -142,7 +142,7 @@ class Writer:
                     transport = outlet.transport
                     if outlet.closed or not data:
                         pass
-                    elif one_thread and not transport.buffered and len(data) <= CHUNK:
+                    elif one_thread and not transport.buffered and len(data) <= outlet.chunk:
                         transport.write(data)
                     else:
                         outlet.put(data, batches)

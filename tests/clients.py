@@ -14,7 +14,7 @@ from typing import Any
 from websockets.asyncio.client import connect as asyncio_connect
 from websockets.sync.client import ClientConnection, connect
 
-TIMEOUT = 5.0  # seconds, for each step
+TIMEOUT = 60.0  # seconds, for each step
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def websocket(url: str, **options: Any) -> Iterator[ClientConnection]:
 
     :param options: see :func:`websockets.sync.client.connect`.
     """
-    with connect(url, open_timeout=TIMEOUT, close_timeout=TIMEOUT, **options) as client:
+    with connect(url, **{"open_timeout": TIMEOUT, "close_timeout": TIMEOUT, **options}) as client:
         yield client
 
 
@@ -52,6 +52,7 @@ def http(
     data: bytes | None = None,
     headers: dict[str, str] | None = None,
     context: ssl.SSLContext | None = None,
+    timeout: float = TIMEOUT,
 ) -> tuple[int, str, Any]:
     """Ask for a URL; an error status is an answer like any other.
 
@@ -59,7 +60,7 @@ def http(
     """
     request = urllib.request.Request(url, data=data, headers=headers or {})
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT, context=context)
+        response = urllib.request.urlopen(request, timeout=timeout, context=context)
     except urllib.error.HTTPError as error:
         response = error
     with response:

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import os
+import re
 import signal
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +17,7 @@ from tests.plugin_no_skips import (  # noqa: F401 (pytest finds hooks by name)
     pytest_make_collect_report,
     pytest_runtest_makereport,
 )
+from tests.plugin_no_threads import pytest_runtest_setup, pytest_runtest_teardown  # noqa: F401
 from tests.processes import Server, Servers
 from tests.proxies import nginx_in_front
 
@@ -23,6 +28,12 @@ ROOT = Path(__file__).parents[1]
 
 SURFACES = ("flask", "werkzeug", "gevent", "gunicorn", "websockets", "redis", "sqlalchemy")
 
+OTHER_SERVERS = re.compile(
+    r"[-\[](stock|sync|gthread|gevent(_pywsgi|-websocket)?"
+    r"|gunicorn (-k gevent\S*|--threads\S*))[-\]]"
+)
+"""Their names in the ids of tests."""
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Run in the background by a shell; the servers would inherit it, and are to end on Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -31,6 +42,38 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def pytest_report_header() -> str:
     """What the tests run with, for who reads a log of several runs."""
     return "with: " + ", ".join(f"{name} {version(name)}" for name in SURFACES)
+
+
+def pytest_collection_finish() -> None:
+    """An example of Hypothesis may take as long as it takes."""
+    if "hypothesis" in sys.modules:
+        from hypothesis import HealthCheck, settings
+
+        patience = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+        settings.register_profile("patient", settings(), **patience)
+        settings.load_profile("patient")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Each reason why tests were skipped, in one line."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(each.longrepr[2].removeprefix("Skipped: ") for each in skipped)
+    for reason, number in sorted(reasons.items()):
+        terminalreporter.write_line(f"skipped {number}: {' '.join(reason.split())}")
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is repeated on a server that is neither ours nor ``flask run`` is slow."""
+    for item in items:
+        if OTHER_SERVERS.search(item.name):
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Tests wait for servers more than they compute."""
+    return 2 * (os.cpu_count() or 1)
 
 
 @pytest.fixture
@@ -103,7 +146,7 @@ def new_page(browser: Browser) -> Iterator[Callable[..., Page]]:
     def open_page(**options: Any) -> Page:
         context = browser.new_context(**options)
         contexts.append(context)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(60_000)
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))
         return page

@@ -21,6 +21,7 @@ from flask_sockets2.connection import Connection
 from flask_sockets2.limits import Limits
 from flask_sockets2.servers.gevent import GreenConnection
 from flask_sockets2.transports.base import StreamTransport
+from flask_sockets2.transports.budget import Budget
 from flask_sockets2.transports.green import GreenTransport
 from flask_sockets2.transports.threaded import ThreadedTransport
 from tests.wire_client import HANDSHAKE, TIMEOUT, WireClient
@@ -114,6 +115,7 @@ class Serving:
     :param handler: called with the connection once it is accepted; it ends as under a server.
     :param early: what had come behind the head of the request.
     :param limits: of the connection.
+    :param budget: that what it holds counts for.
     """
 
     def __init__(
@@ -125,12 +127,14 @@ class Serving:
         headers: dict[str, str] | None = None,
         small_buffers: bool = False,
         limits: Limits,
+        budget: Budget | None = None,
     ) -> None:
         self.kind = kind
         self.ws: Any = None
         self._handler = handler
         self._early = early
         self._limits = limits
+        self._budget = budget
         self._environ = {
             "REQUEST_METHOD": "GET",
             "SERVER_PROTOCOL": "HTTP/1.1",
@@ -156,6 +160,7 @@ class Serving:
 
         self.ws = self.kind.connection(self._environ, take)
         self.ws.limits = self._limits
+        self.ws.budget = self._budget or self.ws.budget
         try:
             self.ws.accept()
             self._result = self._handler(self.ws)

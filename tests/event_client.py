@@ -9,6 +9,7 @@ import json
 import socket
 import struct
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -78,6 +79,8 @@ class EventClient:
         context: Any = None,
         last_event_id: str = "",
         address: str = "",
+        cookie: str = "",
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self.sock = socket.socket()
         self.sock.settimeout(TIMEOUT)
@@ -88,6 +91,8 @@ class EventClient:
             self.sock = context.wrap_socket(self.sock, server_hostname="127.0.0.1")
         last = f"Last-Event-ID: {last_event_id}\r\n" if last_event_id else ""
         by = f"X-Forwarded-For: {address}\r\n" if address else ""
+        by += f"Cookie: {cookie}\r\n" if cookie else ""
+        by += "".join(f"{name}: {value}\r\n" for name, value in (headers or {}).items())
         self.sock.sendall(f"GET {path} {version}\r\nHost: 127.0.0.1\r\n{last}{by}\r\n".encode())
         self.dispatcher = Dispatcher()
         self.head = b""

@@ -25,6 +25,7 @@ from flask_sockets2.exceptions import BrokerError
 from flask_sockets2.fanout import Fanout, Observer, Subscription
 from flask_sockets2.outlet import Outlet
 from flask_sockets2.stats import Counters
+from flask_sockets2.transports.budget import Budget, Share
 from tests.wire_client import BINARY, CLOSE
 
 EPOCH = "0" * 16
@@ -75,6 +76,7 @@ class Client:
         self.lock = threading.RLock()
         self.room = room
         self.buffered = 0
+        self.share = Share(Budget(2**40), None)
         self.writes: list[bytes] = []
         self.ended = 0
         self.outlet: Outlet | None = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import multiprocessing
 import os
 import re
 import shutil
@@ -17,16 +18,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import trustme
 
-START_TIMEOUT = 20.0
-STOP_TIMEOUT = 10.0
-FAREWELL = 1.0
-"""Seconds that a server has left once its test is over; gunicorn would give its clients five."""
+PATIENCE = 60.0
+"""Seconds that a test waits for what must come, however busy the machine is."""
 
 FORKS = "ignore:This process:DeprecationWarning"
 """For ``python -W``: what Python 3.12 and newer say of a fork beside threads, which is tested."""
@@ -38,7 +39,7 @@ class ServerFailed(AssertionError):
     """A server did not do in time what the test waited for."""
 
 
-def wait_until(condition: Callable[[], object], what: str, timeout: float = 5.0) -> None:
+def wait_until(condition: Callable[[], object], what: str, timeout: float = PATIENCE) -> None:
     """Poll ``condition`` until it is true.
 
     :param what: what is waited for, for the message.
@@ -49,6 +50,15 @@ def wait_until(condition: Callable[[], object], what: str, timeout: float = 5.0)
         if time.monotonic() > deadline:
             raise TimeoutError(f"waited {timeout} s in vain for {what}")
         time.sleep(0.01)
+
+
+def in_a_process(function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function of a module in a new process, with which its threads end; return its result.
+
+    What it raises is raised here.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result(2 * PATIENCE)
 
 
 def unused_port() -> int:
@@ -111,7 +121,7 @@ class Server:
         return f"ws{'s' if self.secure else ''}://127.0.0.1:{self.port}{path}"
 
     def wait_for(
-        self, condition: Callable[[], object], what: str, timeout: float = START_TIMEOUT
+        self, condition: Callable[[], object], what: str, timeout: float = PATIENCE
     ) -> None:
         """Poll ``condition`` while the server runs."""
 
@@ -127,7 +137,7 @@ class Server:
         except TimeoutError as exc:
             raise ServerFailed(f"{exc}; the server wrote:\n{self.output}") from None
 
-    def wait_for_output(self, pattern: str, timeout: float = START_TIMEOUT) -> re.Match[str]:
+    def wait_for_output(self, pattern: str, timeout: float = PATIENCE) -> re.Match[str]:
         """Wait until what it wrote matches a regular expression."""
         found: list[re.Match[str]] = []
 
@@ -138,7 +148,7 @@ class Server:
         self.wait_for(search, f"output matching {pattern!r}", timeout)
         return found[0]
 
-    def terminate(self, signum: int = signal.SIGTERM, timeout: float = STOP_TIMEOUT) -> int:
+    def terminate(self, signum: int = signal.SIGTERM, timeout: float = PATIENCE) -> int:
         """Signal the main process alone, as a service manager does, and wait for its end.
 
         :returns: its exit status.
@@ -152,21 +162,16 @@ class Server:
             ) from None
 
     def stop(self) -> None:
-        """End it with all of its children, whatever state they are in; can be repeated."""
+        """Kill it with all of its children, whatever state they are in; can be repeated.
+
+        A worker of gunicorn looks once a second whether it is to end.
+        """
         if self._log_file.closed:
             return
-        try:
-            self._signal_group(signal.SIGTERM)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(FAREWELL)
-        finally:
-            self._signal_group(signal.SIGKILL)
-            self.process.wait(STOP_TIMEOUT)
-            self._log_file.close()
-
-    def _signal_group(self, signum: int) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signum)
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(PATIENCE)
+        self._log_file.close()
 
 
 class Servers:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tests.processes import (
-    START_TIMEOUT,
+    PATIENCE,
     Certificate,
     Server,
     Servers,
@@ -227,4 +227,4 @@ def reload_caddy(proxy: Server) -> None:
     args = proxy.process.args
     assert isinstance(args, list)
     command = [args[0], "reload", "--force", *args[2:]]
-    subprocess.run(command, check=True, capture_output=True, timeout=START_TIMEOUT)
+    subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE)

@@ -12,13 +12,15 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from flask import Flask, abort, request
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from flask_sockets2 import Sockets, Turbo, WebSocketRejected
+from flask_sockets2 import BrokerError, Sockets, Turbo, WebSocketRejected
 from flask_sockets2 import admission as admission_module
+from flask_sockets2 import orders as orders_module
 from flask_sockets2.admission import Admission
 from flask_sockets2.brokers.base import JSON, Message, Position
 from flask_sockets2.event_stream import stream_response
@@ -32,7 +34,7 @@ from flask_sockets2.stats import Counters
 from flask_sockets2.testing import SocketsClient, WebSocketSession
 from tests.processes import wait_until
 
-TIMEOUT = 5.0  # seconds, for each wait
+TIMEOUT = 60.0  # seconds, for each wait
 
 
 @pytest.fixture
@@ -217,6 +219,31 @@ def test_one_user_has_so_many_and_strangers_are_not_counted(
         pass
 
 
+def test_nobody_is_asked_who_a_client_is_for_which_there_is_no_room(
+    app: Flask, sockets: Sockets, client: SocketsClient
+) -> None:
+    """It may be a query of the database, and a handler may cost more."""
+    app.config["SOCKETS_MAX_CONNECTIONS"] = 1
+    asked: list[str] = []
+
+    @sockets.user_id
+    def user_id() -> str | None:
+        asked.append(request.path)
+        return request.headers.get("X-User")
+
+    @sockets.route("/late", accept=False)
+    def late(ws: Any) -> None:
+        asked.append("handler")
+        ws.accept()
+
+    with client.connect("/echo", **named("ada")):
+        before = len(asked)
+        assert refusal(client, **named("ben")).status_code == 503
+        assert refusal(client, "/late").status_code == 503
+        assert len(asked) == before
+    assert before
+
+
 def test_who_cannot_say_who_it_is_gets_what_the_callback_raises(
     app: Flask, sockets: Sockets, client: SocketsClient
 ) -> None:
@@ -334,7 +361,7 @@ def test_who_turbo_cannot_tell_the_user_of_gets_no_connection(
     first = caplog.records[0]
     assert first.exc_info is not None
     assert first.exc_info[0] is ZeroDivisionError
-    assert "return None for who is nobody" in first.message
+    assert "return None if no user is logged in" in first.message
     turbo.user_id(lambda: abort(401))
     assert refusal(client).status_code == 401
 
@@ -382,6 +409,84 @@ def test_disconnect_ends_what_a_user_has_and_nothing_else(
     with client.connect("/echo", **named("ann")) as again:  # who comes back is asked anew
         again.send("here")
         assert again.receive(timeout=TIMEOUT) == "here"
+
+
+class Killed(BaseException):
+    """As a greenlet that is killed, or a timeout of gevent's."""
+
+
+@pytest.mark.parametrize("error", [BrokerError("it does not answer"), Killed()])
+def test_disconnect_ends_what_is_open_here_though_the_broker_is_away(
+    error: BaseException,
+    app: Flask,
+    sockets: Sockets,
+    client: SocketsClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Other processes hear of it when the broker is back, and this one does nothing twice."""
+    monkeypatch.setattr(orders_module, "_AGAIN", 0.01)
+    identify(sockets)
+    broker = state_of(app).channels.broker
+    publish, away, published = broker.publish, threading.Event(), []
+    away.set()
+
+    def publish_or_fail(drafts: Any) -> Any:
+        if away.is_set():
+            raise error if threading.current_thread() is caller else BrokerError("still away")
+        positions = publish(drafts)
+        published.extend(json.loads(draft.data)["disconnect"] for draft in drafts)
+        return positions
+
+    caller = threading.current_thread()
+    monkeypatch.setattr(broker, "publish", publish_or_fail)
+    with client.connect("/echo", **named("ann")) as ann:
+        with pytest.raises(type(error)) as raised:
+            sockets.disconnect(user="ann", code=4001)
+        assert closing(ann) == (4001, "")
+    if isinstance(error, BrokerError):
+        assert str(raised.value) == (
+            "the connections of the user in this process are ended, but other processes could not "
+            "be told (it does not answer); this process tries again for an hour, while it runs; to "
+            "be certain, disconnect the user again when the broker is back"
+        )
+    with client.connect("/echo", **named("ann")) as again:  # she has logged in again
+        away.clear()
+        wait_until(lambda: published == ["ann"], "the order")
+        again.send("here")
+        assert again.receive(timeout=TIMEOUT) == "here"
+    assert sockets.stats()["disconnected"] == 1
+
+
+def test_what_was_disconnected_again_is_not_published_twice(
+    app: Flask, sockets: Sockets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identify(sockets)
+    channels = state_of(app).channels
+    with monkeypatch.context() as patched:
+        patched.setattr(channels.broker, "publish", Mock(side_effect=BrokerError("it is away")))
+        with pytest.raises(BrokerError):
+            sockets.disconnect(user="ann")
+    sockets.disconnect(user="ann")
+    assert channels._unsent._orders == {}
+
+
+def test_an_order_that_is_published_twice_is_obeyed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the two its user may have logged in again."""
+    monkeypatch.setattr(admission_module, "_ORDERS", 3)
+    admission = Admission(Counters())
+    order = order_for("ann")
+    for _ in range(2):
+        admission.obey(order)
+    assert admission._heard == 1
+    for _ in range(3):
+        admission.obey(order_for("bob"))
+    assert len(admission._obeyed) == 3
+    earlier = Message(
+        ORDERS, JSON, b'{"disconnect": "5", "code": 1008, "reason": ""}', Position("0" * 16, 1)
+    )
+    for _ in range(2):  # without an id
+        admission.obey(earlier)
+    assert admission._heard == 6
 
 
 def test_where_orders_are_lost_all_users_have_to_come_again(
@@ -452,16 +557,30 @@ def test_where_orders_are_lost_users_do_not_all_come_again_at_once(
     assert ended == [(pytest.approx(delay), 1012) for delay in delays]
     [line] = caplog.records
     assert (line.event, line.count) == ("orders_lost", 4)  # type: ignore[attr-defined]
-    assert f"4 connections of users are ended within {4 * delays[1]:.1f} s" in line.getMessage()
+    assert (
+        f"4 open connections of users are closed within {4 * delays[1]:.1f} s" in line.getMessage()
+    )
+
+
+def test_disconnecting_needs_to_know_who_the_users_are(app: Flask, sockets: Sockets) -> None:
+    for way in sockets, Sockets(app):
+        with pytest.raises(RuntimeError, match=r"^cannot disconnect a user: .* @sockets\.user_id,"):
+            way.disconnect(user="ann")
+    sockets.publisher.disconnect(user="ann")  # knows channels only, as one of another process
+    identify(sockets)
+    for way in sockets, Sockets(app):
+        way.disconnect(user="ann")
 
 
 def test_disconnecting_who_is_not_there_does_nothing(sockets: Sockets) -> None:
+    identify(sockets)
     sockets.disconnect(user="nobody")
     assert sockets.stats()["disconnected"] == 0
 
 
 @pytest.mark.parametrize("how", [{"user": None}, {"user": 5, "code": 1006}])
 def test_an_order_that_makes_no_sense_is_refused(how: dict[str, Any], sockets: Sockets) -> None:
+    identify(sockets)
     with pytest.raises(ValueError):
         sockets.disconnect(**how)
 
@@ -751,12 +870,12 @@ def test_a_connection_that_waits_for_its_rate_can_be_closed(
         ws.close(4000, "enough")
 
     with client.connect("/slow") as ws:
-        for _ in range(100):
+        for _ in range(200):  # the kernel takes no more than 278 of a peer that is not read
             ws.send("x")
         ready.set()
         begun = time.monotonic()
         assert closing(ws) == (4000, "enough")
-        assert time.monotonic() - begun < 3.0  # and not the minute that it owes
+        assert time.monotonic() - begun < 60  # and not the 200 s that it owes
     wait_until(lambda: gc.collect() is not None and kept[0]() is None, "it to be let go of")
 
 
@@ -797,7 +916,7 @@ def test_an_old_event_stream_ends(app: Flask, sockets: Sockets) -> None:
     begun = time.monotonic()
     response = app.test_client().get("/events")
     assert b"".join(response.response).count(b"data:") == 2
-    assert 0.5 < time.monotonic() - begun < 4.0
+    assert time.monotonic() - begun > 0.5
     wait_until(lambda: not state_of(app).streams, "the stream to be counted no longer")
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import re
 import socket
 import ssl
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -22,7 +24,7 @@ from click.testing import CliRunner, Result
 from flask import Blueprint, Flask
 from websockets.utils import accept_key
 
-from flask_sockets2 import Sockets
+from flask_sockets2 import Publisher, Sockets
 from flask_sockets2.cli import sockets_cli
 from flask_sockets2.findings import ANSWERS, FINDINGS
 from tests.brokers.servers import RedisServer, redis_or_skip
@@ -64,7 +66,7 @@ PROGRAM = """
 NGINX_LINES = ("proxy_http_version 1.1;", "proxy_set_header Upgrade $http_upgrade;")
 
 
-def doctor(url: str, *options: str, timeout: float = 5.0) -> Result:
+def doctor(url: str, *options: str, timeout: float = 60.0) -> Result:
     return CliRunner().invoke(sockets_cli, ["doctor", url, "--timeout", str(timeout), *options])
 
 
@@ -113,7 +115,7 @@ class Fake:
             thread.start()
 
     def _serve(self, sock: socket.socket) -> None:
-        sock.settimeout(10)
+        sock.settimeout(60)
         with closing(sock):
             try:
                 if self._context is not None:
@@ -133,7 +135,7 @@ class Fake:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for thread in self._threads:
-            thread.join(10)
+            thread.join(60)
 
 
 @pytest.fixture
@@ -187,7 +189,7 @@ def test_it_needs_no_application(gunicorn: StartServer, tmp_path: Path) -> None:
         cwd=empty,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -434,6 +436,7 @@ def test_an_answer_cannot_command_the_terminal(fake: Callable[..., Fake]) -> Non
         ),
         (upgraded(), True, "no pong came in 0.5 s"),
         (upgraded(b"\x81\x02hi"), True, "no pong came in 0.5 s"),
+        (upgraded(b"\x8a\x00"), True, "no pong came in 0.5 s"),  # it answers no ping of ours
         (upgraded(), False, "cut without a close frame"),
         (upgraded(http_answer("200 OK", "a page " * 20)), True, "are no WebSocket frames"),
         (upgraded(b"\x88\x02\x03\xf1"), True, "at once with 1009: a message was too large"),
@@ -645,6 +648,7 @@ def test_routes_lists_the_websocket_rules_with_their_options() -> None:
         return ""
 
     sockets.register_blueprint(live, url_prefix="/live")
+    gc.collect()  # the sockets of other tests, whose init_app nobody has called
     result = app.test_cli_runner().invoke(sockets_cli, ["routes"])
     assert result.exit_code == 0, result.output
     assert [line.split() for line in result.output.splitlines()[2:]] == [
@@ -658,6 +662,22 @@ def test_routes_says_when_there_are_none() -> None:
     result = Flask(__name__).test_cli_runner().invoke(sockets_cli, ["routes"])
     assert result.exit_code == 0
     assert "There are no WebSocket rules" in result.output
+
+
+def test_routes_says_which_sockets_nobody_has_given_an_application() -> None:
+    gc.collect()
+    app, sockets, forgotten = Flask(__name__), Sockets(), Sockets()
+    sockets.route("/echo")(lambda ws: None)
+    forgotten.route("/chat")(lambda ws: None)
+    forgotten.register_blueprint(Blueprint("live", __name__))
+    said = "Sockets with /chat, the blueprint 'live' serve no application; call their init_app(app)"
+    for init_app, expected in ((None, 2), (sockets, 1), (forgotten, 0)):
+        if init_app is not None:
+            init_app.init_app(app)
+        result = app.test_cli_runner().invoke(sockets_cli, ["routes"])
+        assert result.exit_code == 0
+        assert result.output.count("serve no application") == expected
+        assert (said in result.output) == (expected > 0)
 
 
 @pytest.fixture(scope="module")
@@ -798,6 +818,95 @@ def test_what_is_no_text_on_standard_input_is_refused_with_the_remedy(
     assert "DATA is no UTF-8" in result.output
     assert "--binary" in result.output
     assert "Traceback" not in result.output
+
+
+def flask_command(
+    folder: Path, *args: str, environ: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the real command in a folder of which no application is known."""
+    variables = {name: value for name, value in os.environ.items() if name[:6] != "FLASK_"}
+    return subprocess.run(
+        [Path(sys.executable).with_name("flask"), *args],
+        cwd=folder,
+        env={**variables, "COLUMNS": "80", **(environ or {})},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_channels_are_reached_without_an_application(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    # One that is there is not loaded.
+    (tmp_path / "app.py").write_text("raise RuntimeError('loaded')")
+    url = ("--url", redis_server.url, "--prefix", "alone")
+    for data in ('{"n": 1}', "[2]"):
+        published = flask_command(tmp_path, "sockets", "publish", "news", data, "--json", *url)
+        assert (published.returncode, published.stderr) == (0, "")
+    heard = flask_command(
+        tmp_path, "sockets", "listen", "news", "--since", "start", "--count", "2", *url
+    )
+    lines = [json.loads(line) for line in heard.stdout.splitlines()]
+    assert [line["data"] for line in lines] == [{"n": 1}, [2]]
+    assert lines[1]["position"] == published.stdout.strip()
+    top = flask_command(tmp_path, "sockets", "top", "--once", "--json", *url)
+    assert top.returncode == 0, top.stderr
+    assert json.loads(top.stdout)
+
+
+def test_the_history_that_is_kept_without_an_application_is_as_one_says(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    url = ("--url", redis_server.url)
+    size = ("--history-size", "0", "--history-ttl", "60")
+    flask_command(tmp_path, "sockets", "publish", "short", "lost", *size, *url)
+    flask_command(tmp_path, "sockets", "publish", "short", "kept", *url)
+    with Publisher(redis_server.url) as publisher:
+        history = publisher.broker.history("short", None)
+    assert [message.data for message in history.messages] == [b"kept"]
+
+
+def test_a_url_may_stand_in_the_environment(redis_server: RedisServer, tmp_path: Path) -> None:
+    variables = {"FLASK_SOCKETS_PUBLISH_URL": redis_server.url}
+    result = flask_command(tmp_path, "sockets", "publish", "news", "x", environ=variables)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("command", [("publish", "news", "x"), ("listen", "news"), ("top",)])
+def test_without_an_application_the_url_is_asked_for(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    result = flask_command(tmp_path, "sockets", *command)
+    assert result.returncode == 2
+    assert "Could not locate a Flask application" in result.stderr
+    assert "Or name the broker by --url redis://localhost:6379/0." in result.stderr
+
+
+def test_a_setting_beside_that_of_the_application_is_refused(channel_app: Flask) -> None:
+    for options in (["--prefix", "x"], ["--history-size", "5"]):
+        result = run(channel_app, "publish", "news", "x", *options)
+        assert result.exit_code == 2
+        assert f"{options[0]} goes with --url" in result.output
+
+
+@pytest.mark.parametrize("url", ["redis://:s3cret@127.0.0.1:1", "redis://:s3/cret@localhost"])
+def test_a_url_that_is_of_no_use_is_named_without_its_password(url: str, tmp_path: Path) -> None:
+    for command in (("publish", "news", "x"), ("listen", "news"), ("top", "--once")):
+        result = flask_command(tmp_path, "sockets", *command, "--url", url)
+        assert result.returncode == 1
+        assert result.stderr.startswith("Error: ")
+        assert "cret" not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("group", ["sockets", "turbo", "firehose", ""])
+def test_the_summary_of_each_command_is_whole(group: str, tmp_path: Path) -> None:
+    result = flask_command(tmp_path, *filter(None, [group]), "--help")
+    commands = result.stdout.partition("Commands:\n")[2]
+    assert re.search(
+        rf"^  (?:{'sockets' if not group else '[a-z]+'})  +[A-Z]", commands, re.MULTILINE
+    )
+    assert "..." not in commands
 
 
 @pytest.mark.parametrize("command", [["publish", "c", "x"], ["listen", "c"]])

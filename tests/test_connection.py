@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from geventwebsocket.exceptions import WebSocketError as GeventWebSocketError
 from flask_sockets2 import Connection, ConnectionClosed, HandshakeError, Limits, WebSocketError
 from flask_sockets2.connection import logger
 from flask_sockets2.typing import WebSocket
-from flask_sockets2.wire.protocol import Protocol
+from flask_sockets2.wire.protocol import MESSAGES_PER_TURN, Protocol
 from tests.connections import Greenlets, Handler, Serving, Threads
 from tests.processes import wait_until
 from tests.wire_client import (
@@ -91,6 +92,12 @@ def end_of(ws: Connection) -> tuple[int | None, str]:
 
 def everything(ws: Any) -> list[Any]:
     return list(ws)
+
+
+def until(event: threading.Event, kind: Threads) -> None:
+    """Wait in a handler for an event of the test's thread, without blocking a hub."""
+    while not event.is_set():
+        kind.sleep(0.01)
 
 
 # -- how a connection ends -----------------------------------------------------------------
@@ -167,6 +174,42 @@ def test_no_sign_of_life_after_a_ping_is_1011(serve: Serve) -> None:
     assert end_of(serving.ws) == (1011, "keepalive ping timeout")
 
 
+def test_a_peer_that_is_dead_by_keepalive_is_not_waited_for(serve: Serve, kind: Threads) -> None:
+    """It would never answer the close frame; its connection must not count until a timeout."""
+    ended, go = threading.Event(), threading.Event()
+
+    def handler(ws: Any) -> None:
+        ws.on_end = lambda ws: ended.set()
+        assert ws.receive() is None
+        until(go, kind)
+
+    serving = serve(handler, ping_interval=0.1, ping_timeout=0.1, close_timeout=3600.0)
+    wait_until(ended.is_set, "the end")
+    assert serving.ws not in Connection.opened()
+    assert serving.peer.frame().opcode == PING
+    assert serving.peer.closing() == (1011, "keepalive ping timeout")
+    go.set()
+    serving.result()
+
+
+def test_keepalive_spares_a_peer_that_is_not_read_from(serve: Serve, kind: Threads) -> None:
+    """Its pongs stand behind what the handler has not received yet."""
+    go = threading.Event()
+
+    def handler(ws: Any) -> None:
+        assert ws.receive() == "first"
+        until(go, kind)
+
+    sent = text("first") + text("x" * 1000) * 2
+    serving = serve(handler, early=sent, ping_interval=0.1, ping_timeout=0.1, receive_buffer=1000)
+    pings = [serving.peer.frame().opcode for _ in range(5)]
+    assert pings == [PING] * 5
+    go.set()
+    assert serving.peer.closing()[0] == 1000
+    serving.peer.close()
+    serving.result()
+
+
 @pytest.mark.parametrize("code", [1001, 4401])
 def test_a_close_from_elsewhere_ends_the_handlers_receive(
     code: int, serve: Serve, kind: Threads
@@ -190,7 +233,7 @@ def test_a_peer_that_never_answers_the_close_is_left(serve: Serve) -> None:
     """pain 23"""
     serving = serve(lambda ws: None, close_timeout=0.2)
     assert serving.peer.frame().opcode == CLOSE
-    serving.result(timeout=5.0)
+    serving.result(timeout=60)
     assert serving.peer.rest() == b""
 
 
@@ -255,6 +298,66 @@ def test_finish_ends_it_though_its_close_frame_cannot_be_sent(serve: Serve) -> N
     serving.result()
 
 
+@pytest.mark.parametrize("returns", [True, False], ids=["the handler returns", "it receives"])
+def test_a_close_frame_that_waits_for_a_reply_is_answered_as_soon_as_none_can_come(
+    returns: bool, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RFC 6455 §5.5.1 allows the delay; the timers that would end it are far away."""
+    monkeypatch.setattr("flask_sockets2.link._REPLY_GRACE", 3600.0)
+    closed: list[bool] = []
+
+    def handler(ws: Any) -> None:
+        assert ws.receive() == "last"
+        closed.append(ws.closed)
+        if not returns:
+            assert ws.receive() is None
+
+    serving = serve(handler, close_timeout=3600.0)
+    serving.peer.send(text("last") + close_frame(1001))
+    assert serving.peer.closing() == (1001, "")
+    serving.result()
+    assert closed == [False]
+    assert end_of(serving.ws) == (1001, "")
+
+
+def test_replies_to_messages_before_a_close_frame_have_more_time_than_the_last_one(
+    serve: Serve, kind: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler that still has messages to read is at work; the short wait is for one reply."""
+    monkeypatch.setattr("flask_sockets2.link._REPLY_GRACE", 0.01)
+
+    def handler(ws: Any) -> None:
+        for message in ws:
+            kind.sleep(0.1)
+            ws.send(message)
+
+    serving = serve(handler, close_timeout=TIMEOUT)
+    serving.peer.send(text("a") + text("b") + close_frame(1001))
+    assert serving.peer.message() == b"a"
+    serving.peer.closing()
+    serving.result()
+
+
+def test_the_last_reply_is_waited_for_only_a_moment(
+    serve: Serve, kind: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A handler that never comes back must not keep the peer waiting for ``close_timeout``."""
+    monkeypatch.setattr("flask_sockets2.link._REPLY_GRACE", 0.01)
+    go = threading.Event()
+
+    def handler(ws: Any) -> None:
+        assert ws.receive() == "last"
+        until(go, kind)
+        assert ws.closed
+
+    serving = serve(handler, close_timeout=3600.0)
+    wait_until(lambda: serving.ws is not None and serving.ws.transport.waiting, "the handler")
+    serving.peer.send(text("last") + close_frame(1001))
+    assert serving.peer.frame() == Frame(True, 0, CLOSE, b"\x03\xe9")
+    go.set()
+    serving.result()
+
+
 def test_a_close_of_ours_counts_though_the_peers_came_with_the_message(serve: Serve) -> None:
     """The two in one read: the message's handler finds the peer's close frame waiting for it."""
 
@@ -312,18 +415,30 @@ def test_closed_turns_true_while_the_handler_sleeps(
         assert serving.peer.closing() == (1000, "")
     else:
         serving.peer.close()
-    serving.result(timeout=5.0)
+    serving.result(timeout=60)
 
 
-def test_closed_turns_true_though_messages_are_unread(serve: Serve, kind: Threads) -> None:
+@pytest.mark.parametrize("received", [0, 1])
+@pytest.mark.parametrize("how", ["close", "vanish"])
+def test_closed_turns_true_though_messages_are_unread(
+    received: int, how: str, serve: Serve, kind: Threads
+) -> None:
+    """A handler that received once may never do so again: that is seen after ``send_timeout``."""
+
     def handler(ws: Any) -> None:
+        for _ in range(received):
+            ws.receive()
         while not ws.closed:
             kind.sleep(0.01)
 
-    serving = serve(handler, close_timeout=0.2)
-    serving.peer.send(text("unread") + close_frame())
-    assert serving.peer.closing() == (1000, "")
-    serving.result(timeout=5.0)
+    serving = serve(handler, close_timeout=0.2, send_timeout=0.2)
+    serving.peer.send(text("read") * received + text("unread"))
+    if how == "close":
+        serving.peer.send(close_frame())
+        assert serving.peer.closing() == (1000, "")
+    else:
+        serving.peer.close()
+    serving.result()
 
 
 def test_messages_before_the_close_are_seen_and_their_replies_sent(
@@ -731,10 +846,8 @@ def test_a_peer_that_reads_nothing_is_dropped_while_a_send_waits(serve: Serve) -
             ws.send(bytes(10_000))
 
     def handler(ws: Any) -> None:
-        started = monotonic()
         with pytest.raises(ConnectionClosed):
             send_without_end(ws)
-        assert monotonic() - started < 4.0
         assert ws.closed
 
     serving = serve(handler, small_buffers=True, send_buffer=50_000, send_timeout=0.3)
@@ -752,7 +865,7 @@ def test_a_peer_that_reads_nothing_is_dropped_while_no_send_waits(serve: Serve) 
         return ws.receive()
 
     serving = serve(handler, small_buffers=True, send_timeout=0.3)
-    assert serving.result(timeout=5.0) is None
+    assert serving.result(timeout=60) is None
     assert end_of(serving.ws) == (1006, "the peer took nothing for 0.3 s (SOCKETS_SEND_TIMEOUT)")
 
 
@@ -768,8 +881,8 @@ def test_what_is_kept_back_is_sent_before_the_close_frame(serve: Serve) -> None:
 def test_a_slow_peer_gets_all_though_the_close_timeout_is_short(serve: Serve) -> None:
     """pain 75: the closing handshake begins when all before it has been taken."""
     size = 2_000_000
-    serving = serve(lambda ws: ws.send(bytes(size)), small_buffers=True, close_timeout=0.2)
-    serving.peer.read_slowly(at_a_time=8192, interval=0.02, seconds=1.0)
+    serving = serve(lambda ws: ws.send(bytes(size)), small_buffers=True, close_timeout=2)
+    serving.peer.read_slowly(at_a_time=8192, interval=0.02, seconds=2.5)
     assert serving.ws.transport.buffered, "the peer was not slow"
     assert serving.peer.message() == bytes(size)
     serving.peer.send(close_frame())
@@ -781,7 +894,7 @@ def test_a_slow_peer_gets_all_though_the_close_timeout_is_short(serve: Serve) ->
 def test_what_was_cut_off_is_1006_though_we_closed(serve: Serve) -> None:
     """pain 22: the close frame stood behind what the peer did not take."""
     serving = serve(lambda ws: ws.send(bytes(300_000)), small_buffers=True, send_timeout=0.3)
-    serving.result(timeout=5.0)
+    serving.result(timeout=60)
     assert end_of(serving.ws) == (1006, "the peer took nothing for 0.3 s (SOCKETS_SEND_TIMEOUT)")
 
 
@@ -947,6 +1060,32 @@ def test_who_floods_with_what_makes_no_message_has_to_wait_too(
     assert serving.ws.counters.slowed > slowed
 
 
+def test_the_hub_looks_at_others_between_two_turns_of_a_peer_that_never_pauses() -> None:
+    """All of it is there already, and the handler is always quick enough."""
+    turns = 30
+    rounds = 0
+
+    def count() -> None:
+        nonlocal rounds
+        rounds += 1
+
+    def handler(ws: Any) -> int:
+        watcher = gevent.get_hub().loop.check()  # called after each look at the sockets
+        watcher.start(count)
+        for _ in range(turns * MESSAGES_PER_TURN):
+            ws.receive()
+        watcher.close()
+        return rounds
+
+    serving = Serving(
+        Greenlets(), handler, early=text("") * (turns * MESSAGES_PER_TURN), limits=QUICK
+    )
+    try:
+        assert serving.result() >= turns - 1
+    finally:
+        serving.stop()
+
+
 def test_fragments_of_a_kibibyte_are_only_their_message(serve: Serve) -> None:
     serving = serve(echo, max_message_rate=1, max_message_size=2**20)
     slowed = serving.ws.counters.slowed
@@ -959,7 +1098,7 @@ def test_fragments_of_a_kibibyte_are_only_their_message(serve: Serve) -> None:
 
 def test_latency_is_the_time_from_ping_to_pong(serve: Serve) -> None:
     """pain 32"""
-    serving = serve(echo, ping_interval=0.1, ping_timeout=5.0)
+    serving = serve(echo, ping_interval=0.1, ping_timeout=TIMEOUT)
     assert serving.ws.latency is None
     ping = serving.peer.frame()
     assert ping.opcode == PING
@@ -974,7 +1113,7 @@ def test_latency_is_the_time_from_ping_to_pong(serve: Serve) -> None:
 
 def test_a_peer_that_answers_is_pinged_again_and_again(serve: Serve) -> None:
     """pain 31, pain 34"""
-    serving = serve(echo, ping_interval=0.1, ping_timeout=0.3)
+    serving = serve(echo, ping_interval=0.1, ping_timeout=TIMEOUT)
     for _ in range(3):
         ping = serving.peer.frame()
         assert ping.opcode == PING
@@ -984,7 +1123,7 @@ def test_a_peer_that_answers_is_pinged_again_and_again(serve: Serve) -> None:
 
 
 def test_any_sign_of_life_will_do(serve: Serve) -> None:
-    serving = serve(echo, ping_interval=0.1, ping_timeout=0.5)
+    serving = serve(echo, ping_interval=0.1, ping_timeout=TIMEOUT)
     for _ in range(3):
         assert serving.peer.frame().opcode == PING
         serving.peer.send(frame(PONG, b"another's"))
@@ -1044,7 +1183,7 @@ def test_it_has_the_attributes_that_gevent_websockets_has(serve: Serve) -> None:
         assert (ws.protocol, ws.version) == ("a, b", "13")
         assert ws.subprotocols == ("a", "b")
         assert ws.subprotocol is None
-        assert ws.handler is None
+        assert not ws.handler
         assert ws.logger is logger
         assert (ws.closed, ws.close_code, ws.close_reason) == (False, None, "")
         assert (ws.OPCODE_TEXT, ws.OPCODE_BINARY) == (1, 2)
@@ -1053,6 +1192,25 @@ def test_it_has_the_attributes_that_gevent_websockets_has(serve: Serve) -> None:
     serving = serve(handler, headers=headers)
     serving.peer.send(close_frame())
     serving.result()
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("recv", "ws.receive()"),
+        ("send_json", "ws.send(flask.json.dumps(data))"),
+        ("receive_json", "flask.json.loads(ws.receive())"),
+        ("connected", "not ws.closed"),
+        ("emit", "sockets.publish(channel, data)"),
+        ("join", "ws.subscribe(channel)"),
+    ],
+)
+def test_an_attribute_of_another_package_is_an_error_that_names_ours(
+    name: str, instead: str
+) -> None:
+    with pytest.raises(AttributeError, match=f"a connection has no '{name}': ") as raised:
+        getattr(refused(), name)
+    assert instead in str(raised.value)
 
 
 # -- before accept -------------------------------------------------------------------------
@@ -1073,6 +1231,15 @@ def test_a_request_that_is_no_handshake_cannot_be_accepted() -> None:
         with pytest.raises(HandshakeError, match="Connection: Upgrade") as raised:
             attempt()
         assert raised.value.status == 426
+
+
+def test_a_child_of_a_fork_does_not_count_what_its_parents_connections_hold() -> None:
+    parents = refused().budget
+    child = os.fork()
+    if not child:
+        os._exit(refused().budget is parents)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert refused().budget is parents
 
 
 def test_a_connection_that_the_server_does_not_give_away_has_no_end_to_wait_for() -> None:

@@ -14,7 +14,9 @@ import sys
 import threading
 import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import asdict, fields
+from http.client import HTTPConnection
 from inspect import signature
 from pathlib import Path
 from textwrap import dedent
@@ -22,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from blinker import Signal
-from flask import Flask, abort, url_for
+from flask import Flask, abort, redirect, url_for
 from packaging.requirements import Requirement
 from websockets.exceptions import InvalidStatus
 
@@ -54,8 +56,11 @@ from flask_sockets2.brokers.base import (
 )
 from flask_sockets2.encoding import Frames, gap_message, presence_message
 from flask_sockets2.guests import Rules
+from flask_sockets2.limits import MAX_BUFFERED
 from flask_sockets2.metrics import _CHANNELS, _ROUTES, Metrics
+from flask_sockets2.servers.patience import SETTINGS as HTTP_SETTINGS
 from flask_sockets2.signing import MAX_AGE
+from flask_sockets2.sse.settings import Site
 from flask_sockets2.stats import LIMITS, ChannelCounters, Counters, RouteCounters
 from flask_sockets2.turbo import Turbo, npm
 from flask_sockets2.turbo.extension import ROUTE
@@ -90,19 +95,29 @@ STARTED = {RECIPES: ["measure"], TURBO_FLASK: ["update_load"]}
 YOURS = {"app.py", "conftest.py", "tasks.py"}
 """Files of a reader's own."""
 
-LEFT_OUT = {SERVERS: "patch_all", ROOT / "docs" / "tutorial.rst": "# test_app.py|def name_of"}
-"""What needs a process of its own, in ``tests/test_readme.py`` and ``tests/test_tutorial.py``."""
+LEFT_OUT = {
+    SERVERS: "patch_all",
+    ROOT / "docs" / "tutorial.rst": "# test_app.py|def name_of",
+    ROOT / "docs" / "moving-from-flask-socketio.rst": "socketio",
+}
+"""What needs a process or an application of its own, in the tests of these pages."""
 
 APPLICATION = {
     "allowed_origins": None,
     **asdict(Rules()),
-    "handshake_timeout": WebSocketHandler.handshake_timeout,
+    "max_channels": settings_module.max_channels_of({}),
+    **{
+        setting.removeprefix("SOCKETS_").lower(): getattr(WebSocketHandler, attribute)
+        for attribute, setting in HTTP_SETTINGS.items()
+    },
     "metrics_route": None,
     "health_route": None,
     "drain_file": None,
     "broker_url": "memory://",
     "channel_prefix": BrokerOptions().prefix,
+    "publish_errors": "raise",
     **{name: value for name, value in asdict(BrokerOptions()).items() if name != "prefix"},
+    "max_buffered": MAX_BUFFERED,
 }
 DEFAULTS = {f"SOCKETS_{name.upper()}": value for name, value in asdict(Limits()).items()} | {
     f"SOCKETS_{name.upper()}": value for name, value in APPLICATION.items()
@@ -227,7 +242,8 @@ def test_the_migrated_program_echoes_and_ends_without_an_error() -> None:
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_every_setting_that_a_page_names_exists(path: Path) -> None:
-    assert set(re.findall(r"SOCKETS_[A-Z_]+", path.read_text())) <= DEFAULTS.keys()
+    options = {"SOCKETS_PUBLISH_URL", "SOCKETS_LISTEN_URL"}  # of commands, in the environment
+    assert set(re.findall(r"SOCKETS_[A-Z_]+", path.read_text())) <= DEFAULTS.keys() | options
 
 
 def test_the_table_of_the_module_is_complete_and_its_defaults_are_the_real_ones() -> None:
@@ -320,6 +336,17 @@ def test_every_setting_of_turbo_that_the_code_or_a_page_names_exists() -> None:
         assert set(re.findall(r"\bTURBO_[A-Z_]+", path.read_text())) <= TURBO_DEFAULTS.keys()
 
 
+def test_a_misspelt_key_is_looked_for_among_all_settings_that_there_are() -> None:
+    """And among no more: a warning must not name a setting that is gone."""
+    text = SETTINGS.read_text()
+    listed = {
+        key
+        for row in re.findall(r"^(``[A-Z].*)$", text, re.MULTILINE)
+        for key in re.findall(r"``((?:SOCKETS|TURBO|SSE|FIREHOSE)_[A-Z_]+|REDIS_URL)``", row[:60])
+    }
+    assert listed == settings_module.KNOWN
+
+
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_every_method_of_turbo_that_a_page_names_exists(path: Path) -> None:
     named = re.findall(r"(?<![\w./])turbo\.(\w+)\(", path.read_text())
@@ -381,12 +408,22 @@ def test_the_proxy_fix_of_the_deployment_page_makes_secure_urls() -> None:
     app.add_url_rule("/", "page", lambda: url_for("echo"))
     page = app.test_client().get("/", headers={"X-Forwarded-Proto": "https"})
     assert page.text == "wss://localhost/echo"
+    (below,) = [block for block in blocks(DEPLOYMENT, "python") if "x_prefix=1" in block]
+    exec(compile(below, "deployment.rst", "exec"), namespace)
+    page = app.test_client().get("/", headers={"X-Forwarded-Prefix": "/team"})
+    assert page.text == "ws://localhost/team/echo"
 
 
-def test_the_clock_of_the_reference_ticks_and_stops() -> None:
+def test_the_programs_of_the_reference_run() -> None:
     namespace: dict[str, Any] = {"__name__": "clock"}
-    (block,) = blocks(ROOT / "docs" / "websocket.rst", "python")
-    exec(compile(block, "websocket.rst", "exec"), namespace)
+    for block in blocks(ROOT / "docs" / "websocket.rst", "python"):
+        exec(compile(block, "websocket.rst", "exec"), namespace)
+    with namespace["sockets"].test_client(namespace["app"]).connect("/orders") as ws:
+        ws.send('{"id": 5}')
+        assert ws.receive() == '{"got": {"id": 5}}'
+        ws.send(b"5")
+        assert ws.receive() is None
+        assert (ws.close_code, ws.close_reason) == (1003, "send text")
     with namespace["sockets"].test_client(namespace["app"]).connect("/clock") as ws:
         assert ws.receive() == "tick"
         ws.send("stop")
@@ -511,6 +548,7 @@ def orders(tmp_path: Path) -> str:
     (page,), (script,) = blocks(RECIPES, "html[+]jinja"), blocks(RECIPES, "javascript")
     (tmp_path / "templates" / "board.html").write_text(page)
     (tmp_path / "static" / "count.js").write_text(script)
+    shutil.copy(ROOT / "examples" / "static" / "events.js", tmp_path / "static")
     shutil.copy(library, tmp_path / "static" / "turbo.js")
     (program,) = [block for block in blocks(RECIPES, "python") if "turbo.init_app" in block]
     return (
@@ -548,7 +586,8 @@ def test_an_order_comes_as_html_as_an_event_and_as_json(
     page.evaluate("Turbo.visit('/about')")
     page.wait_for_selector("text=back")
     wait_until(lambda: json.loads(http(server.url("/streams"))[1])["streams"] == 0, "the close")
-    page.click("text=back")
+    with page.expect_request("**/events?*lastEventId=*"):  # and not all events since the page
+        page.evaluate("history.back()")
     page.wait_for_selector("#count:has-text('2')")
     wait_until(lambda: json.loads(http(server.url("/streams"))[1])["streams"] == 1, "the stream")
 
@@ -558,8 +597,26 @@ def test_an_order_comes_as_html_as_an_event_and_as_json(
 
 @pytest.fixture
 def channels() -> dict[str, Any]:
-    """What the programs of the page about channels define."""
-    return run(CHANNELS)
+    """What the programs of the page about channels define; every visitor is an editor."""
+    namespace = run(CHANNELS)
+    exec(EDITORS, namespace)
+    return namespace
+
+
+EDITORS = """
+app.secret_key = "secret"
+
+
+@app.before_request
+def be_an_editor():
+    session["role"] = "editor"
+"""
+
+
+def test_what_a_stranger_posts_is_published_to_nobody() -> None:
+    for path, url in ((CHANNELS, "/news"), (ROOT / "docs" / "sse.rst", "/send")):
+        client = run(path)["app"].test_client()
+        assert client.post(url, json={"headline": "Buy this"}).status_code == 403
 
 
 @pytest.fixture
@@ -676,7 +733,7 @@ def test_the_task_publishes_from_outside_of_the_application(
 
 def test_the_commands_publish_and_listen(broker_url: str, tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text("\n".join(blocks(CHANNELS, "python")))
-    (block,) = [block for block in blocks(CHANNELS, "console") if "publish" in block]
+    block, alone = [block for block in blocks(CHANNELS, "console") if "publish" in block]
     publish, listen = (shlex.split(line) for line in block.splitlines())
 
     def run(words: list[str]) -> str:
@@ -687,7 +744,7 @@ def test_the_commands_publish_and_listen(broker_url: str, tmp_path: Path) -> Non
             capture_output=True,
             check=True,
             text=True,
-            timeout=20,
+            timeout=60,
         ).stdout
 
     position = run(publish).strip()
@@ -696,8 +753,18 @@ def test_the_commands_publish_and_listen(broker_url: str, tmp_path: Path) -> Non
         "position": position,
         "data": {"headline": "It rains"},
     }
+    (tmp_path / "app.py").unlink()
+    alone = alone.replace("redis://localhost:6379/0", broker_url)
+    publish, listen = (shlex.split(line) for line in alone.splitlines())
+    position = run(publish).strip()
+    assert json.loads(run([*listen, "--count", "2"]).splitlines()[1]) == {
+        "channel": "news",
+        "position": position,
+        "data": "It rains",
+    }
 
 
+@pytest.mark.slow
 def test_the_browser_of_the_page_comes_back_where_it_was_and_sees_gaps(
     gunicorn: Callable[..., Server], unused_port: int, tmp_path: Path, page: Page
 ) -> None:
@@ -716,6 +783,7 @@ def test_the_browser_of_the_page_comes_back_where_it_was_and_sees_gaps(
                 connection.abort()
             return "", 204
     """)
+    program += EDITORS
 
     def publish(headline: str) -> None:
         data = json.dumps({"headline": headline}).encode()
@@ -751,6 +819,7 @@ def test_a_page_from_a_cache_is_loaded_again_once_and_then_says_that_it_is_stale
     (tmp_path / "static" / "news.js").write_text(news)
     program = "\n".join(blocks(CHANNELS, "python"))
     program += "\nsockets.position = lambda channel: '0000000000000000-7'  # as from a cache\n"
+    program += EDITORS
     server = gunicorn(program)
     assert http(server.url("/"))[2]["Cache-Control"] == "no-store"
     loaded: list[str] = []
@@ -816,12 +885,11 @@ def test_a_page_whose_broker_is_away_is_rendered_and_what_publishes_answers_503(
     app = channels["app"]
     app.config["SOCKETS_BROKER_URL"] = f"redis://127.0.0.1:{unused_port}/0"
     client = app.test_client()
-    for answer in (client.get("/"), client.post("/news", json={})):
-        assert answer.status_code == 503
-        assert answer.text == "Try again in a moment.\n"
-        assert answer.headers["Retry-After"] == "5"
-    with app.app_context():
-        assert channels["position_or_gap"]("news") == "unknown"
+    assert 'data-position="-"' in client.get("/").text
+    answer = client.post("/news", json={})
+    assert answer.status_code == 503
+    assert answer.text == "Try again in a moment.\n"
+    assert answer.headers["Retry-After"] == "5"
     app.extensions["flask_sockets2"].channels.close()
 
 
@@ -836,7 +904,7 @@ def test_the_page_about_metrics_names_all_counters_and_signals() -> None:
 
 def test_the_page_about_metrics_names_the_metric_of_each_counter() -> None:
     rows = re.findall(r"^   \* - ``(\w+)``\n     - ``(\w+)``$", METRICS.read_text(), re.MULTILINE)
-    text, _ = Metrics(Counters).text()
+    text, _ = Metrics(Counters, int, int, int).text()
     names = re.findall(r"^# HELP flask_sockets2_(\w+)", text.decode(), re.MULTILINE)
     metrics = [name for name in names if not name.endswith("_created")]
     assert sorted(metric for _, metric in rows) == sorted(metrics)
@@ -874,6 +942,47 @@ def test_the_page_about_limits_says_with_what_each_of_them_refuses() -> None:
     refusals = [value for value in vars(admission).values() if isinstance(value, _Refusal)]
     assert statuses == {refusal.limit: refusal.status for refusal in refusals}
     assert statuses.keys() == asdict(Rules()).keys() == set(LIMITS)
+
+
+def test_the_first_block_of_the_page_about_limits_fits_the_command_beside_it() -> None:
+    path = ROOT / "docs" / "limits.rst"
+    (command,) = blocks(path, "console")
+    words = shlex.split(command)
+    places = int(words[words.index("--worker-connections") + 1])
+    assert run(path)["app"].config["SOCKETS_MAX_CONNECTIONS"] < places
+
+
+def test_no_form_is_longer_than_the_page_about_limits_allows(
+    gunicorn: Callable[..., Server],
+) -> None:
+    form_view = """
+@app.post("/form")
+def form():
+    return str(len(request.form["text"]))
+"""
+    server = gunicorn(blocks(ROOT / "docs" / "limits.rst", "python")[0] + form_view)
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+
+    def answer(size: int, *, in_chunks: bool = False) -> tuple[int, bytes]:
+        data = b"text=" + b"x" * size
+        body: Any = iter([data[:1000], data[1000:]]) if in_chunks else data
+        with closing(HTTPConnection("127.0.0.1", server.port, timeout=TIMEOUT)) as asked:
+            asked.request("POST", "/form", body, form, encode_chunked=in_chunks)
+            response = asked.getresponse()
+            return response.status, response.read()
+
+    for in_chunks in False, True:
+        assert answer(600_000, in_chunks=in_chunks) == (200, b"600000")
+    assert answer(2**20)[0] == 413
+    assert answer(2**20, in_chunks=True) == (200, b"%d" % (2**20 - len("text=")))  # cut off
+
+
+def test_how_often_clients_had_to_wait_is_where_the_page_about_limits_says() -> None:
+    path = ROOT / "docs" / "limits.rst"
+    assert 'sockets.stats()["routes"]["/chat"]["slowed"]' in path.read_text()
+    namespace = run(path)
+    with connect(namespace, "/chat"):
+        assert namespace["sockets"].stats()["routes"]["/chat"]["slowed"] == 0
 
 
 def test_the_tests_that_the_page_about_security_names_exist() -> None:
@@ -1112,15 +1221,45 @@ def test_the_gunicorn_command_of_the_deployment_page_starts(
     assert echoed(server.ws_url("/echo"), "hello") == "hello"
 
 
+def asked_of_pip(text: str) -> list[str]:
+    """The requirements of this package that commands of a text install."""
+    asked = re.findall(r'\bpip install "?([^\s"`]+)', text)
+    return [each for each in asked if re.search("flask.sockets2", each)]
+
+
 def test_what_pages_say_to_install_is_this_package_with_extras_that_it_has() -> None:
+    """From a clone or a wheel; with the name of the package only extras of what is there."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    found = set()
+    wheel = f"./flask_sockets2-{__version__}-py3-none-any.whl"
+    sources = [ROOT / "CHANGES.rst", *(ROOT / "examples").glob("*.py")]
+    sources += (ROOT / "flask_sockets2").rglob("*.py")
+    found = {each for path in [*PAGES, *sources] for each in asked_of_pip(path.read_text())}
+    for each in found:
+        where, extras = re.fullmatch(r"(.*?)\[(.+)]", each).groups()  # type: ignore[union-attr]
+        assert where in ("$HOME/flask_sockets2", wheel, project["name"])
+        assert set(extras.split(",")) <= project["optional-dependencies"].keys()
+    assert {wheel, "flask-sockets2"} <= {each.partition("[")[0] for each in found}
+    for path in (ROOT / "README.rst", ROOT / "docs" / "index.rst", ROOT / "docs" / "tutorial.rst"):
+        assert asked_of_pip(path.read_text())[0] == "$HOME/flask_sockets2[redis]", path
+
+
+def test_one_command_makes_all_pages_say_that_the_package_is_on_pypi(tmp_path: Path) -> None:
+    contributing = (ROOT / "CONTRIBUTING.rst").read_text()
+    (command,) = re.findall(r"^ +(sed (?:.*\\\n)*.*)$", contributing, re.MULTILINE)
+    shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("_build"))
+    shutil.copy(ROOT / "README.rst", tmp_path)
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, check=True, timeout=60)
     for path in PAGES:
-        found |= set(re.findall(r'pip install "?(flask-sockets2[^\s"`]*)', path.read_text()))
-    assert len(found) >= 4
-    for each in map(Requirement, found):
-        assert each.name == project["name"]
-        assert each.extras <= project["optional-dependencies"].keys()
+        before, after = path.read_text(), (tmp_path / path.relative_to(ROOT)).read_text()
+        assert "on PyPI yet" not in after
+        assert {Requirement(each).name for each in asked_of_pip(after)} <= {"flask-sockets2"}
+        if "on PyPI yet" not in before:
+            assert after == before
+            continue
+        lost = set(before.splitlines()) - set(after.splitlines())
+        assert all(re.search(r"PyPI|clone|wheel|\.whl", line) for line in lost), lost
+    command_of_index = blocks(tmp_path / "docs" / "index.rst", "console")[0]
+    assert command_of_index == 'pip install "flask-sockets2[redis]"\n'
 
 
 def gunicorn_commands() -> set[str]:
@@ -1161,6 +1300,8 @@ def test_the_program_from_flask_sse_publishes_to_its_stream(
 ) -> None:
     monkeypatch.setenv("REDIS_URL", broker_url)
     page = page_of("migrating-from-flask-sse.rst")
+    interop = Site.of(page["app"]).interop
+    assert interop is not None
     response = page["app"].test_client().get("/stream")
     try:
         assert page["app"].test_client().get("/hello").text == "Message sent!"
@@ -1172,6 +1313,7 @@ def test_the_program_from_flask_sse_publishes_to_its_stream(
         assert 'event:greeting\ndata:{"message": "Hello!"}' in text
     finally:
         response.close()
+        interop.close()
         page["app"].extensions["flask_sockets2"].channels.close()
 
 
@@ -1228,6 +1370,31 @@ def test_who_is_known_is_let_in_and_others_are_refused_before_the_handshake() ->
         pass
 
 
+def test_a_redirect_to_the_login_is_the_answer_to_the_handshake() -> None:
+    page = page_of("authentication.rst")
+    page["sockets"].add_url_rule("/own", "own", lambda ws: redirect("/login"), accept=False)
+    with pytest.raises(WebSocketRejected) as refusal:
+        page["sockets"].test_client(page["app"]).connect("/own")
+    response = refusal.value.response
+    assert (response.status_code, response.location) == (302, "/login")
+
+
+def test_readers_get_their_news_and_others_the_login() -> None:
+    http = page_of("authentication.rst")["app"].test_client()
+    response = http.get("/news?channel=sport")
+    assert (response.status_code, response.headers["Location"]) == (302, "/login")
+    for user, channel, status in (
+        ("ann", "sport", 200),
+        ("ann", "art", 403),
+        ("bob", "sport", 403),
+    ):
+        with http.session_transaction() as session:
+            session["user"] = user
+        response = http.get(f"/news?channel={channel}")
+        assert response.status_code == status
+        response.close()
+
+
 def test_a_task_reaches_the_inbox_of_its_user(
     broker_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1260,7 +1427,7 @@ def test_the_commands_of_the_page_about_jobs_publish_and_listen(
             capture_output=True,
             check=True,
             text=True,
-            timeout=20,
+            timeout=60,
         )
     assert json.loads(ran.stdout)["data"] == {"report": "ready"}
 
@@ -1394,7 +1561,7 @@ def test_the_metrics_are_where_the_page_has_them() -> None:
 def test_the_logging_of_the_page_says_who_is_refused_and_not_who_comes(
     gunicorn: Callable[..., Server],
 ) -> None:
-    program, _ = blocks(ROOT / "docs" / "logging.rst", "python")
+    _, program, _ = blocks(ROOT / "docs" / "logging.rst", "python")
     program += '\n\n@sockets.route("/echo")\ndef echo(ws):\n    ws.send(ws.receive())\n'
     server = gunicorn(program)
     assert echoed(server.ws_url("/echo"), "hello") == "hello"

@@ -66,8 +66,9 @@ def test_an_envelope_holds_channel_position_and_data(kind: str, data: bytes, res
 
 def test_the_channel_of_an_envelope_is_json_whatever_its_name_holds() -> None:
     payload = b'{"channel": "\\"\\u0000\xc3\xa9", "data": "x"}'
-    named = message(b"x", channel='"\0é', transient=True)
-    assert Frames.of(envelope=True).encode(named) == text_frame(payload)
+    for kind, data in ((TEXT, b"x"), (JSON, b'"x"')):
+        named = message(data, kind, channel='"\0é', transient=True)
+        assert Frames.of(envelope=True).encode(named) == text_frame(payload)
 
 
 def test_a_transient_message_has_no_position() -> None:

@@ -7,10 +7,13 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
+from itertools import product
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -24,7 +27,7 @@ from websockets.sync.client import ClientConnection
 from examples import notify
 from tests.brokers.servers import RedisServer, redis_or_skip
 from tests.clients import TIMEOUT, echoed, http, websocket
-from tests.processes import Server, wait_until
+from tests.processes import Server, in_a_process, wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -251,6 +254,19 @@ def test_the_login_example_lets_nobody_in_without_a_session(
     assert refusal.value.response.status_code == 401
 
 
+def test_the_login_example_has_no_password_sent_before_its_script_is_there(
+    example: Callable[[str], Server], new_page: Callable[..., Page]
+) -> None:
+    page = new_page(java_script_enabled=False)
+    page.goto(example("login").url("/"))
+    page.fill("[name=user]", "ada")
+    page.fill("[name=password]", "lovelace")
+    page.press("[name=password]", "Enter")
+    assert page.is_disabled("#login button")
+    assert page.get_attribute("#login", "method") == "post"
+    assert "lovelace" not in page.url
+
+
 def test_the_login_example_knows_the_session_and_the_cookies_of_the_login(
     example: Callable[[str], Server],
 ) -> None:
@@ -273,6 +289,52 @@ def test_the_login_session_is_a_cookie_that_scripts_cannot_read(
     (session,) = [c for c in answer.get_all("Set-Cookie") if c.startswith("session=")]
     assert "HttpOnly" in session
     assert "SameSite=Lax" in session
+
+
+def test_who_logs_out_of_the_login_example_is_answered_no_more(
+    example: Callable[[str], Server],
+) -> None:
+    server = example("login")
+    _, cookies = log_in(server, "lovelace")
+    with websocket(server.ws_url("/private"), additional_headers={"Cookie": cookies}) as client:
+        assert client.recv(timeout=TIMEOUT) == "Welcome, ada!"
+        assert http(server.url("/logout"), data=b"", headers={"Cookie": cookies})[0] == 204
+        with pytest.raises(ConnectionClosed):
+            client.recv(timeout=TIMEOUT)
+        assert (client.close_code, client.close_reason) == (1008, "logged out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("todo", "/"),
+        ("orders", "/new"),
+        ("log", "/"),
+        ("progress", "/jobs"),
+        ("notify", "/notify"),
+        ("login", "/logout"),
+    ],
+)
+@pytest.mark.parametrize("below", ["", "/below"])
+def test_the_examples_take_forms_of_their_own_pages_only(name: str, path: str, below: str) -> None:
+    in_a_process(check_forms, name, path, below)
+
+
+def check_forms(name: str, path: str, below: str) -> None:
+    """With threads that the example starts for its work."""
+    app = import_module(f"examples.{name}").app
+    client = app.test_client()
+    options = {"base_url": f"https://example.org{below}", "data": {"name": "Ada", "text": "x"}}
+    for origin in (
+        "https://elsewhere.example",
+        "http://example.org",
+        "https://example.org:1",
+        "null",
+    ):
+        assert client.post(path, headers={"Origin": origin}, **options).status_code == 403, origin
+    assert client.post(path, headers={"Origin": "https://example.org"}, **options).status_code < 400
+    assert client.post(path, **options).status_code < 400  # of a script
 
 
 def wait_for_state(page: Page, state: str) -> None:
@@ -352,6 +414,7 @@ def test_two_windows_in_two_workers_chat_and_see_who_is_there(
         assert page.locator(".pending").count() == 0
 
 
+@pytest.mark.slow
 def test_a_chat_that_is_loaded_again_shows_what_was_said_and_goes_on(
     chat_in_workers: Server, window: Callable[..., Page]
 ) -> None:
@@ -369,6 +432,7 @@ def test_a_chat_that_is_loaded_again_shows_what_was_said_and_goes_on(
     assert ada.locator("#log .event", has_text="left").count() == 0
 
 
+@pytest.mark.slow
 def test_the_chat_survives_a_killed_worker_without_loss(
     chat_in_workers: Server, window: Callable[..., Page]
 ) -> None:
@@ -390,6 +454,7 @@ def test_the_chat_survives_a_killed_worker_without_loss(
         wait_for_people(page, "Ada", "Bob")
 
 
+@pytest.mark.slow
 def test_the_chat_goes_on_after_its_broker_was_restarted(
     chat_in_workers: Server, redis_server: RedisServer, window: Callable[..., Page]
 ) -> None:
@@ -402,13 +467,14 @@ def test_the_chat_goes_on_after_its_broker_was_restarted(
     redis_server.path.unlink(missing_ok=True)
     redis_server.start()
     for page in (ada, bob):
-        page.locator("#log .gap").first.wait_for(timeout=25_000)
+        page.locator("#log .gap").first.wait_for(timeout=60_000)
         page.locator("#log .message:not(.pending) .words", has_text="while it is away").wait_for(
-            timeout=25_000
+            timeout=60_000
         )
         assert texts(page) == ["before", "while it is away"]
 
 
+@pytest.mark.slow
 def test_who_was_connected_to_a_killed_worker_leaves_after_a_while(
     chat_in_workers: Server, window: Callable[..., Page]
 ) -> None:
@@ -418,10 +484,11 @@ def test_who_was_connected_to_a_killed_worker_leaves_after_a_while(
     os.kill(first, signal.SIGSTOP)  # it cannot say that she leaves
     ada.context.close()
     os.kill(first, signal.SIGKILL)
-    bob.locator("#log .event", has_text="Ada left").wait_for(timeout=25_000)
+    bob.locator("#log .event", has_text="Ada left").wait_for(timeout=60_000)
     wait_for_people(bob, "Bob")
 
 
+@pytest.mark.slow
 def test_a_chat_without_its_server_says_so_and_sends_later(
     gunicorn: StartServer, unused_port: int, broker_url: str, page: Page
 ) -> None:
@@ -444,6 +511,7 @@ def test_a_chat_without_its_server_says_so_and_sends_later(
     assert page.locator("#log .gap").count() == 0
 
 
+@pytest.mark.slow
 def test_a_chat_whose_server_has_forgotten_everything_shows_the_gap(
     gunicorn: StartServer, unused_port: int, page: Page
 ) -> None:
@@ -467,7 +535,7 @@ def notify_script(url: str, *args: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "examples.notify_script", *args]
     environ = {**os.environ, "SOCKETS_BROKER_URL": url}
     return subprocess.run(
-        command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=20, check=False
+        command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False
     )
 
 
@@ -495,6 +563,7 @@ def test_a_script_notifies_all_open_pages(
         page.wait_for_selector("#notifications li:has-text('It works')")
 
 
+@pytest.mark.slow
 def test_a_notification_between_the_page_and_its_socket_is_shown(
     gunicorn: StartServer, broker_url: str, page: Page
 ) -> None:
@@ -510,6 +579,7 @@ def test_a_notification_between_the_page_and_its_socket_is_shown(
     page.wait_for_selector("#notifications li:has-text('Just in time')")
 
 
+@pytest.mark.slow
 def test_the_command_in_the_notify_example_notifies(
     gunicorn: StartServer, broker_url: str, page: Page
 ) -> None:
@@ -523,11 +593,12 @@ def test_the_command_in_the_notify_example_notifies(
         cwd=ROOT,
         env={**os.environ, **environ},
         check=True,
-        timeout=20,
+        timeout=60,
     )
     page.wait_for_selector("#notifications li:has-text('Hello')")
 
 
+@pytest.mark.slow
 def test_the_terminal_lines_that_the_page_shows_notify(
     gunicorn: StartServer, broker_url: str, page: Page
 ) -> None:
@@ -539,9 +610,107 @@ def test_the_terminal_lines_that_the_page_shows_notify(
     lines = page.inner_text("pre").splitlines()
     assert len(lines) == 3
     lines[-1] += " --seconds 0.2"
-    subprocess.run(["sh", "-ec", "\n".join(lines)], cwd=ROOT, check=True, timeout=30)
+    subprocess.run(["sh", "-ec", "\n".join(lines)], cwd=ROOT, check=True, timeout=60)
     page.wait_for_selector("#notifications li:has-text('Lunch is ready')")
     page.wait_for_function("document.querySelector('progress:not([hidden])').value === 100")
+
+
+# Each page of the demo, and where its source is.
+DEMO = {
+    "/": "demo",
+    "/echo": "echo",
+    "/chat/lobby": "chat",
+    "/notify": "notify",
+    "/login/": "login",
+    "/load/": "load",
+    "/load/about": "load",
+    "/todo/": "todo",
+    "/orders/": "orders",
+    "/orders/new": "orders",
+    "/log/": "log",
+    "/progress/": "progress",
+    "/progress/jobs/none": "progress",
+    "/hints/plain": "hints",
+    "/hints/flushed": "hints",
+    "/source/demo": "demo",
+}
+
+
+def test_each_page_of_the_demo_leads_home_and_to_its_source() -> None:
+    in_a_process(check_links)
+
+
+def check_links() -> None:
+    """With threads that the examples start for their work."""
+    client = import_module("examples.demo").app.test_client()
+    for below, (path, name) in product(["", "/below"], DEMO.items()):
+        base = f"http://localhost{below}"
+        (footer,) = re.findall("<footer>.*?</footer>", client.get(path, base).text, re.DOTALL)
+        home = [] if path == "/" else [f"{below}/"]
+        assert re.findall('href="(.*?)"', footer) == [*home, f"{below}/source/{name}"], path
+        first = (EXAMPLES / f"{name}.py").read_text().splitlines()[0]
+        assert first.strip('"') in client.get(f"/source/{name}", base).text
+    assert client.get("/source/none", base).status_code == 404
+    assert "<footer>" not in import_module("examples.log").app.test_client().get("/").text
+
+
+# What is wrong with a page that can be seen without looking.
+FAULTS = """() => {
+    const faults = [];
+    const name = (element) => `${element.localName}#${element.id}.${element.className}`;
+    const lines = (element) =>
+        element.getBoundingClientRect().height / parseFloat(getComputedStyle(element).lineHeight);
+    if (document.documentElement.scrollWidth > innerWidth) faults.push("wider than the window");
+    for (const element of document.body.querySelectorAll("*")) {
+        const { overflowX, overflowY } = getComputedStyle(element);
+        const scrolls = /auto|scroll/.test(overflowX + overflowY);
+        if (scrolls && element.tabIndex < 0 && !element.querySelector("a, button, input")) {
+            faults.push(`${name(element)} cannot be scrolled by keys`);
+        }
+        if (element.matches("li") && element.parentElement.matches(":not(ul, ol), [role]")) {
+            faults.push(`${name(element)} is in no list`);
+        }
+        if (element.matches(".way small") && lines(element) > 2.1) {
+            faults.push(`${element.textContent}: a column of words`);
+        }
+    }
+    for (const state of document.querySelectorAll("p.state:not(.stream-state)")) {
+        const number = document.querySelector("#count");
+        if (number) number.textContent = "128";
+        state.textContent = "lost; next try in 14.9 s";
+        if (lines(state) > 1.5) faults.push("the state takes several lines");
+    }
+    return faults;
+}"""
+
+
+@pytest.mark.parametrize("width", [390, pytest.param(1280, marks=pytest.mark.slow)])
+def test_the_pages_of_the_demo_fit_and_can_be_used_by_keys(
+    width: int, example: Callable[[str], Server], new_page: Callable[..., Page]
+) -> None:
+    server = example("demo")
+    page = new_page(viewport={"width": width, "height": 844})
+    page.route(lambda url: not url.startswith(server.url()), lambda route: route.abort())
+    faults = {}
+    for path in DEMO:
+        page.goto(server.url(path))
+        faults[path] = page.evaluate(FAULTS)
+    enter(page, server, "Ada")
+    say(page, "a message " * 20)
+    wait_for_text(page, "a message")
+    faults["the chat"] = page.evaluate(FAULTS)
+    assert {path: found for path, found in faults.items() if found} == {}
+
+
+def test_the_demo_leads_to_the_login(example: Callable[[str], Server], page: Page) -> None:
+    page.goto(example("demo").url("/"))
+    page.click(".cards b:text-is('Login')")
+    page.fill("[name=user]", "ada")
+    page.fill("[name=password]", "lovelace")
+    page.click("#login button")
+    page.wait_for_selector("#log li:has-text('Welcome, ada!')")
+    page.click("#logout button")
+    page.wait_for_selector("#state:text-is('refused: logged out')")
 
 
 def test_without_a_broker_the_page_shows_no_lines_that_cannot_work(
@@ -571,11 +740,36 @@ def test_make_demo_installs_what_its_pages_promise(tmp_path: Path) -> None:
         capture_output=True,
         check=True,
         text=True,
-        timeout=20,
+        timeout=60,
     )
     assert "'.[redis]'" in result.stdout
 
 
+def test_make_demo_on_a_port_that_is_taken_says_how_to_choose_another(tmp_path: Path) -> None:
+    """Without what it would install first: the stamps say that all of that is there."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "python").symlink_to(sys.executable)
+    for name in ("bin/gunicorn", ".installed-redis", ".demo-key", "turbo.js"):
+        (tmp_path / name).write_text("")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = subprocess.run(
+            [
+                *("make", "demo", f"PORT={port}", f"VENV={tmp_path}"),
+                f"TURBO_JS={tmp_path / 'turbo.js'}",
+            ],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert result.returncode == 2
+    remedy = f"Port {port} is in use; choose another one: make demo PORT=8000"
+    assert remedy in result.stdout.splitlines()
+    assert "Open http" not in result.stdout
+
+
+@pytest.mark.slow
 def test_a_gap_that_comes_again_and_again_does_not_let_the_page_connect_without_a_pause(
     example: Callable[[str], Server], page: Page
 ) -> None:
@@ -587,7 +781,7 @@ def test_a_gap_that_comes_again_and_again_does_not_let_the_page_connect_without_
 
     page.route_web_socket("**/notify*", gap)
     page.goto(example("demo").url("/notify"))
-    deadline = monotonic() + 20
+    deadline = monotonic() + TIMEOUT
     while len(opened) < 4 and monotonic() < deadline:
         page.wait_for_timeout(50)
     # Half of each wait at least: 0.5, 1 and 2 s.
@@ -604,6 +798,7 @@ def test_the_notify_script_says_what_is_missing() -> None:
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_the_page_comes_back_by_itself_when_its_server_was_away(
     gunicorn: StartServer, unused_port: int, page: Page
 ) -> None:
@@ -633,6 +828,18 @@ def test_a_browser_that_logs_in_gets_its_private_socket(
     page.fill("[name=password]", "lovelace")
     page.click("button:has-text('Log in')")
     page.wait_for_selector("#log li:has-text('Welcome, ada!')")
+    say(page, "hello")
+    page.wait_for_selector("#log li:has-text('ada said: hello')")
+    page.click("button:has-text('Log out')")
+    wait_for_state(page, "closed")
+    page.wait_for_selector("#login:visible")
+    assert "logged out" in page.inner_text("#state")
+    page.fill("[name=password]", "lovelace")
+    page.click("button:has-text('Log in')")
+    page.wait_for_selector("#log li:has-text('Welcome back, ada!')")
+    say(page, "once")
+    page.wait_for_selector("#log li:has-text('ada said: once')")
+    assert page.locator("#log li:has-text('once')").count() == 1
 
 
 def test_the_pages_load_nothing_from_elsewhere_and_have_no_inline_script() -> None:

@@ -44,7 +44,9 @@ def test_what_is_lost_is_told_and_logged(caplog: pytest.LogCaptureFixture) -> No
     process.broker.lose("own")
     process.broker.lose("transient")
     assert told == ["own"]
-    assert caplog.messages == ["what was told on 'own' before 0000000000000000-0 is lost"]
+    assert caplog.messages == [
+        "what the processes told each other on 'own' before 0000000000000000-0 is lost"
+    ]
 
 
 def test_where_the_broker_is_away_nobody_listens_until_it_is_back() -> None:

@@ -14,6 +14,7 @@ import pytest
 from flask_sockets2.inbox import Inbox
 from flask_sockets2.limits import Limits
 from flask_sockets2.stats import RouteCounters
+from flask_sockets2.transports.budget import Budget, Share
 
 MESSAGE = bytes(1000)
 SIZE = getsizeof(MESSAGE)
@@ -31,10 +32,15 @@ class Connection:
     """The reader and its transport."""
 
     lock: AbstractContextManager[Any] = nullcontext()
+    buffered = 0
+    closed = False
 
     def __init__(self) -> None:
+        self.clock = self
+        self.share = Share(Budget(100 * SIZE), None)
         self.waiting: object | None = None
         self.reading = True
+        self.looks = 0
         self.woken_with: list[Any] = []
         self.timers: list[tuple[Callable[[], None], Timer]] = []
 
@@ -43,6 +49,9 @@ class Connection:
 
     def read_on(self) -> None:
         self.reading = True
+
+    def look_for_reset(self) -> None:
+        self.looks += 1
 
     def wake(self, message: Any) -> None:
         self.waiting = None
@@ -120,11 +129,11 @@ def test_a_handler_that_catches_up_does_not_undo_a_pause_for_the_rate(
     inbox.paused = True  # as if it had been full
     handler = threading.Thread(target=take, args=[inbox])
     handler.start()
-    assert decided.wait(5.0)
+    assert decided.wait(60)
     with connection.lock:  # as the selector thread does
         inbox.deliver([MESSAGE] * 2)
     slowed.set()
-    handler.join(5.0)
+    handler.join(60)
     assert connection.timers
     assert inbox.paused
     assert not connection.reading
@@ -139,9 +148,39 @@ def test_one_who_sends_too_often_is_read_again_after_a_while(connection: Connect
     while inbox.messages:
         take(inbox)
     assert not connection.reading
-    [(time_is_over, _)] = connection.timers
+    (time_is_over, _), _look = connection.timers
     time_is_over()
     assert connection.reading
+
+
+def test_as_long_as_nothing_is_read_resets_are_looked_for(connection: Connection) -> None:
+    inbox = inbox_of(connection)
+    inbox.deliver([MESSAGE] * 5)
+    inbox.deliver([MESSAGE])
+    for number in range(3):
+        assert len(connection.timers) == number + 1
+        connection.timers[-1][0]()
+        assert connection.looks == number + 1
+    while inbox.messages:
+        take(inbox)
+    assert connection.reading
+    connection.timers[-1][0]()
+    assert connection.looks == 3
+    assert len(connection.timers) == 4
+    inbox.deliver([MESSAGE] * 5)
+    assert len(connection.timers) == 5
+
+
+def test_nothing_is_looked_for_once_a_connection_closes(connection: Connection) -> None:
+    inbox = inbox_of(connection)
+    inbox.deliver([MESSAGE] * 5)
+    [(look, timer)] = connection.timers
+    inbox.stop_pausing()
+    assert timer.cancelled
+    inbox.paused = connection.closed = True
+    look()
+    assert connection.looks == 0
+    assert len(connection.timers) == 1
 
 
 def test_a_connection_that_closes_is_read_to_its_end(connection: Connection) -> None:

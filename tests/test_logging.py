@@ -60,7 +60,8 @@ def extras() -> Iterator[tuple[str, str, dict[str, ast.expr]]]:
                         ast.literal_eval(key or node): value
                         for key, value in zip(keyword.value.keys, keyword.value.values, strict=True)
                     }
-                    yield logger.removeprefix(NAME), node.func.attr.upper(), fields
+                    level = node.func.attr.upper().replace("FAILURE", "ERROR")
+                    yield logger.removeprefix(NAME), level, fields
 
 
 def words(text: str) -> list[str]:
@@ -68,7 +69,7 @@ def words(text: str) -> list[str]:
 
 
 def test_the_page_lists_every_event_with_its_logger_level_and_fields() -> None:
-    row = r"^   \* - ``(\w+)``\n     - (``.*)\n     - (INFO|WARNING)\n     - (``.*)$"
+    row = r"^   \* - ``(\w+)``\n     - (``.*)\n     - (INFO|WARNING|ERROR)\n     - (``.*)$"
     listed = {
         Line(event, logger, level, frozenset(words(fields)))
         for event, names, level, fields in re.findall(row, LOGGING.read_text(), re.MULTILINE)

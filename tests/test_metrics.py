@@ -11,6 +11,7 @@ from urllib.request import urlopen
 
 import pytest
 from flask import Flask
+from prometheus_client import CollectorRegistry, generate_latest, multiprocess
 
 from flask_sockets2 import Sockets, WebSocket
 from flask_sockets2.event_stream import stream_response
@@ -155,6 +156,14 @@ def test_without_prometheus_client_the_error_names_the_extra(
         Sockets(app)
 
 
+def written(folder: Path) -> float | None:
+    """How many messages the processes that write there say that they have received."""
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry, path=str(folder))  # type: ignore[no-untyped-call]
+    text = generate_latest(registry).decode()
+    return sample(text, "flask_sockets2_messages_received_total", route="/echo")
+
+
 def test_any_of_several_workers_answers_for_all_and_forgets_a_killed_one(
     gunicorn: Callable[..., Server], tmp_path: Path
 ) -> None:
@@ -169,7 +178,7 @@ def test_any_of_several_workers_answers_for_all_and_forgets_a_killed_one(
         return len({pid for pid, _ in clients}) == 2 and len(clients) >= 6
 
     def value(name: str) -> float | None:
-        text = urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10).read().decode()
+        text = urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=60).read().decode()
         return sample(text, f"flask_sockets2_{name}", route="/echo")
 
     try:
@@ -178,6 +187,7 @@ def test_any_of_several_workers_answers_for_all_and_forgets_a_killed_one(
             client.send(frame(TEXT, b"hello"))
             assert client.message() == b"hello"
         everyone = len(clients)
+        wait_until(lambda: written(folder) == everyone, "what nobody has asked for yet")
         for name in ("connections", "connections_opened_total", "messages_received_total"):
             wait_until(lambda name=name: value(name) == everyone, name)
         killed = clients[0][0]

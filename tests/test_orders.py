@@ -8,7 +8,10 @@ from uuid import UUID
 import pytest
 from werkzeug.local import LocalProxy
 
-from flask_sockets2.orders import Order, user_text
+from flask_sockets2 import BrokerError
+from flask_sockets2 import orders as orders_module
+from flask_sockets2.orders import Order, Unsent, user_text
+from tests.processes import wait_until
 
 SOME_ID = UUID("12345678-1234-5678-1234-567812345678")
 
@@ -54,7 +57,13 @@ def test_an_empty_text_is_nobody_and_no_user(what: Any) -> None:
 
 def test_an_order_is_read_as_it_was_written() -> None:
     order = Order.of("ä:1", 4001, "as you wish")
-    assert Order.parse(order.serialize()) == order == ("ä:1", 4001, "as you wish")
+    assert Order.parse(order.serialize()) == order == ("ä:1", 4001, "as you wish", order.id)
+
+
+def test_each_order_has_an_id_of_its_own_and_one_of_an_earlier_version_has_none() -> None:
+    assert Order.of(5, 1008, "").id != Order.of(5, 1008, "").id
+    order = Order.parse(b'{"disconnect": "5", "code": 1008, "reason": ""}')
+    assert order == ("5", 1008, "", "")
 
 
 @pytest.mark.parametrize("code", [999, 1004, 1005, 1006, 1015, 2999, 5000, "1008", 1008.0, True])
@@ -94,3 +103,67 @@ def test_nobody_is_no_user() -> None:
 )
 def test_what_is_no_order_is_none(data: bytes) -> None:
     assert Order.parse(data) is None
+
+
+# -- orders that the broker could not take ---------------------------------------------------
+
+
+class Away:
+    """A broker, as far as orders go."""
+
+    def __init__(self) -> None:
+        self.away = True
+        self.tries = 0
+        self.published: list[Order] = []
+
+    def publish(self, order: Order) -> None:
+        self.tries += 1
+        if self.away:
+            raise BrokerError("cannot be reached")
+        self.published.append(order)
+
+
+@pytest.fixture
+def away(monkeypatch: pytest.MonkeyPatch) -> Away:
+    monkeypatch.setattr(orders_module, "_AGAIN", 0.01)
+    return Away()
+
+
+def test_the_newest_order_of_each_user_is_published_when_the_broker_is_back(away: Away) -> None:
+    unsent = Unsent(away.publish)
+    orders = [Order.of(user, 1008, "") for user in ("ann", "bob", "ann", "eve")]
+    for order in orders:
+        unsent.keep(order)
+    unsent.drop("eve")
+    wait_until(lambda: away.tries > 2, "several attempts")
+    assert away.published == []
+    away.away = False
+    wait_until(lambda: len(away.published) == 2, "the orders")
+    assert away.published == [orders[1], orders[2]]
+    unsent.keep(orders[3])  # another time
+    wait_until(lambda: away.published[2:] == [orders[3]], "the next")
+
+
+def test_orders_are_kept_for_a_while_and_in_a_limited_number(
+    away: Away, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orders_module, "_MOST_UNSENT", 2)
+    unsent = Unsent(away.publish)
+    orders = [Order.of(user, 1008, "") for user in range(3)]
+    for order in orders:
+        unsent.keep(order)
+    away.away = False
+    wait_until(lambda: away.published == orders[1:], "the newest two")
+    monkeypatch.setattr(orders_module, "_KEPT", 0.0)
+    unsent.keep(orders[0])
+    wait_until(lambda: not unsent._trying, "the end of the attempts")
+    assert away.published == orders[1:]
+
+
+def test_no_order_is_published_once_its_process_lets_go_of_the_broker(away: Away) -> None:
+    unsent = Unsent(away.publish)
+    unsent.keep(Order.of(5, 1008, ""))
+    away.away = False
+    unsent.close()
+    unsent._try()
+    assert away.published == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from typing import Any
 
@@ -79,7 +80,7 @@ class Slow:
         """Bytes that are kept back for it, in the outlet and in the transport."""
         backlog = self.outlet._backlog or {}
         size = sum(len(kept.data) for kept in backlog.values())
-        assert size == self.outlet._size
+        assert size == self.outlet._size == self.client.share.held
         return size + self.client.buffered
 
     def seen(self) -> list[Any]:
@@ -235,6 +236,23 @@ def test_removing_is_told_once_and_lets_nothing_out() -> None:
     assert len(slow.client.payloads) == 1
 
 
+def test_nothing_is_kept_for_a_client_that_leaves_while_it_is_written_to() -> None:
+    slow = Slow(DROP_OLDEST, limit=10_000_000, room=None)
+    write = slow.client.write
+
+    def leave(data: bytes) -> None:
+        write(data)
+        slow.outlet.remove()
+
+    slow.client.write = leave  # type: ignore[method-assign]
+    slow.put(*(slow.news.message(b"x" * 60_000) for _ in range(40)), encoding=PLAIN)
+    assert slow.kept == 0
+    slow.client.write = write  # type: ignore[method-assign]
+    slow.client.drain()
+    slow.outlet.drained()
+    assert len(slow.client.writes) == 1
+
+
 # -- drop_oldest ---------------------------------------------------------------------------
 
 
@@ -274,13 +292,51 @@ def test_there_is_one_gap_for_each_channel_however_often_something_is_dropped() 
     assert slow.counters.dropped + sport.counters.dropped == len(slow.source.told)
 
 
-def test_a_message_larger_than_the_buffer_is_dropped_itself() -> None:
+def test_a_message_larger_than_the_buffer_is_kept_while_it_is_the_newest() -> None:
     slow = Slow(DROP_OLDEST)
     slow.put(slow.news.message())
     slow.put(slow.news.message(b"x" * 2000))
-    assert slow.kept <= 1000
+    assert slow.source.told == []
     slow.put(slow.news.message())
+    assert slow.kept <= 1000
     assert slow.seen() == ["news 1", "news gap2", "news 3"]
+
+
+@pytest.mark.parametrize("size", [30, 400, 2000])
+@pytest.mark.parametrize("taken", [0, 50, 500])
+@pytest.mark.parametrize("together", [1, 7])
+def test_a_slow_reader_sees_a_beginning_one_gap_and_all_that_follows_up_to_the_newest(
+    size: int, taken: int, together: int
+) -> None:
+    """Whatever the transport has already: that is no reason to drop the newest instead."""
+    slow = Slow(DROP_OLDEST, room=taken)
+    for _ in range(0, 140, together):
+        slow.put(*(slow.news.message(b"x" * size) for _ in range(together)))
+        assert slow.kept <= 1000 + 2 * 4 * size // 3 + 200  # and one message, in base64
+    seen = slow.seen()
+    (place,) = [place for place, each in enumerate(seen) if "gap" in each]
+    lost = int(seen[place].removeprefix("news gap"))
+    assert seen[:place] == offsets(*range(1, place + 1))
+    assert seen[place + 1 :] == offsets(*range(lost + 1, 141))
+    assert seen[-1] == "news 140"
+    assert slow.counters.dropped == lost - place
+
+
+@pytest.mark.parametrize("size", [2500, 5000, 20_000])
+def test_what_the_transport_cannot_give_back_does_not_cost_the_newest(size: int) -> None:
+    """A handler's own message, more than all that may be kept back."""
+    slow = Slow(DROP_OLDEST, limit=4000)
+    slow.client.write(b"\x82\x7e" + size.to_bytes(2, "big") + bytes(size))
+    for _ in range(100):
+        slow.put(slow.news.message(b"x" * 30))
+        assert slow.kept <= max(4000, slow.client.buffered + 2000) + 200
+    slow.client.drain()
+    own, gap, *rest = (payload for _, payload in frames(slow.client.data))
+    assert own == bytes(size)
+    assert decoded(json.loads(gap)).startswith("news gap")
+    newest = [decoded(json.loads(each)) for each in rest]
+    assert len(newest) > 5
+    assert newest == offsets(*range(101 - len(newest), 101))
 
 
 def test_what_is_transient_is_dropped_without_a_gap() -> None:
@@ -323,15 +379,15 @@ def test_a_client_that_asked_for_nothing_is_told_nothing() -> None:
     assert slow.counters.dropped > 0
 
 
-def test_what_others_have_in_the_transport_leaves_no_room_but_is_no_reason_to_close() -> None:
+def test_what_others_have_in_the_transport_is_no_reason_to_close_or_to_drop() -> None:
     slow = Slow(DROP_OLDEST)
     slow.client.write(b"\x82\x7e\x13\x88" + bytes(5000))
     slow.put(slow.news.message(), slow.news.message())
     assert slow.client.ended == 0
+    assert slow.source.told == []
     slow.client.drain()
-    assert [payload for _, payload in frames(slow.client.data)][1:] == [
-        b'{"channel": "news", "position": "0000000000000000-2", "event": "gap"}'
-    ]
+    payloads = [payload for _, payload in frames(slow.client.data)][1:]
+    assert [decoded(json.loads(payload)) for payload in payloads] == offsets(1, 2)
 
 
 # -- coalesce ------------------------------------------------------------------------------
@@ -463,6 +519,8 @@ class AnyInterleaving(RuleBasedStateMachine):
             assert last == (lasting[-1].position.offset if lasting else 0)
             lost = channel.counters.dropped + channel.counters.coalesced
             assert sum(count.values()) + lost == len(wanted)
+            if self.put and self.put[-1].channel == name:
+                assert "event" not in seen[-1], "the newest is kept"
 
 
 AnyInterleaving.TestCase.settings = settings(

@@ -89,6 +89,20 @@ def test_very_many_keys_at_once_do_not_fill_the_memory(monkeypatch: pytest.Monke
     assert buckets.take("999", 0.001, 0.0) > 0.0
 
 
+def test_when_all_places_are_taken_the_key_that_is_in_use_keeps_its_bucket(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise a client that goes on asking would be forgotten, and begin with a full bucket."""
+    monkeypatch.setattr(rates, "_MOST", 3)
+    buckets = Buckets()
+    for key in ("busy", "idle 1", "idle 2"):
+        buckets.take(key, 0.001, 0.0)
+    for number in range(10):
+        assert buckets.take("busy", 0.001, 0.0) > 0.0
+        buckets.take(f"new {number}", 0.001, 0.0)
+    assert len(buckets) == 3
+
+
 def test_a_flood_is_logged_once_a_second_and_counted(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,8 +119,20 @@ def test_a_flood_is_logged_once_a_second_and_counted(
     assert caplog.messages == [
         "refused 0",
         "too fast",
-        "refused again (and 999 times since it was logged last)",
+        "refused again (999 more since it was logged last)",
         "refused again",
+    ]
+
+
+def test_each_level_has_its_lines_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    log = SeldomLog(logging.getLogger("test"))
+    for number in range(100):
+        log.info("left", "left %s", number)
+        log.failure("away", "away %s", number)
+    assert [(r.levelname, r.getMessage(), r.exc_info) for r in caplog.records] == [
+        ("INFO", "left 0", None),
+        ("ERROR", "away 0", None),
     ]
 
 

@@ -7,17 +7,22 @@ import re
 import shlex
 import signal
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from flask.testing import FlaskClient
 from jinja2 import DictLoader
 from websockets.exceptions import ConnectionClosed
 
 from flask_sockets2.turbo.testing import assert_turbo_stream
 from tests.clients import TIMEOUT, echoed, http, websocket
 from tests.processes import Certificate, Server
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.rst").read_text()
@@ -42,7 +47,7 @@ def commands(text: str) -> list[str]:
 
 BLOCKS = python_blocks(README)
 PROGRAM = BLOCKS[0]
-BEGINNING, ENDING = python_blocks(SERVERS)
+BEGINNING, ENDING = python_blocks(SERVERS)[-2:]  # of a program with a server of its own
 ENDINGS = [ENDING, *(block for block in python_blocks(RECIPES) if "serve_forever" in block)]
 GUNICORN = [shlex.split(command)[1:] for command in commands(SERVERS) if "gunicorn" in command]
 FLASK = [shlex.split(command)[1:] for command in commands(SERVERS) if command.startswith("flask ")]
@@ -154,10 +159,22 @@ def test_the_readme_is_one_page_with_the_commands_and_the_four_programs() -> Non
         assert name in "".join(BLOCKS)
 
 
+def token_of(client: FlaskClient) -> str:
+    """The token that a page of the client has for its forms."""
+    (token,) = re.findall(r'name="csrf_token" value="([^"]+)"', client.get("/votes").text)
+    assert isinstance(token, str)
+    return token
+
+
 def test_the_headlines_reach_who_listens(programs: dict[str, Any]) -> None:
     client = programs["app"].test_client()
     with connect(programs, "/headlines?since=start") as ws:
-        assert client.post("/headlines", json="It rains").status_code == 204
+        headers = {"X-CSRF-Token": token_of(client)}
+        assert client.post("/headlines", json="It rains", headers=headers).status_code == 403
+        with client.session_transaction() as session:
+            session["role"] = "editor"
+        assert client.post("/headlines", json="It rains").status_code == 400
+        assert client.post("/headlines", json="It rains", headers=headers).status_code == 204
         assert json.loads(ws.receive(timeout=TIMEOUT))["data"] == "It rains"
 
 
@@ -167,11 +184,25 @@ def test_a_vote_is_pushed_to_the_pages(programs: dict[str, Any]) -> None:
     assert '<p id="votes">0</p>' in page
     (position,) = re.findall(r'content="turbo:all" data-position="([^"]+)"', page)
     with connect(programs, f"/turbo-stream?s=turbo:all&at={position}") as ws:
-        answer = client.post("/votes")
+        assert client.post("/votes").status_code == 400
+        answer = client.post("/votes", data={"csrf_token": token_of(client)})
         assert (answer.status_code, answer.location) == (303, "/votes")
         texts = [json.loads(ws.receive(timeout=TIMEOUT)) for _ in range(3)]
     (markup,) = [each["data"] for each in texts if "data" in each]
     assert_turbo_stream(markup, action="update", target="votes", text="1")
+
+
+@pytest.mark.parametrize("javascript", [True, False], ids=["turbo.js", "no JavaScript"])
+def test_the_button_of_the_page_votes_in_a_browser(
+    javascript: bool, browser: Browser, gunicorn: StartServer
+) -> None:
+    server = gunicorn("\n".join(BLOCKS))
+    with closing(browser.new_page(java_script_enabled=javascript)) as page:
+        page.goto(server.url("/votes"))
+        for votes in "1", "2":
+            page.click("button")
+            page.wait_for_selector(f"#votes:text-is('{votes}')")
+        assert page.url == server.url("/votes")
 
 
 def test_the_greeting_reaches_the_stream(programs: dict[str, Any]) -> None:

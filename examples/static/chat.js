@@ -51,7 +51,7 @@ function append(line) {
 }
 
 function note(text, className = "event") {
-  append(element("li", className, text));
+  append(element("div", className, text));
 }
 
 function show({ id, name, text, at }) {
@@ -61,7 +61,7 @@ function show({ id, name, text, at }) {
     return; // sent twice, or shown before a gap
   }
   const when = new Date(at * 1000);
-  const line = element("li", name === me ? "message mine" : "message");
+  const line = element("div", name === me ? "message mine" : "message");
   const head = element("span", "head", name);
   const time = element("time", "", when.toLocaleTimeString([], { timeStyle: "short" }));
   time.dateTime = when.toISOString();
@@ -73,7 +73,7 @@ function show({ id, name, text, at }) {
 }
 
 function showOnItsWay(id, text) {
-  const line = element("li", "message mine pending");
+  const line = element("div", "message mine pending");
   line.append(initialOf(me), element("span", "head", "sending…"), element("p", "words", text));
   line.dataset.id = id;
   lines.set(id, line);

@@ -1,5 +1,5 @@
 import { follow } from "./events.js";
-import { showState } from "./page.js";
+import { showStream } from "./page.js";
 
 const MOST_LINES = 500;
 
@@ -34,18 +34,17 @@ function add(className, time, ...texts) {
   }
 }
 
-follow(log.dataset.stream, {
-  types: {
-    message({ time, part, level, text }) {
-      const clock = new Date(1000 * time).toLocaleTimeString([], { hourCycle: "h23" });
-      add(`${part} ${level.toLowerCase()}`, time, clock, part, text);
-    },
+const handlers = {
+  message(event) {
+    const { time, part, level, text } = JSON.parse(event.data);
+    const clock = new Date(1000 * time).toLocaleTimeString([], { hourCycle: "h23" });
+    add(`${part} ${level.toLowerCase()}`, time, clock, part, text);
   },
-  onGap() {
+  gap() {
     add("gap", Date.now() / 1000, "", "", "some lines are lost");
   },
-  onState: showState,
-});
+};
+follow(log.dataset.stream, handlers, showStream);
 
 document.getElementById("parts").addEventListener("change", (event) => {
   const parts = event.currentTarget;

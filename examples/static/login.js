@@ -3,6 +3,9 @@ import { connect } from "./socket.js";
 
 const login = document.getElementById("login");
 const error = document.getElementById("error");
+const room = document.getElementById("room");
+const logout = document.getElementById("logout");
+let socket;
 
 login.addEventListener("submit", async (event) => {
   event.preventDefault();
@@ -17,8 +20,20 @@ login.addEventListener("submit", async (event) => {
     return;
   }
   login.hidden = true;
-  document.getElementById("room").hidden = false;
+  room.hidden = false;
   // The cookie that the answer has set goes with this handshake.
-  const socket = connect(login.dataset.socket, { onMessage: addLine, onState: showState });
-  onSubmit((text) => socket.send(text));
+  socket = connect(login.dataset.socket, { onMessage: addLine, onState: showState });
+});
+
+// Not before: the browser would send the form itself.
+login.querySelector("button").disabled = false;
+
+onSubmit((text) => socket.send(text));
+
+// The server closes the WebSocket of a user who has logged out, in each window.
+logout.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  await fetch(logout.action, { method: "POST" });
+  room.hidden = true;
+  login.hidden = false;
 });

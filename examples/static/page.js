@@ -14,6 +14,13 @@ export function showState(state, words) {
   }
 }
 
+const STREAM = { open: ["open", "live"], lost: ["waiting", "lost; it comes back"] };
+
+/** Show the state of a stream that events.js follows. */
+export function showStream(state) {
+  showState(...STREAM[state]);
+}
+
 // Text goes in as textContent, never as HTML: it comes from somebody else.
 export function addLine(text, { aside = "", className = "" } = {}) {
   const line = document.createElement("li");

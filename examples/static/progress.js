@@ -1,5 +1,5 @@
 import { follow } from "./events.js";
-import { showState } from "./page.js";
+import { showState, showStream } from "./page.js";
 
 const job = document.getElementById("job");
 const bar = document.getElementById("bar");
@@ -8,21 +8,27 @@ const words = document.getElementById("words");
 
 const ENDS = { done: "done", failed: "failed" };
 
-const stream = follow(job.dataset.stream, {
-  types: {
-    progress({ state, value, total, text }) {
-      job.dataset.state = state;
-      bar.max = total;
-      bar.value = value;
-      percent.textContent = `${Math.floor((100 * value) / total)} %`;
-      words.textContent = state === "running" ? text || "it begins" : `${ENDS[state]}: ${text}`;
-      if (state in ENDS) {
-        stream.close("ended");
-      }
-    },
+const handlers = {
+  progress(event) {
+    const { state, value, total, text } = JSON.parse(event.data);
+    showStream("open");
+    job.dataset.state = state;
+    bar.max = total;
+    bar.value = value;
+    percent.textContent = `${Math.floor((100 * value) / total)} %`;
+    words.textContent = state === "running" ? text || "it begins" : `${ENDS[state]}: ${text}`;
+    if (state in ENDS) {
+      stream.close();
+      showState("closed", "ended");
+    }
   },
-  onGap() {
+  gap() {
+    // The server was started anew, and the job has ended with it. One elsewhere may go on.
+    job.dataset.state = "unknown";
+    bar.removeAttribute("value");
+    percent.textContent = "–";
     words.textContent = "Nothing is known of this job any more.";
+    showState("unknown", "unknown");
   },
-  onState: showState,
-});
+};
+const stream = follow(job.dataset.stream, handlers, showStream);

@@ -37,7 +37,9 @@ from typing import Any, NamedTuple, Protocol
 
 __all__ = [
     "BINARY",
+    "DAY",
     "JSON",
+    "NOWHERE",
     "RESERVED",
     "TEXT",
     "Broker",
@@ -49,6 +51,7 @@ __all__ = [
     "Receiver",
     "native_lock",
     "new_epoch",
+    "silent_ttl",
 ]
 
 TEXT, BINARY, JSON = "text", "binary", "json"
@@ -56,6 +59,11 @@ TEXT, BINARY, JSON = "text", "binary", "json"
 
 RESERVED = "flask_sockets2:"
 """How names of channels begin by which an application's processes tell each other something."""
+
+DAY = 86_400.0
+"""Seconds that a position outlives the messages of its channel: who comes back missed nothing."""
+
+_MINUTE = 60.0
 
 _MOST_HOLDERS = 1000  # names that are held before those that are over are looked for
 
@@ -68,14 +76,14 @@ class Position(NamedTuple):
     :ivar epoch: 16 hexadecimal digits that name the log; another epoch is another log.
     :ivar offset: number of the message in it, from 1; 0 is before the first.
 
-    As text, for pages and clients: ``"9f86d081884c7d65-42"``.
+    As text, for pages and clients: ``"9f86d081884c7d65-42"``; :data:`NOWHERE` is ``"-"``.
     """
 
     epoch: str
     offset: int
 
     def __str__(self) -> str:
-        return f"{self.epoch}-{self.offset}"
+        return f"{self.epoch}-{self.offset}" if self.epoch != "-" else "-"
 
     @classmethod
     def parse(cls, text: str) -> Position | None:
@@ -84,9 +92,25 @@ class Position(NamedTuple):
         return cls(match[1], int(match[2])) if match else None
 
 
+NOWHERE = Position("-", 0)
+"""The position of no log: a client that goes on from it is told of a gap."""
+
+
 def new_epoch() -> str:
     """Return the name of a new log."""
     return secrets.token_hex(8)
+
+
+def silent_ttl(channel: str, listened: float = 0.0) -> float:
+    """Return for how many seconds a channel without messages is kept after its last use.
+
+    Any client can ask for names that nobody publishes to. Such a channel is kept for a minute, from
+    the page to its connection, and as long again as a process has listened to it, a day at most. A
+    reserved channel is kept for a day at once.
+
+    :param listened: seconds for which a process has listened so far.
+    """
+    return DAY if channel.startswith(RESERVED) else min(_MINUTE + listened, DAY)
 
 
 class Draft(NamedTuple):

@@ -7,8 +7,11 @@ connections of its own, since a socket belongs to the hub of its thread.
 from __future__ import annotations
 
 import re
+import socket
+import ssl
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -33,12 +36,23 @@ from .scripts import Call
 __all__ = ["SOCKET_TIMEOUT", "Client"]
 
 SOCKET_TIMEOUT = 5.0  # seconds for one answer, and for connecting; a URL may set others
+_SAYING = 0.2  # seconds that a server gets to say why it hangs up
+_PROBING = 2.0  # seconds for it to show whether it speaks TLS, once it could not be reached
+_OLDEST, _OLDEST_CLUSTER = (6, 2), (7, 0)  # of Redis; Valkey says 7.2
 _CONNECTIONS = 32  # for commands at the same time; more callers wait, as long as for an answer
+
+_PLACE = frozenset(("host", "port", "path"))
+
+_ANSWERS = (errors.ResponseError, errors.AuthenticationError, errors.BusyLoadingError)
+"""Errors that only a server raises whose protocol is understood, so TLS is not in question."""
 
 _OURS = frozenset({"protocol", "decode_responses", "encoding", "encoding_errors"})
 """Options of a URL that are not its user's choice: bytes are read as they come."""
 
-_OPTION = re.compile(r"(?:unexpected keyword argument|Invalid value for) '(\w+)'")
+# What other libraries write behind a host, and a slash or more within a password.
+_NOT_IN_HOST = re.compile(r"[^\w.:%\[\]-]")
+_NOT_IN_PATH = re.compile(r"@/|[&;,]\w*=")
+_OPTION = re.compile(r"(unexpected|Invalid)(?: keyword argument| value for) '(\w+)'")
 """The option that redis-py objects to."""
 
 
@@ -57,14 +71,16 @@ class Client:
 
     :param url: where it is, as redis-py reads it.
     :param timeout: seconds for one answer, where the URL sets none.
+    :param prefix: of all names on the server, for what an error says.
     :raises BrokerError: when the URL cannot be read.
 
     Nothing is tried twice, since it might be published twice then: a connection that was closed
     while it was idle is noticed before it is used.
     """
 
-    def __init__(self, url: str, timeout: float) -> None:
+    def __init__(self, url: str, timeout: float, prefix: str = "") -> None:
         self._timeout = timeout
+        self._prefix = prefix
         self._clustered: bool | None = None  # not known before the first use
         scheme = url.partition("://")[0]
         try:
@@ -74,7 +90,7 @@ class Client:
         except (TypeError, ValueError) as exc:
             raise BrokerError(
                 "expected a URL such as redis://user:password@host:6379/0, got one of the scheme "
-                f"{scheme!r}: {_what_is_wrong(exc)}"
+                f"{scheme if '://' in url else ''!r}: {_what_is_wrong(exc, url)}"
             ) from None
         options = pool.connection_kwargs
         self.db = int(options.get("db") or 0)
@@ -83,6 +99,7 @@ class Client:
         place = options.get("path") or f"{host}:{port}/{self.db}"
         self.shown = f"{scheme}://{place}"
         """The URL without user and password."""
+        self._place: dict[str, Any] = {name: options[name] for name in _PLACE & options.keys()}
         self._local: Any = _store()
 
     def _options(self) -> dict[str, Any]:
@@ -94,17 +111,19 @@ class Client:
         }
 
     def _new_pool(self) -> BlockingConnectionPool:
-        return BlockingConnectionPool.from_url(
+        pool = BlockingConnectionPool.from_url(
             self._url,
             **{"max_connections": _CONNECTIONS, "timeout": self._timeout, **self._options()},
         )
+        pool.connection_kwargs["redis_connect_func"] = partial(_greet, pool)
+        return pool
 
     def _servers(self) -> _Servers:
         servers: _Servers | None = getattr(self._local, "servers", None)
         if servers is None:
             pool = self._new_pool()
             if self._clustered is None:
-                self._clustered = _is_cluster(pool)
+                self._clustered = _is_cluster(pool, self.shown)
             cluster = (
                 RedisCluster.from_url(self._url, **self._options()) if self._clustered else None
             )
@@ -232,7 +251,15 @@ class Client:
 
     def error(self, exc: Exception) -> BrokerError:
         """Return an error of redis-py in our words."""
-        return broker_error(exc, self.shown, self._password)
+        if self._clustered is None and not isinstance(exc, _ANSWERS):  # never reached
+            tls = self.shown.startswith("rediss:")
+            if tls and _speaks_plainly(self._place):
+                return BrokerError(
+                    f"{self.shown} does not speak TLS; use redis:// in the URL, or its tls-port"
+                )
+            if not tls and not isinstance(exc, errors.TimeoutError) and _speaks_tls(self._place):
+                return BrokerError(f"{self.shown} speaks TLS; use rediss:// in the URL")
+        return broker_error(exc, self.shown, self._password, self._prefix)
 
     # -- the end ---------------------------------------------------------------------------
 
@@ -251,23 +278,47 @@ class Client:
                 servers.cluster.close()
 
 
-def _what_is_wrong(exc: Exception) -> str:
+def _what_is_wrong(exc: Exception, url: str) -> str:
     """Return what is wrong with a URL, without any part of its password, and the remedy."""
     option = _OPTION.search(str(exc))
+    query = url.partition("?")[2]
+    if option is not None and option[1] == "unexpected" and ("password=" in url or "@" in query):
+        # A password that holds an & goes on as if it were an option. So does one that holds a ?,
+        # and the @ in front of the host is behind it.
+        return "one of its options is unknown; write an & in the password as %26, and a ? as %3F"
     if option is not None:
-        return f"its option {option[1]!r} is unknown or has a wrong value; see those of redis-py"
+        return f"its option {option[2]!r} is unknown or has a wrong value; see those of redis-py"
     # What it says may hold a part of the password, where that holds a slash.
-    return "it cannot be read; write special characters of the password as %2F"
+    return (
+        "it cannot be read; the port is a number up to 65535, and special characters of the "
+        "password are written as %2F"
+    )
 
 
 def _without_ours(url: str) -> str:
     """Return a URL without the options that are not its user's choice.
 
     :raises BrokerError: when it names a database by anything but its number, which redis-py would
-        take for 0.
+        take for 0; when its host or path holds what may be a part of the password; when it has no
+        path and needs one.
     """
     address, _, query = url.partition("?")
     parts = urlsplit(address)
+    _, has_user, host = parts.netloc.rpartition("@")
+    if parts.scheme == "unix":
+        if not parts.path.strip("/"):
+            raise BrokerError(
+                "expected a URL such as unix:///run/redis.sock, got one without a socket's path"
+            )
+        fits = (not host or has_user) and not _NOT_IN_PATH.search(parts.path)
+    else:
+        fits = not _NOT_IN_HOST.search(host)
+    if not fits:
+        raise BrokerError(
+            "expected a URL such as redis://user:password@host:6379/0?db=0 or "
+            "unix://user:password@/path?db=0, got one whose host or path holds more than that; "
+            "write special characters of the password as %2F, and options after the ?"
+        )
     if parts.scheme != "unix" and not re.fullmatch("(/[0-9]*)?", parts.path):
         raise BrokerError(
             "expected a URL such as redis://user:password@host:6379/0, got one without the number "
@@ -285,13 +336,113 @@ def _store() -> Any:
     return monkey.get_original("_thread", "_local")()
 
 
-def _is_cluster(pool: BlockingConnectionPool) -> bool:
-    reply = _converse(pool, [("INFO", "cluster")])[0]
-    if isinstance(reply, errors.NoPermissionError):
+def _greet(pool: BlockingConnectionPool, connection: Any) -> None:
+    """Begin a new connection, as redis-py would without this function.
+
+    A server with as many clients as it may have says so and hangs up, and a client that speaks
+    first may find nothing but that the connection is broken.
+
+    :raises redis.RedisError: when the server refuses the connection, with what it says.
+    """
+    try:
+        connection.on_connect()
+    except errors.ConnectionError as exc:
+        said = _said_at_once(pool.connection_kwargs) if _is_broken(exc) else None
+        if said is None:
+            raise
+        raise said from exc
+
+
+def _is_broken(exc: Exception) -> bool:
+    """Whether nothing was heard of the server."""
+    return type(exc) is errors.ConnectionError and not str(exc).startswith("max number of clients")
+
+
+def _said_at_once(options: Mapping[str, Any]) -> errors.ResponseError | None:
+    """Return the error that a server says to a connection which asks nothing, None for silence."""
+    try:
+        with _plain_socket(options) as sock:
+            sock.settimeout(_SAYING)
+            line = sock.recv(512).partition(b"\r\n")[0]
+    except OSError:
+        return None
+    if not line.startswith(b"-"):
+        return None
+    return errors.ResponseError(line[1:].decode("latin-1").removeprefix("ERR "))
+
+
+def _plain_socket(options: Mapping[str, Any]) -> socket.socket:
+    """Return a connection without TLS, on which a server that speaks TLS says nothing."""
+    timeout = options.get("socket_connect_timeout")
+    if "path" not in options:
+        address = options.get("host", "localhost"), options.get("port", 6379)
+        return socket.create_connection(address, timeout)
+    sock = socket.socket(socket.AF_UNIX)
+    try:
+        sock.settimeout(timeout)
+        sock.connect(options["path"])
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _speaks_plainly(options: Mapping[str, Any]) -> bool:
+    """Whether a server answers without TLS."""
+    try:
+        with _plain_socket({**options, "socket_connect_timeout": _PROBING}) as sock:
+            sock.settimeout(_PROBING)
+            sock.sendall(b"PING\r\n")
+            return sock.recv(1) in (b"+", b"-")
+    except OSError:
         return False
-    if isinstance(reply, errors.RedisError):
-        raise reply
-    return b"cluster_enabled:1" in reply
+
+
+def _speaks_tls(options: Mapping[str, Any]) -> bool:
+    """Whether a server answers a handshake of TLS, be it by refusing it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # to load authorities takes some 45 ms
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE  # nothing is said to it
+    try:
+        with (
+            _plain_socket({**options, "socket_connect_timeout": _PROBING}) as sock,
+            context.wrap_socket(sock, do_handshake_on_connect=False) as tls,
+        ):
+            tls.settimeout(_PROBING)
+            tls.do_handshake()
+            return True
+    except ssl.SSLError as exc:
+        return "ALERT" in (exc.reason or "")
+    except OSError:
+        return False
+
+
+def _is_cluster(pool: BlockingConnectionPool, shown: str) -> bool:
+    """Whether a server is a node of a cluster.
+
+    :raises BrokerError: when it is too old, or a Sentinel.
+    """
+    replies = _converse(pool, [("INFO", "server"), ("INFO", "cluster")])
+    for reply in replies:
+        if isinstance(reply, errors.NoPermissionError):
+            return False
+        if isinstance(reply, errors.RedisError):
+            raise reply
+    server, cluster = replies
+    clustered = b"cluster_enabled:1" in cluster
+    if b"redis_mode:sentinel" in server:
+        raise BrokerError(
+            f"{shown} is a Sentinel, which is not spoken; use an address that follows the primary"
+        )
+    version = re.search(rb"redis_version:(\d+)\.(\d+)[\w.-]*", server)
+    needed = _OLDEST_CLUSTER if clustered else _OLDEST
+    if version is not None and (int(version[1]), int(version[2])) < needed:
+        raise BrokerError(
+            f"{shown} is a {'cluster' if clustered else 'server'} of Redis "
+            f"{version[0].decode().partition(':')[2]}, and {needed[0]}.{needed[1]} or newer is "
+            "needed; update it, or use Valkey"
+        )
+    return clustered
 
 
 def _exchange(pool: Any, calls: Sequence[Call]) -> list[Any]:

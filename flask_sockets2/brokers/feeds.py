@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ..exceptions import BrokerError
-from .base import History, Message, Position, Receiver
+from .base import NOWHERE, History, Message, Position, Receiver
 
 if TYPE_CHECKING:
     from .reader import Reader
@@ -36,8 +36,6 @@ _HELD = 1000  # messages of one channel that wait for its position; the history 
 _ANSWERED = threading.Event()  # in the place of one for each channel, which takes 1 KiB
 _ANSWERED.set()
 
-_NOWHERE = Position("-", 0)  # of no log: whatever comes next has something missing before it
-
 
 class Feed:
     """A channel that is subscribed to. Its reader's thread alone writes what has no other comment.
@@ -45,18 +43,22 @@ class Feed:
     :ivar name: of the channel in pub/sub.
     :ivar since: what was returned to the first who subscribed; guarded by the listener's lock.
     :ivar last: the newest position that was delivered, None until it is live.
+    :ivar begun: when it was made, by the monotonic clock.
+    :ivar keep_at: when the server is to be asked again to keep the channel, by the same clock.
     :ivar answered: set with the server's answer, which is `error` where it refused.
     :ivar gone: unsubscribed; set by anyone.
     """
 
     __slots__ = (
-        "answered", "behind", "channel", "confirmed", "error", "gone", "held", "last", "name",
-        "reader", "since",
+        "answered", "begun", "behind", "channel", "confirmed", "error", "gone", "held", "keep_at",
+        "last", "name", "reader", "since",
     )  # fmt: skip
 
-    def __init__(self, channel: str, name: bytes) -> None:
+    def __init__(self, channel: str, name: bytes, begun: float, keep_at: float) -> None:
         self.channel = channel
         self.name = name
+        self.begun = begun
+        self.keep_at = keep_at
         self.since: Position | None = None
         self.last: Position | None = None
         self.held: list[Message] = []
@@ -214,8 +216,8 @@ class Delivery:
         """Tell that what was missed cannot be read, once until something is delivered again."""
         self.returning.discard(feed)
         last = feed.last
-        if last is None or last is _NOWHERE:
+        if last is None or last is NOWHERE:
             return
         logger.error("cannot read channel %.200r, so messages may be lost: %s", feed.channel, error)
         self._missed(feed, last)
-        feed.last = _NOWHERE
+        feed.last = NOWHERE  # whatever comes next has something missing before it

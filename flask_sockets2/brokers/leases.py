@@ -170,7 +170,11 @@ class Leases:
     def subscribers(self, channel: str) -> int:
         key = self._names.key(channel, "counts")
         found = self._runner.run([Call(COUNTS, [key], [])])[0]
-        counts = dict(zip(found[::2], map(int, found[1::2]), strict=True))
+        counts = {
+            process: int(count)
+            for process, count in zip(found[::2], found[1::2], strict=True)
+            if count.isdigit()  # else another program's
+        }
         for process in self._dead() if counts else ():
             counts.pop(process, None)
         lease = self._lease
@@ -320,7 +324,10 @@ class Leases:
             self._wanted = set()
         alive, dead = self._renew(new)
         if not alive:
-            logger.warning("this process was taken for dead, and joins again")
+            logger.warning(
+                "the broker does not know this process any more, as after a restart of the broker "
+                "or a long silence of the process; registering again"
+            )
             self._begin_anew(new)
             _, dead = self._renew(new)
         self._let_end()

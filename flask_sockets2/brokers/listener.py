@@ -7,6 +7,7 @@ one of them reads (``feeds.py``).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from time import monotonic
 
 from ..exceptions import BrokerError
 from .base import History, Position, Receiver, native_lock
@@ -21,7 +22,8 @@ class Listener:
     """Delivers the channels that are subscribed to, in this process.
 
     :param servers: where the channels are.
-    :param positions: returns the newest positions of channels.
+    :param keep: returns the newest positions of channels, and has the server keep these; it takes
+        the seconds for which this process has listened to each.
     :param histories: yields the histories of several channels, or why one cannot be read.
     """
 
@@ -30,7 +32,7 @@ class Listener:
         servers: Servers,
         names: Names,
         receiver: Receiver | None,
-        positions: Callable[[Sequence[str]], list[Position]],
+        keep: Callable[[Sequence[tuple[str, float]]], list[Position]],
         histories: Callable[
             [Sequence[tuple[str, Position | None]]], Iterator[History | BrokerError]
         ],
@@ -38,7 +40,7 @@ class Listener:
     ) -> None:
         self.servers = servers
         self.receiver = receiver
-        self.positions = positions
+        self.keep = keep
         self.histories = histories
         self.times = times
         self._names = names
@@ -56,12 +58,14 @@ class Listener:
                 feed = self.feeds.get(name)
                 new = feed is None
                 if feed is None:
-                    feed = self.feeds[name] = Feed(channel, name)
+                    now = monotonic()
+                    keep_at = self.times.keep_at(channel, now, now)
+                    feed = self.feeds[name] = Feed(channel, name, now, keep_at)
             try:
                 if new:
                     self._assign(feed)
                 self._wait(feed)
-                [position] = self.positions([channel])
+                [position] = self.keep([(channel, 0.0)])
             except BaseException:  # a greenlet may be killed here
                 if new:
                     self._remove(name, feed)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+import threading
+from collections import Counter
 from collections.abc import Sequence
 from time import monotonic
 
 from .base import (
+    DAY,
     RESERVED,
     TEXT,
     Broker,
@@ -18,35 +20,54 @@ from .base import (
     Receiver,
     native_lock,
     new_epoch,
+    silent_ttl,
 )
 from .later import Later
 from .log import Log
 
 __all__ = ["MemoryBroker"]
 
-
-_SWEEP = 16  # uses of channels between two looks for those whose time is over
-_KEPT = 86_400.0  # seconds that a position outlives its messages: who comes back missed nothing
+_SWEEP = 10.0  # seconds between two looks for channels whose time is over
+_SWEPT = 1000  # channels that are looked at before others may run
+_BREATH = 1e-3  # seconds in which others may run
+_MOST_SILENT = 50_000  # channels without a message or a listener, of half a kilobyte each
 _MOST_KEPT = 10_000  # channels; with more of them, positions go with their messages
 
 
 class _Channel:
-    """A channel's log, until when it is kept, and whether it is subscribed to."""
+    """A channel's log, until when it is kept, and since when it is subscribed to.
 
-    __slots__ = ("expires", "log", "subscribed")
+    :ivar expires: when its messages are over; its position, if there were any, a day later.
+    :ivar silent_until: until when it is kept if there were none.
+    :ivar begun: when the subscription began, None if there is none.
+    """
+
+    __slots__ = ("begun", "expires", "log", "silent_until")
 
     def __init__(self, log: Log) -> None:
         self.log = log
-        self.subscribed = False
         self.expires = 0.0
+        self.silent_until = 0.0
+        self.begun: float | None = None
+
+    def is_over(self, now: float, kept: float = DAY) -> bool:
+        """Return whether it can be forgotten.
+
+        :param kept: seconds that the position outlives the messages.
+        """
+        if self.begun is not None:
+            return False
+        until = self.expires + kept if self.log.position.offset else self.silent_until
+        return until < now
 
 
 class MemoryBroker(Broker):
     """Channels within one process (``memory://``).
 
     Messages are kept for ``history_ttl`` seconds after the last use of their channel; its position
-    for a day more, unless there are very many channels. After that one of the same name is another
-    log, of another epoch.
+    for a day more, unless there are very many channels. A channel without messages is kept for a
+    minute, see :func:`~.base.silent_ttl`, unless very many of them are made up. After that one of
+    the same name is another log, of another epoch.
     """
 
     def __init__(self, url: str, options: BrokerOptions, receiver: Receiver | None = None) -> None:
@@ -55,8 +76,12 @@ class MemoryBroker(Broker):
         # not for reserved channels: what is done with their messages may be logged, and a log's
         # handler may switch greenlets.
         self._lock = native_lock()
-        self._channels: OrderedDict[str, _Channel] = OrderedDict()  # the next to look at first
-        self._uses = 0
+        self._channels: dict[str, _Channel] = {}
+        self._silent: dict[
+            str, None
+        ] = {}  # those without a message or a listener, the oldest first
+        self._swept = False  # a look for what is over is due
+        self._sweeping = Later(_SWEEP)
         self._counts: dict[str, int] = {}
         self._present: dict[str, Counter[str]] = {}
         self._leaving = Later(options.presence_grace)
@@ -83,53 +108,89 @@ class MemoryBroker(Broker):
         )
         if not draft.transient:
             log.append(message)
-        if channel.subscribed and draft.channel.startswith(RESERVED):
+            if not offset:
+                self._silent.pop(draft.channel, None)
+        if channel.begun is not None and draft.channel.startswith(RESERVED):
             reserved.append(message)
-        elif channel.subscribed and self.receiver is not None:
+        elif channel.begun is not None and self.receiver is not None:
             self.receiver.deliver(message)
         return position
 
     def _use(self, name: str) -> _Channel:
-        """Return a channel, made where there is none; now and then look for what is over."""
+        """Return a channel, made if there is none or its time is over."""
         now = monotonic()
         channel = self._channels.get(name)
-        self._uses += 1
-        if channel is None or not self._uses % _SWEEP:
-            self._sweep(now)
-        if channel is None:
+        if channel is None or channel.is_over(now):
+            if not self._swept:
+                self._swept = True
+                self._sweeping.call(self._sweep)
             options = self.options
             log = Log(Position(new_epoch(), 0), options.history_size, options.history_bytes)
             channel = self._channels[name] = _Channel(log)
         elif channel.expires < now:
             channel.log.clear()
         channel.expires = now + self.options.history_ttl
+        if not channel.log.position.offset:
+            channel.silent_until = max(channel.silent_until, now + silent_ttl(name))
+        self._bound_silent(name, channel)
         return channel
 
-    def _sweep(self, now: float) -> None:
-        """Look at two channels, faster than they come: let go of messages, and at last of all."""
-        channels = self._channels
-        for _ in range(min(2, len(channels))):
-            name, channel = next(iter(channels.items()))
-            unused = now - channel.expires
-            if unused > 0:
+    def _bound_silent(self, name: str, channel: _Channel) -> None:
+        """Note whether a channel is silent, and forget the oldest of very many that are.
+
+        Clients may make names up, far more than one can keep for a minute.
+        """
+        if channel.begun is not None or channel.log.position.offset:
+            return
+        self._silent.pop(name, None)
+        self._silent[name] = None
+        if len(self._silent) > _MOST_SILENT:
+            oldest = next(iter(self._silent))
+            del self._silent[oldest], self._channels[oldest]
+
+    def _sweep(self) -> None:
+        """Let go of the messages and channels whose time is over, as long as there are channels."""
+        with self._lock:
+            names = list(self._channels)
+        for start in range(0, len(names), _SWEPT):
+            with self._lock:
+                self._sweep_some(names[start : start + _SWEPT])
+            threading.Event().wait(_BREATH)
+        with self._lock:
+            self._swept = bool(self._channels)
+            if self._swept:
+                self._sweeping.call(self._sweep)
+
+    def _sweep_some(self, names: Sequence[str]) -> None:
+        now = monotonic()
+        kept = DAY if len(self._channels) <= _MOST_KEPT else 0.0
+        for name in names:
+            channel = self._channels.get(name)
+            if channel is None:
+                continue
+            if channel.is_over(now, kept):
+                del self._channels[name]
+                self._silent.pop(name, None)
+            elif channel.expires < now:
                 channel.log.clear()
-            if not channel.subscribed and (
-                unused > _KEPT or (unused > 0 and len(channels) > _MOST_KEPT)
-            ):
-                del channels[name]
-            else:
-                channels.move_to_end(name)
 
     def subscribe(self, channel: str) -> Position:
         with self._lock:
             used = self._use(channel)
-            used.subscribed = True
+            if used.begun is None:
+                used.begun = monotonic()
+                self._silent.pop(channel, None)
             return used.log.position
 
     def unsubscribe(self, channel: str) -> None:
         with self._lock:
-            if channel in self._channels:
-                self._channels[channel].subscribed = False
+            left = self._channels.get(channel)
+            if left is None or left.begun is None:
+                return
+            now = monotonic()
+            left.silent_until = now + silent_ttl(channel, now - left.begun)
+            left.begun = None
+            self._bound_silent(channel, left)
 
     def position(self, channel: str) -> Position:
         with self._lock:
@@ -181,7 +242,10 @@ class MemoryBroker(Broker):
 
     def close(self) -> None:
         self._leaving.close()
+        self._sweeping.close()
         with self._lock:
+            self._swept = False
             self._channels.clear()
+            self._silent.clear()
             self._counts.clear()
             self._present.clear()

@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import _thread
 import logging
-import random
 import selectors
 import socket
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from random import SystemRandom
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from redis import exceptions as errors
 
 from ..exceptions import BrokerError
+from .base import silent_ttl
 from .feeds import Delivery, Feed
+from .remedies import GARBLED
 from .scripts import parse
 
 if TYPE_CHECKING:
@@ -32,7 +34,10 @@ __all__ = ["START", "SUBSCRIBE", "UNSUBSCRIBE", "ListenerTimes", "Reader", "Serv
 
 logger = logging.getLogger("flask_sockets2.brokers")
 
+_random = SystemRandom()  # not the program's generator, which may have been seeded
+
 _CHUNK = 64  # messages, after which others may run
+_LOOK = 10.0  # seconds between two looks for channels that the server has to be asked to keep
 _KEPT_AT_ONCE = 100  # channels that the server is asked to keep, between two looks for messages
 _BREATH = 1e-6  # seconds in which other threads or greenlets may run
 
@@ -48,8 +53,8 @@ class ListenerTimes:
     :ivar ping: without any message, after which it is asked whether it is still there.
     :ivar shortest_wait: before the first attempt to reconnect, doubled for each one after it.
     :ivar longest_wait: between two attempts.
-    :ivar keep: after which the server is asked again to keep the epochs of silent channels; it does
-        so for a day.
+    :ivar keep: after which the server is asked again, at the latest, to keep the epochs of silent
+        channels; it does so for a day, or for less if nobody has listened for long.
     """
 
     answer: float = 5.0
@@ -57,6 +62,13 @@ class ListenerTimes:
     shortest_wait: float = 0.05
     longest_wait: float = 2.0
     keep: float = 3600.0
+
+    def keep_at(self, channel: str, begun: float, now: float) -> float:
+        """Return when the server has to be asked again to keep a channel that it keeps by now.
+
+        :param begun: when this process began to listen to it, by the same clock.
+        """
+        return now + min(silent_ttl(channel, now - begun) / 2, self.keep)
 
 
 class Servers(Protocol):
@@ -98,8 +110,8 @@ class Reader:
         self._well = False  # it has been heard at that, and all have caught up
         self._connection: Any = None  # of redis-py, whose classes have no common type
         self._waiting_since: float | None = None  # for an answer
-        self._kept = monotonic()  # when the server was asked to keep channels, and who is left
-        self._to_keep: list[Feed] = []
+        self._looked = monotonic()  # for feeds that the server has to be asked to keep
+        self._to_keep: list[Feed] = []  # those that are left
         self._closed = False
         self._stop = threading.Event()
         self._waker, self._woken = socket.socketpair()
@@ -174,7 +186,7 @@ class Reader:
                 if self._closed or (self.failure is not None and self._moved_away()):
                     break
                 wait = times.shortest_wait if self._well else min(wait * 2, times.longest_wait)
-                self.pause(wait * random.uniform(0.5, 1.0))
+                self.pause(wait * _random.uniform(0.5, 1.0))
         finally:
             self._listener.drop(self)
             self._close_wakers()
@@ -193,7 +205,10 @@ class Reader:
     def _connect(self) -> None:
         self._connected = False
         self._connection = self._listener.servers.connection(self.node)
-        self._connection.connect()
+        try:
+            self._connection.connect()
+        except GARBLED as exc:
+            raise errors.InvalidResponse from exc
         self._connected = True
         self.failure = None
 
@@ -323,6 +338,8 @@ class Reader:
             except errors.ResponseError as exc:
                 self._refused(exc)
                 continue
+            except GARBLED as exc:
+                raise errors.InvalidResponse from exc
             if not isinstance(reply, list):
                 continue  # PONG
             what = reply[0]
@@ -399,14 +416,18 @@ class Reader:
     def _keep(self) -> None:
         """Have the server keep the epochs of channels that nobody publishes to."""
         now = monotonic()
-        if not self._to_keep and now - self._kept >= self._times.keep:
-            self._kept = now
-            self._to_keep = self._listener.of(self)
+        times = self._times
+        if not self._to_keep and now - self._looked >= min(_LOOK, times.keep):
+            self._looked = now
+            self._to_keep = [each for each in self._listener.of(self) if each.keep_at <= now]
         if not self._to_keep:
             return
-        feeds = self._to_keep[-_KEPT_AT_ONCE:]
+        feeds = [feed for feed in self._to_keep[-_KEPT_AT_ONCE:] if not feed.gone]
         del self._to_keep[-_KEPT_AT_ONCE:]
         try:
-            self._listener.positions([feed.channel for feed in feeds if not feed.gone])
+            self._listener.keep([(feed.channel, now - feed.begun) for feed in feeds])
         except BrokerError as exc:
             logger.debug("cannot have channels kept, trying again later: %s", exc)
+            return
+        for feed in feeds:
+            feed.keep_at = times.keep_at(feed.channel, feed.begun, now)

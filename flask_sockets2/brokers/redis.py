@@ -10,13 +10,17 @@ cannot disagree. Each process has one connection for pub/sub (on a cluster one f
 
 from __future__ import annotations
 
+import logging
 import os
 import weakref
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from typing import Any, TypeVar
 
 from ..exceptions import BrokerError
+from ..rates import SeldomLog
 from .base import (
+    DAY,
     Broker,
     BrokerOptions,
     Draft,
@@ -26,11 +30,13 @@ from .base import (
     Receiver,
     native_lock,
     new_epoch,
+    silent_ttl,
 )
 from .client import SOCKET_TIMEOUT, Client
 from .leases import Leases, LeaseTimes
 from .listener import Listener
 from .reader import ListenerTimes
+from .remedies import GARBLED
 from .scripts import APPEND, HISTORY, HOLD, POSITION, Call, Names, body_of, parse
 
 __all__ = ["RedisBroker"]
@@ -41,7 +47,22 @@ _ROUND_BYTES = 2**20
 _PAGE = 100  # messages of a history in one answer
 _BATCH = 100  # histories asked for in one exchange
 _EXCHANGE_BYTES = 4 * 2**20  # of messages that are read at once; a longer message comes alone
-_DAY = 86_400_000  # milliseconds
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _understood(method: Method) -> Method:
+    """Have a method raise BrokerError for an answer that no Redis would give."""
+
+    @wraps(method)
+    def understanding(self: RedisBroker, *args: Any) -> Any:
+        try:
+            return method(self, *args)
+        except GARBLED as exc:
+            raise self._client.error(exc) from exc
+
+    return understanding  # type: ignore[return-value]  # it has the same arguments
 
 
 class RedisBroker(Broker):
@@ -66,8 +87,9 @@ class RedisBroker(Broker):
         lease_times: LeaseTimes | None = None,
     ) -> None:
         super().__init__(url, options, receiver)
-        self._client = Client(url, client_timeout)
+        self._client = Client(url, client_timeout, options.prefix)
         self._names = Names(options.prefix, self._client.db)
+        self._seldom = SeldomLog(logging.getLogger("flask_sockets2.brokers"))
         self._listener_times = listener_times or ListenerTimes()
         self._lease_times = lease_times or LeaseTimes()
         self._begin()
@@ -79,7 +101,7 @@ class RedisBroker(Broker):
             self._client,
             self._names,
             self.receiver,
-            self.positions,
+            self._keep,
             self._histories,
             self._listener_times,
         )
@@ -96,6 +118,7 @@ class RedisBroker(Broker):
 
     # -- messages --------------------------------------------------------------------------
 
+    @_understood
     def publish(self, drafts: Sequence[Draft]) -> list[Position]:
         if len(drafts) == 1:
             return self._append(drafts)
@@ -111,14 +134,15 @@ class RedisBroker(Broker):
         concerns one call then, and no channel's messages are in two: they keep their order.
         """
         if len(drafts) == 1 or not self._client.clustered:
-            return _positions(self._client.run([self._append_call(drafts)])[0])
+            return self._positions(drafts, self._client.run([self._append_call(drafts)])[0])
         by_channel: dict[str, list[int]] = {}
         for i, draft in enumerate(drafts):
             by_channel.setdefault(draft.channel, []).append(i)
-        calls = [self._append_call([drafts[i] for i in own]) for own in by_channel.values()]
+        parts = [[drafts[i] for i in own] for own in by_channel.values()]
+        replies = self._client.run([self._append_call(part) for part in parts])
         found: dict[int, Position] = {}
-        for own, reply in zip(by_channel.values(), self._client.run(calls), strict=True):
-            found.update(zip(own, _positions(reply), strict=True))
+        for own, part, reply in zip(by_channel.values(), parts, replies, strict=True):
+            found.update(zip(own, self._positions(part, reply), strict=True))
         return [found[i] for i in range(len(drafts))]
 
     def _append_call(self, drafts: Sequence[Draft]) -> Call:
@@ -135,6 +159,21 @@ class RedisBroker(Broker):
             args += (int(transient), body_of(kind, data, key, event, transient))
         return Call(APPEND, keys, args)
 
+    def _positions(self, drafts: Sequence[Draft], reply: bytes) -> list[Position]:
+        """Read the positions of what was published."""
+        positions, *renewed = reply.decode().split("!")
+        for number in renewed:
+            channel = list(dict.fromkeys(draft.channel for draft in drafts))[int(number) - 1]
+            self._seldom.warning(
+                "foreign_entry",
+                "another program has written to the history of channel %.200r at %s; its entries "
+                "were removed; have it use other keys, or set another SOCKETS_CHANNEL_PREFIX",
+                channel,
+                self._client.shown,
+            )
+        return [Position(text[:16], int(text[17:])) for text in positions.split()]
+
+    @_understood
     def subscribe(self, channel: str) -> Position:
         return self._listener.subscribe(channel)
 
@@ -148,11 +187,27 @@ class RedisBroker(Broker):
         [position] = self.positions([channel])
         return position
 
+    @_understood
     def positions(self, channels: Sequence[str]) -> list[Position]:
-        calls = [Call(POSITION, self._names.log(channel), [new_epoch()]) for channel in channels]
+        return self._keep([(channel, 0.0) for channel in channels])
+
+    def _keep(self, channels: Sequence[tuple[str, float]]) -> list[Position]:
+        """Return the newest position of each channel, and have the server keep it.
+
+        :param channels: names, and for how many seconds this process has listened to each.
+        """
+        calls = [
+            Call(
+                POSITION,
+                self._names.log(channel),
+                [new_epoch(), int(silent_ttl(channel, listened) * 1000)],
+            )
+            for channel, listened in channels
+        ]
         replies = self._client.run(calls) if calls else ()
         return [Position(epoch.decode(), int(offset)) for epoch, offset in replies]
 
+    @_understood
     def history(self, channel: str, since: Position | None) -> History:
         [found] = self._histories([(channel, since)])
         if isinstance(found, BrokerError):
@@ -231,18 +286,22 @@ class RedisBroker(Broker):
     def count(self, channel: str, subscribers: int) -> None:
         self._leases.count(channel, subscribers)
 
+    @_understood
     def subscribers(self, channel: str) -> int:
         return self._leases.subscribers(channel)
 
+    @_understood
     def join(self, channel: str, identity: str) -> None:
         self._leases.join(channel, identity)
 
     def leave(self, channel: str, identity: str) -> None:
         self._leases.leave(channel, identity)
 
+    @_understood
     def present(self, channel: str) -> list[str]:
         return self._leases.present(channel)
 
+    @_understood
     def hold(self, name: str, holder: str, seconds: float) -> bool:
         args = [holder, max(int(seconds * 1000), 0)]
         return bool(self._client.run([Call(HOLD, [self._names.key(name, "holder")], args)])[0])
@@ -256,7 +315,7 @@ class RedisBroker(Broker):
 def _kept(options: BrokerOptions) -> tuple[int, int, int]:
     """Return how many messages of a log are kept, and how many milliseconds it and its meta."""
     log_ttl = max(int(options.history_ttl * 1000), 1)
-    return options.history_size, log_ttl, max(_DAY, 10 * log_ttl)
+    return options.history_size, log_ttl, max(int(DAY * 1000), 10 * log_ttl)
 
 
 def _rounds(drafts: Sequence[Draft]) -> Iterator[list[Draft]]:
@@ -271,10 +330,6 @@ def _rounds(drafts: Sequence[Draft]) -> Iterator[list[Draft]]:
         size += len(draft.data)
     if together:
         yield together
-
-
-def _positions(reply: bytes) -> list[Position]:
-    return [Position(text[:16], int(text[17:])) for text in reply.decode().split()]
 
 
 # -- fork --------------------------------------------------------------------------------------

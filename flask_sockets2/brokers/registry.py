@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import entry_points
 
 from ..exceptions import BrokerError
@@ -12,18 +13,26 @@ __all__ = ["open_broker"]
 
 _ENTRY_POINTS = "flask_sockets2.brokers"
 _REDIS = ("redis", "rediss", "unix")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")  # RFC 3986 §3.1
 
 
 def open_broker(url: str, options: BrokerOptions, receiver: Receiver | None = None) -> Broker:
     """Return the broker of a URL; nothing is opened before its first call.
 
-    :raises BrokerError: when the scheme is unknown, or what serves it is not installed.
+    :raises BrokerError: when it is no URL, its scheme is unknown, or what serves it is not
+        installed.
     """
+    if not isinstance(url, str) or not url:
+        shown = repr(url) if not url else f"a {type(url).__name__}"
+        raise BrokerError(
+            f"expected a broker's URL such as redis://localhost:6379/0, got {shown}; if it comes "
+            "from an environment variable, set the variable"
+        )
     scheme, found, _ = url.partition("://")
-    if not found:
+    if not found or not _SCHEME.fullmatch(scheme):
         raise BrokerError(
             "expected a broker's URL such as memory:// or redis://localhost:6379/0, got one "
-            "without a scheme (SOCKETS_BROKER_URL)"
+            "without a scheme"
         )
     if scheme == "memory":
         return MemoryBroker(url, options, receiver)
@@ -35,6 +44,6 @@ def open_broker(url: str, options: BrokerOptions, receiver: Receiver | None = No
         broker: Broker = entry.load()(url, options, receiver)
         return broker
     raise BrokerError(
-        f"no broker serves {scheme}:// (SOCKETS_BROKER_URL); this package has memory, "
+        f"no broker serves {scheme}://; this package has memory, "
         f"{', '.join(_REDIS)}, and others may come by the entry point {_ENTRY_POINTS}"
     )

@@ -181,11 +181,14 @@ def parse(channel: str, payload: bytes, position: Position | None = None) -> Mes
 # -- Lua: messages -----------------------------------------------------------------------------
 
 # log_of(meta, log, fresh) -> epoch, offset of the newest message; begins the log anew, under the
-# epoch `fresh`, where there is none or another run of a server wrote it. Its first write is one
-# that a server out of memory refuses, so that nothing has changed then. Where an access control
-# list forbids INFO, all runs are taken for the same.
+# epoch `fresh`, if there is none, or another run of a server or another program wrote it. Its
+# first write is one that a server out of memory refuses, so that nothing has changed then. Where an
+# access control list forbids INFO, all runs are taken for the same.
+#
+# A log without messages costs whoever asks for its name nothing, so a minute is all that it gets;
+# POSITION keeps it for longer if a process listens.
 _LOG_OF = """
-local META_TTL = '86400000'
+local DAY, MINUTE = 86400000, 60000
 local run
 local function log_of(meta, log, fresh)
   if not run then
@@ -193,11 +196,12 @@ local function log_of(meta, log, fresh)
     run = type(info) == 'string' and string.match(info, 'run_id:(%x+)') or ''
   end
   local found = redis.call('HMGET', meta, 'run', 'epoch', 'offset')
-  if found[1] == run and found[2] and found[3] then
+  if found[1] == run and string.match(found[2] or '', '^%x+$') and #found[2] == 16
+      and string.match(found[3] or '', '^%d+$') and #found[3] < 16 then
     return found[2], tonumber(found[3])
   end
   redis.call('HSET', meta, 'run', run, 'epoch', fresh, 'offset', '0')
-  redis.call('PEXPIRE', meta, META_TTL)
+  redis.call('PEXPIRE', meta, MINUTE)
   redis.call('DEL', log)
   return fresh, 0
 end
@@ -206,16 +210,39 @@ local function text(number)
 end
 """
 
+# append(log, size, offset, message) -> whether the log had to be written anew.
+# Another program may have added an entry, with an ID of the server's choice for example. IDs of a
+# stream only grow, not even deleting the entry helps, so the log is written again without it.
+_APPEND_TO = """
+local function append(log, size, offset, message)
+  local id = text(offset) .. '-0'
+  local reply = redis.pcall('XADD', log, 'MAXLEN', '~', size, id, 'm', message)
+  if not (type(reply) == 'table' and reply.err) then return false end
+  local own = {}
+  if string.find(reply.err, 'ERR The ', 1, true) then
+    own = redis.call('XREVRANGE', log, text(offset - 1) .. '-0', '-', 'COUNT', size)
+    redis.call('DEL', log)
+  end
+  for i = #own, 1, -1 do
+    redis.call('XADD', log, own[i][1], unpack(own[i][2]))
+  end
+  redis.call('XADD', log, 'MAXLEN', '~', size, id, 'm', message)
+  return true
+end
+"""
+
 # Publishes messages, in their order: all of them, or none with an error.
 #   KEYS: meta and log of each channel.
 #   ARGV: PUBLISH or SPUBLISH, fresh epoch, size of the log, milliseconds that the log and the meta
 #         are kept; then for each message: number of its channel (1 is the first), name of that in
 #         pub/sub, '1' for a transient one, the message.
-#   Returns the positions as one text, with spaces between them.
+#   Returns the positions as one text, with spaces between them; then '!' and the number of each
+#   channel whose log had to be written anew.
 APPEND = Script(
     _LOG_OF,
+    _APPEND_TO,
     """
-local epochs, offsets, appended, positions = {}, {}, {}, {}
+local epochs, offsets, appended, positions, renewed = {}, {}, {}, {}, {}
 for i = 6, #ARGV, 4 do
   local channel = tonumber(ARGV[i])
   local meta, log = KEYS[2 * channel - 1], KEYS[2 * channel]
@@ -225,9 +252,8 @@ for i = 6, #ARGV, 4 do
   if ARGV[i + 2] ~= '1' then
     offsets[channel] = redis.call('HINCRBY', meta, 'offset', 1)
     appended[channel] = true
-    if ARGV[3] ~= '0' then
-      redis.call('XADD', log, 'MAXLEN', '~', ARGV[3], text(offsets[channel]) .. '-0',
-                 'm', ARGV[i + 3])
+    if ARGV[3] ~= '0' and append(log, ARGV[3], offsets[channel], ARGV[i + 3]) then
+      renewed[#renewed + 1] = '!' .. channel
     end
   end
   local position = epochs[channel] .. '-' .. text(offsets[channel])
@@ -238,19 +264,23 @@ for channel in pairs(appended) do
   redis.call('PEXPIRE', KEYS[2 * channel - 1], ARGV[5])
   redis.call('PEXPIRE', KEYS[2 * channel], ARGV[4])
 end
-return table.concat(positions, ' ')
+return table.concat(positions, ' ') .. table.concat(renewed)
 """,
 )
 
-# Returns the newest position as {epoch, offset}, and has the meta kept: a process that subscribes
-# asks again and again, else a channel that is silent for a day would seem to have lost messages.
-#   KEYS: meta, log.  ARGV: fresh epoch.
+# Returns the newest position as {epoch, offset}, and keeps the meta: for a day if the log has
+# messages, else for the time given. A process that subscribes asks again and again; otherwise a
+# channel that is silent for a day would seem to have lost messages.
+#   KEYS: meta, log.  ARGV: fresh epoch; milliseconds that a log without messages is kept.
 POSITION = Script(
     _LOG_OF,
     """
 local epoch, offset = log_of(KEYS[1], KEYS[2], ARGV[1])
-if redis.call('PTTL', KEYS[1]) < META_TTL / 2 then
-  redis.call('PEXPIRE', KEYS[1], META_TTL)
+local left, kept = redis.call('PTTL', KEYS[1]), tonumber(ARGV[2])
+if offset > 0 and left < DAY / 2 then
+  redis.call('PEXPIRE', KEYS[1], DAY)
+elseif offset == 0 and left < kept then
+  redis.call('PEXPIRE', KEYS[1], kept)
 end
 return {epoch, text(offset)}
 """,
@@ -381,12 +411,12 @@ WHO = Script(
 local total = {}
 local found = redis.call('HGETALL', KEYS[1])
 for i = 1, #found, 2 do
-  total[found[i]] = tonumber(found[i + 1])
+  total[found[i]] = tonumber(found[i + 1]) or 0
 end
 for k = 2, #KEYS do
   found = redis.call('HGETALL', KEYS[k])
   for i = 1, #found, 2 do
-    total[found[i]] = (total[found[i]] or 0) - tonumber(found[i + 1])
+    total[found[i]] = (total[found[i]] or 0) - (tonumber(found[i + 1]) or 0)
   end
 end
 local identities = {}

@@ -67,7 +67,8 @@ _HTTP_1_0 = Finding(
 _ELSEWHERE = Finding(
     2,
     "the answer, of status {status}, is not that of an application with Firehose and this "
-    "SECRET_KEY whose clock goes right: name an address that it serves without a login or a cache",
+    "SECRET_KEY whose clock goes right: name an address that it serves without a login or a cache. "
+    "A SECRET_KEY that each process makes for itself, as by os.urandom(), is never the same",
 )
 _UNREACHABLE = Finding(2, "cannot reach {host}: {reason}")
 

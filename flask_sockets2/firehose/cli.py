@@ -41,7 +41,7 @@ def _parse_url(context: click.Context, parameter: click.Parameter, value: str) -
 @click.option("--insecure", is_flag=True, help="Do not check the certificate.")
 @click.pass_context
 def check_command(context: click.Context, url: SplitResult, timeout: float, insecure: bool) -> None:
-    """Find out whether a response 103 gets from the application through to URL.
+    """Find out whether a 103 of the application gets through to URL.
 
     The application that runs there has to have the same SECRET_KEY; it answers by itself, no view
     is run. The request is made by HTTP/1.1, for the proxies are what is tested.

@@ -11,13 +11,18 @@ hop in front is known to pass it: the server speaks HTTP/2 itself, or the proxy 
 from __future__ import annotations
 
 import logging
+import os
+from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from flask import Flask, Response, current_app, request
 from werkzeug.exceptions import HTTPException
+from werkzeug.security import safe_join
 
+from ..settings import check
 from .links import Link, joined, link_of
 from .pushes import Place, record_of, state_of
 
@@ -107,7 +112,7 @@ def begin(app: Flask) -> None:
         record_of(app).hinted.extend(declared.made())
     links = list(record_of(app).hinted)
     if _learns(app, declared):
-        links += state_of(app).learned.get(_place(), ())
+        links += _known(app)
     _send(app, links)
 
 
@@ -117,6 +122,9 @@ def learn(app: Flask, response: Response) -> None:
     Only what is the same for everybody, as a rule: styles, scripts and fonts among the static files
     of the application, at this host and below this prefix, since tenants may have one each. Other
     files and other URLs may be about one user.
+
+    A visitor must not choose what others load. So a page with a query teaches nothing, and no file
+    is learned that is missing in its folder. Hosts are in the request, too: see :func:`_keep`.
     """
     record = record_of(app)
     page = request.method == "GET" and response.status_code == 200
@@ -126,16 +134,39 @@ def learn(app: Flask, response: Response) -> None:
         return
     if request.endpoint is None or not _learns(app, _declared(app)):
         return
+    if request.query_string:
+        return
     learned, place = state_of(app).learned, _place()
     known = {each.key for each in learned.get(place, ())}
     pushed = record.pushed.values()
     found = [each for each in pushed if each.key in known or _is_for_everybody(app, each)]
-    if not found:
+    if found:
+        _keep(learned, place, tuple(found[:_MAX_LEARNED]))
+    else:
         learned.pop(place, None)
-        return
-    if len(learned) >= _MAX_PLACES and place not in learned:
-        learned.clear()  # somebody makes up hosts; the next pages teach it again
-    learned[place] = tuple(found[:_MAX_LEARNED])
+
+
+def _known(app: Flask) -> tuple[Link, ...]:
+    """Return what the pages of the place that is asked for have taught."""
+    learned, place = state_of(app).learned, _place()
+    links = learned.get(place, ())
+    if links:
+        with suppress(KeyError):  # another thread has just forgotten it
+            learned.move_to_end(place, last=False)
+    return links
+
+
+def _keep(learned: OrderedDict[Place, tuple[Link, ...]], place: Place, links: Any) -> None:
+    """Keep what a place has taught; when there are too many, in the room of the newest one.
+
+    Anybody can make up hosts. Each of them takes the room of the one before. A place that was asked
+    for once more has moved to the front, and stays.
+    """
+    if place not in learned:
+        while len(learned) >= _MAX_PLACES:
+            with suppress(KeyError):  # another thread was faster
+                learned.popitem()
+    learned[place] = links
 
 
 def server_function(environ: dict[str, Any]) -> EarlyHints | None:
@@ -150,7 +181,8 @@ def _declared(app: Flask) -> Declared | None:
 
 
 def _learns(app: Flask, declared: Declared | None) -> bool:
-    return bool(app.config.get("FIREHOSE_LEARN", True)) and (declared is None or declared.learn)
+    wanted: bool = check("FIREHOSE_LEARN", app.config.get("FIREHOSE_LEARN", True))
+    return wanted and (declared is None or declared.learn)
 
 
 def _send(app: Flask, links: list[Link]) -> bool:
@@ -175,12 +207,7 @@ def _send(app: Flask, links: list[Link]) -> bool:
 
 def _may_send(app: Flask) -> bool:
     """Whether a response 103 is wanted and harmless."""
-    setting = app.config.get("FIREHOSE_EARLY_HINTS", "auto")
-    if setting not in ("auto", True, False):
-        raise ValueError(
-            f"FIREHOSE_EARLY_HINTS must be 'auto', True or False, got {setting!r}; "
-            "'auto' sends where FIREHOSE_HOP_HEADER says that a proxy passes them"
-        )
+    setting = check("FIREHOSE_EARLY_HINTS", app.config.get("FIREHOSE_EARLY_HINTS", "auto"))
     protocol = request.environ.get("SERVER_PROTOCOL", "")
     if not setting or protocol < "HTTP/1.1" or request.method != "GET":
         return False
@@ -194,19 +221,14 @@ def _may_send(app: Flask) -> bool:
 
 def _hop_is_known(app: Flask, protocol: str) -> bool:
     """Whether the next hop passes a response 103 on, or is the browser itself by HTTP/2."""
-    name = app.config.get("FIREHOSE_HOP_HEADER")
-    if name is not None and not isinstance(name, str):
-        raise ValueError(
-            f"FIREHOSE_HOP_HEADER must be the name of a header, as 'X-Early-Hints', got {name!r}; "
-            "where every hop passes a response 103, set FIREHOSE_EARLY_HINTS = True"
-        )
+    name = check("FIREHOSE_HOP_HEADER", app.config.get("FIREHOSE_HOP_HEADER"))
     said = request.headers.get(name, "") if name else ""
     return protocol >= "HTTP/2" or said not in ("", "0")
 
 
 def _place() -> Place:
     """Where this page was asked for."""
-    return request.endpoint or "", request.host, request.root_path
+    return request.endpoint or "", request.host.lower(), request.root_path
 
 
 def _is_for_everybody(app: Flask, each: Link) -> bool:
@@ -216,14 +238,28 @@ def _is_for_everybody(app: Flask, each: Link) -> bool:
 
 
 def _is_static(app: Flask, url: str) -> bool:
-    """Whether a URL is that of one of the application's static files."""
+    """Whether a URL is that of one of the application's static files.
+
+    If the folder is there, the file must be in it. Where a proxy or a CDN serves the files, the
+    application may have no folder.
+    """
     parts = urlsplit(url)
     root = request.root_path
     if parts.netloc or not parts.path.startswith(f"{root}/"):
         return False
     adapter = app.create_url_adapter(request)
     try:
-        endpoint, _ = adapter.match(unquote(parts.path.removeprefix(root)), method="GET")  # type: ignore[union-attr]  # there is one for a request
+        endpoint, values = adapter.match(  # type: ignore[union-attr]  # there is one for a request
+            unquote(parts.path.removeprefix(root)), method="GET"
+        )
     except HTTPException:  # a redirect of the router is one, too
         return False
-    return endpoint == "static" or str(endpoint).endswith(".static")
+    name, _, last = f".{endpoint}".rpartition(".")
+    if last != "static":
+        return False
+    scaffold = app.blueprints.get(name[1:]) if name else app
+    folder = scaffold.static_folder if scaffold else None
+    if folder is None or not os.path.isdir(folder) or "filename" not in values:
+        return True
+    path = safe_join(folder, values["filename"])
+    return path is not None and os.path.isfile(path)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from flask import Flask, Response, current_app
 
+from ..settings import check_all, warn_of_misspelt
 from . import early
 from .early import early_hints, hints
 from .probe import answer
@@ -48,7 +47,7 @@ class Firehose:
     flush = staticmethod(flush)
 
     def __init__(
-        self, app: Flask | None = None, connector: Memory | type[Any] | None = Connector
+        self, app: Flask | None = None, connector: Memory | type[Memory] | None = Connector
     ) -> None:
         made = connector() if isinstance(connector, type) else connector
         for method in ("get_pushed", "set_pushed"):
@@ -65,15 +64,20 @@ class Firehose:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
-        """Serve an application, and give its templates ``push`` and ``flush``."""
+        """Serve an application, and give its templates ``push`` and ``flush``.
+
+        :raises ValueError: when a setting is not what is expected, naming it.
+        """
+        check_all(app.config, "FIREHOSE_")
+        warn_of_misspelt(app.config, app.extensions)
         if EXTENSION in app.extensions:
             app.extensions[EXTENSION].memory = self.connector
             return
-        app.extensions[EXTENSION] = State(self.connector)
         app.add_template_global(push, "push")
         app.add_template_global(flush_mark, "flush")
         app.before_request(self.populate)
         app.after_request(self.set_header)
+        app.extensions[EXTENSION] = State(self.connector)  # last: Flask may have refused the others
 
     def populate(self) -> Response | None:
         """Begin a request, before its view: send what is known of the page already."""

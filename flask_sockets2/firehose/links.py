@@ -28,11 +28,15 @@ _ATTRIBUTE = re.compile(
 
 _DESTINATIONS = {
     "style": ("css",),
-    "script": ("js",),
+    "script": ("js", "mjs"),
     "font": ("woff2", "woff", "ttf", "otf"),
     "image": ("avif", "gif", "ico", "jpeg", "jpg", "png", "svg", "webp"),
 }
 _OF_ENDINGS = {ending: kind for kind, endings in _DESTINATIONS.items() for ending in endings}
+
+# For <script type="module">, which a preload does not serve: browsers would fetch it twice.
+_MODULE_ENDING = "mjs"
+_MODULE = "module"
 
 # What a page fetches so is asked for by CORS; a preload without it is fetched a second time.
 _BY_CORS = ("font", "fetch")
@@ -66,11 +70,15 @@ class Link:
 
 
 def link(url: str, *flags: str, **attributes: object) -> Link:
-    """Make a link; ``rel`` is ``preload`` where nothing else is said.
+    """Make a link; without ``rel`` it is a ``preload``, and a ``modulepreload`` for a module.
+
+    A module is what ends in ``.mjs`` or has ``type="module"``, as its element in the page has. That
+    is no type of a file, so it is left out of the link.
 
     ::
 
         link("/static/app.css", as_="style")  # </static/app.css>; rel=preload; as=style
+        link("/static/app.js", type="module")  # </static/app.js>; rel=modulepreload
 
     :param url: as the page names it.
     :param flags: attributes, behind the others: ``"nopush"``, or with a value, ``"as=style"``.
@@ -84,9 +92,14 @@ def link(url: str, *flags: str, **attributes: object) -> Link:
     for flag in flags:
         name, equals, text = flag.partition("=")
         found.setdefault(_name(name), _text(name, text.strip('"')) if equals else None)
-    if "rel" not in found:
-        found = {"rel": "preload", **found}
     encoded = _encoded(url)
+    is_module = (found.get("type") or "").strip().lower() == _MODULE
+    if is_module and found.get("rel", "preload") == "preload":
+        del found["type"]  # browsers ignore a preload of a type that they do not know
+        found["rel"] = "modulepreload"
+    if "rel" not in found:
+        module = _ending(encoded) == _MODULE_ENDING and found.get("as", "script") == "script"
+        found = {"rel": "modulepreload" if module else "preload", **found}
     if "preload" in (found["rel"] or "").split():
         if "as" not in found and (kind := _destination(encoded)):
             found["as"] = kind
@@ -208,8 +221,11 @@ def _quoted(value: str) -> str:
 
 def _destination(url: str) -> str | None:
     """What a file is, by the ending of its name."""
-    ending = splitext(urlsplit(url).path)[1]
-    return _OF_ENDINGS.get(ending[1:].lower())
+    return _OF_ENDINGS.get(_ending(url))
+
+
+def _ending(url: str) -> str:
+    return splitext(urlsplit(url).path)[1][1:].lower()
 
 
 def _is_origin(url: str) -> bool:

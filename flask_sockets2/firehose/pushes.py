@@ -15,9 +15,10 @@ Differences from Flask-Firehose, whose interface this is:
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, cast
+from typing import Protocol, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 from flask import Flask, Response, current_app, has_request_context, request, session
@@ -54,10 +55,10 @@ _IN_ENVIRON = "flask_sockets2.firehose"
 class Memory(Protocol):
     """Remembers what a client has been pushed; a connector, as Flask-Firehose calls it."""
 
-    def get_pushed(self) -> Any:
+    def get_pushed(self) -> Iterable[str] | None:
         """Return a set of URLs that the client of this request has been pushed."""
 
-    def set_pushed(self, inset: set[str], /) -> Any:
+    def set_pushed(self, inset: set[str], /) -> object:
         """Keep the set, which now has those of this response, too."""
 
 
@@ -94,13 +95,13 @@ class State:
     """What an application has of Firehose.
 
     :param memory: None: each response has all of its links.
-    :ivar learned: what the last page of each place has pushed. An entry is replaced as a whole, so
-        that threads need no lock.
+    :ivar learned: what the last page of each place has pushed. Those asked for again stand in
+        front. An entry is replaced as a whole, so that threads need no lock.
     :ivar unmarked: names of templates without ``{{ flush() }}`` that were flushed; logged once.
     """
 
     memory: Memory | None
-    learned: dict[Place, tuple[Link, ...]] = field(default_factory=dict)
+    learned: OrderedDict[Place, tuple[Link, ...]] = field(default_factory=OrderedDict)
     unmarked: set[str | None] = field(default_factory=set)
 
 

@@ -20,14 +20,22 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from time import monotonic
 from typing import Any
 
 from ..connection import Connection
 from ..transports.base import StreamTransport, Waiter, read_ahead
 
-__all__ = ["STOPPING", "Takeover", "client_socket", "take_over", "waiter"]
+__all__ = [
+    "STOPPING",
+    "Takeover",
+    "client_socket",
+    "close_after",
+    "on_gevent",
+    "take_over",
+    "waiter",
+]
 
 logger = logging.getLogger("flask_sockets2.servers")
 
@@ -47,7 +55,6 @@ class Takeover:
     def __init__(self, environ: MutableMapping[str, Any], sock: Any) -> None:
         self._environ = environ
         self._sock = sock
-        self._far_end: socket.socket | None = None
         self.connection = Connection(environ, self._take)
 
     def _take(self, send_timeout: float) -> tuple[StreamTransport, bytes]:
@@ -55,30 +62,44 @@ class Takeover:
             self._sock, send_timeout=send_timeout
         )
         self._sock.setblocking(False)
-        return transport, _early_bytes(self._environ["wsgi.input"])
+        return transport, _early_bytes(_input(self._environ))
 
-    def release(self, start_response: Callable[..., Any]) -> Iterator[bytes]:
-        """Give the server the sink, and the empty response that it writes there."""
-        near, self._far_end = socket.socketpair()
-        self._far_end.shutdown(socket.SHUT_WR)
+    def release(self) -> None:
+        """Give the server the sink, which lasts as long as its socket: middleware may close the
+        body of the response before the server has written it, and make it as large as it likes."""
+        near, far_end = socket.socketpair()
+        far_end.shutdown(socket.SHUT_WR)
         self._sock.setblocking(True)
         os.dup2(near.fileno(), self._sock.fileno(), inheritable=False)
         near.close()
-        start_response("101 Switching Protocols", [("Connection", "close")])
-        return _Released(self._far_end)
+        far_end.setblocking(False)
+        former = self.connection.transport
+        transport = type(former)(far_end, send_timeout=former.send_timeout)
+        with transport.lock:
+            transport.start(_Sink(far_end))
 
 
-class _Released(Iterator[bytes]):
-    """The empty body of a response that nobody reads; closing it closes the sink."""
+class _Sink:
+    """The far end of what a server has in place of its client: it takes all and keeps nothing.
 
-    def __init__(self, far_end: socket.socket) -> None:
-        self._far_end = far_end
+    :param sock: that it closes when the server has closed the other end.
+    """
 
-    def __next__(self) -> bytes:
-        raise StopIteration
+    unread = owes = False
 
-    def close(self) -> None:
-        self._far_end.close()
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def data_received(self, data: bytes) -> None:
+        """Throw away what the server writes."""
+
+    def eof_received(self) -> None:
+        self._sock.close()
+
+    def write_drained(self) -> None:
+        """Nothing is written."""
+
+    write_stalled = write_strained = write_drained
 
 
 def take_over(environ: MutableMapping[str, Any]) -> Takeover | None:
@@ -98,20 +119,37 @@ def client_socket(environ: Mapping[str, Any]) -> Any:
         None,
     )
     if sock is None:
-        stream = environ.get("wsgi.input")
+        stream = _input(environ)
         # The stream itself, where pywsgi takes the request for an upgrade.
         raw = getattr(getattr(stream, "rfile", stream), "raw", None)
         sock = getattr(raw, "_sock", None)  # the socket of the file that makefile() returned
     return sock if hasattr(sock, "fileno") else None
 
 
+def _input(environ: Mapping[str, Any]) -> Any:
+    """Return the server's own stream of a request, which wsgiref's validator and Werkzeug's
+    LintMiddleware wrap."""
+    stream: Any = environ.get("wsgi.input")
+    while (inner := getattr(stream, "input", getattr(stream, "_stream", None))) is not None:
+        stream = inner
+    return stream
+
+
+def on_gevent() -> bool:
+    """Whether a greenlet runs, which shares its thread of the system with others."""
+    if "gevent" not in sys.modules:
+        return False
+    from ..transports.green import is_green
+
+    return is_green()
+
+
 def waiter() -> Waiter:
     """Return how the greenlet or thread that runs waits for others."""
-    if "gevent" in sys.modules:
-        from ..transports.green import GreenWaiter, is_green
+    if on_gevent():
+        from ..transports.green import GreenWaiter
 
-        if is_green():
-            return GreenWaiter()
+        return GreenWaiter()
     from ..transports.threaded import ThreadedWaiter
 
     return ThreadedWaiter()
@@ -147,6 +185,28 @@ def _close_all() -> None:
     for connection in Connection.opened():
         connection.wait_closed(max(0.0, deadline - monotonic()))
         connection.abort()
+
+
+def close_after(environ: Mapping[str, Any], start_response: Callable[..., Any]) -> None:
+    """Have the server close the connection after the response.
+
+    gunicorn's own workers drop the header field ``Connection`` of an application (PEP 3333) and
+    keep the connection alive. Their response can be asked to close it, if ``start_response`` is
+    its method and not middleware's. In any case no further request is read.
+    """
+    reader = getattr(_input(environ), "reader", None)
+    for owner in (getattr(start_response, "__self__", None), getattr(reader, "req", None)):
+        force_close = getattr(owner, "force_close", None)
+        if force_close is not None:
+            force_close()
+    unreader = getattr(reader, "unreader", None)
+    if unreader is not None:
+        _early_bytes(_input(environ))
+        unreader.chunk = _end_of_file
+
+
+def _end_of_file(*_: object) -> bytes:
+    return b""
 
 
 def _early_bytes(stream: Any) -> bytes:

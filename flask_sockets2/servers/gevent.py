@@ -7,16 +7,21 @@
 
 from __future__ import annotations
 
+import _socket
+import errno
 import logging
 import signal
+import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from http.client import responses
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from math import ceil
-from sys import intern
-from typing import Any
+from socket import IPPROTO_TCP, MSG_PEEK, SHUT_RD, SO_ERROR, SO_LINGER, SOL_SOCKET, TCP_NODELAY
+from time import monotonic, time
+from typing import Any, NoReturn
 
 import gevent
 from gevent.monkey import is_module_patched
@@ -24,18 +29,26 @@ from gevent.pool import Pool
 from gevent.pywsgi import WSGIHandler, WSGIServer
 from geventwebsocket.exceptions import WebSocketError as GeventWebSocketError
 
-from ..connection import Connection
+from ..connection import NO_HANDLER, Connection, Take
 from ..exceptions import ConnectionClosed, HandshakeError
+from ..rates import SeldomLog
+from ..transports import memory
 from ..transports.base import StreamTransport, read_ahead
-from ..transports.green import GreenTransport
-from ..wire.handshake import is_upgrade
-from .head import CONTROL, CONTROL_IN_LINE, NAME, Headers, printable
+from ..transports.green import GreenTransport, hub_clock
+from ..wire.handshake import is_host, is_upgrade, named_subprotocol
+from . import under_way
+from .body import BrokenBody, RequestBody
+from .clients import Client, Clients, client_of
+from .head import CONTROL, Headers, RequestError, RequestLine, check_fields, environ_key, printable
+from .patience import Patience, http_settings
 from .pool import HandlerPool, Heir
 from .stream import Body, Stream
+from .turns import READ_AHEAD, Receiver, Sender, turns
 
 __all__ = ["GreenConnection", "WebSocketHandler", "WebSocketServer", "drain"]
 
 logger = logging.getLogger("flask_sockets2.servers")
+_seldom = SeldomLog(logger)  # for what clients bring about, as often as they like
 
 _STOPPING = "this server is stopping; connect again"
 
@@ -44,15 +57,15 @@ _BATCH_INTERVAL = 0.1  # seconds
 # in a second its successor takes in the same time.
 _SMALLEST_BATCH = 10
 
-_REQUEST_TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+# Seconds that the rest of a body is read after its response, so that a client which still sends
+# reads the response and is not cut off by a reset (RFC 9112 §9.6).
+_LINGER = 30.0
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: what the client has not taken is thrown away
 
-
-class _SlowRequest(ValueError, TimeoutError):
-    """The head of a request took longer than the handshake timeout.
-
-    In the request line pywsgi closes the connection silently for the one base, in the header
-    fields it answers for the other.
-    """
+# The kernel has no descriptor or memory for another connection: clients decide how many there are.
+_NO_ROOM = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+_ACCEPT_AGAIN = 0.5  # seconds
+_ACCEPTING = 0.005  # seconds for connections that come to nothing, before others have their turn
 
 
 class GreenConnectionClosed(ConnectionClosed, GeventWebSocketError):  # type: ignore[misc]  # untyped base
@@ -60,10 +73,21 @@ class GreenConnectionClosed(ConnectionClosed, GeventWebSocketError):  # type: ig
 
 
 class GreenConnection(Connection):
-    """A connection under our own handler."""
+    """A connection under our own handler, with what ``servers/clients.py`` asks for."""
 
-    __slots__ = ()
+    __slots__ = ("address", "client", "server")
     error = GreenConnectionClosed
+
+    def __init__(self, environ: Mapping[str, Any], take: Take) -> None:
+        super().__init__(environ, take)
+        self.server: Any = None
+        self.address: Any = None
+        self.client: Client | None = None  # once somebody has asked for it
+
+    def link_ended(self) -> None:
+        if not self.handler:  # which may still ask
+            self.client = None
+        super().link_ended()
 
 
 def _warn_unpatched() -> None:
@@ -80,83 +104,201 @@ def _warn_unpatched() -> None:
 
 _warned = False
 
-_NO_TIMEOUT = gevent.Timeout()
-
 
 class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs make it Any
     """A pywsgi handler that gives the application ``environ["wsgi.websocket"]``.
 
-    Heads of requests that pywsgi would let pass are refused with 400, a slow one with 408.
+    Heads of requests that pywsgi would let pass are refused with 400, a slow one with 408. What is
+    wrong with a request is logged as information, once a second at most, and never as an error.
     """
 
+    # The first four are what counts if no application of the process sets them.
     #: Seconds for the head of a request to arrive.
     handshake_timeout = 10.0
+    #: Seconds that a client may send nothing of a body, or take nothing of a response.
+    stall_timeout = 60.0
+    #: Bytes a second that a client has to keep to beyond; None for no such rate.
+    min_rate: float | None = 500.0
+    #: Seconds to wait for one body, or for one response to be taken; None for no limit.
+    max_time: float | None = 14400.0
     #: Seconds to wait for the next request on the same connection.
     keep_alive_timeout = 75.0
+    #: Header fields that a request may have; a request with more is refused with 431.
+    max_header_fields = 100
+    #: Bytes of one header field with its name; None for 16 KiB of all values of one name. A request
+    #: with more is refused with 431.
+    max_header_size: int | None = None
+    #: Bytes of a request line, at most 8190; a request with more is refused with 414.
+    max_request_line = 8190
 
     socket: Any
     rfile: Any
     requestline: Any
     response_headers: list[tuple[bytes, bytes]]
+    status: Any
     environ: Any
     headers: Any
-    _timeout: Any = _NO_TIMEOUT
     _connection: GreenConnection | None = None
+    _application: object = None  # if the server's stands around it
     _requests = 0
     _streaming = False  # the response is left to its stream
     result: Any
     response_use_chunked: bool
 
+    def __init__(self, sock: Any, address: Any, server: Any, rfile: Any = None) -> None:
+        self._turns = turns()
+        self._receiver = Receiver(sock, self._turns)
+        self._sender = Sender(sock, self._turns)
+        self.__dict__.update(http_settings())
+        # pywsgi writes a head and a body apart. Otherwise the body would wait until the client
+        # acknowledges the head, which takes 40 ms for each page but the first.
+        with suppress(OSError):  # a Unix socket
+            sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+        super().__init__(sock, address, server, BufferedReader(self._receiver, READ_AHEAD))
+
     # -- the head of a request -------------------------------------------------------------
 
     def read_requestline(self) -> str:
+        self._turns.take()
         if self._requests and self.server.closed:
             return ""  # ask another one; closes silently
+        self._await_request()
         if self._requests:  # between two requests a client may rest; TimeoutError closes silently
-            with gevent.Timeout(self.keep_alive_timeout, TimeoutError("no further request came")):
-                self.rfile.peek(1)
+            self._receiver.patience = Patience(self.keep_alive_timeout)
+            self.rfile.peek(1)
         self._requests += 1
-        error = _SlowRequest(f"the head of the request took over {self.handshake_timeout} s")
-        self._timeout = gevent.Timeout.start_new(self.handshake_timeout, error)
+        self._receiver.patience = Patience(self.handshake_timeout, total=self.handshake_timeout)
+        line = self._read_line()
+        return line.removesuffix("\r\n") or line  # pywsgi takes 8191 bytes
+
+    def _read_line(self) -> str:
+        """Read the first line of a request."""
         line: str = super().read_requestline()
+        if line in ("\r\n", "\n"):  # one is ignored (RFC 9112 §2.2)
+            line = super().read_requestline()
         return line
 
     def read_request(self, raw_requestline: str) -> bool:
-        if CONTROL_IN_LINE.search(raw_requestline.removesuffix("\n").removesuffix("\r")):
-            raise ValueError("the request line holds a control character")  # RFC 9112 §3
-        valid: bool = super().read_request(raw_requestline)
-        self._stop_timeout()
-        if self.request_version == "HTTP/1.1" and len(self.headers.get_all("host")) != 1:
-            raise ValueError("expected exactly one Host header field")
-        return valid
+        self.requestline = raw_requestline.removesuffix("\n").removesuffix("\r")
+        if len(self.requestline) > self.max_request_line:
+            raise RequestError(
+                f"the request line is longer than {self.max_request_line} bytes", 414
+            )
+        line = RequestLine(self.requestline)
+        self.command, self.path, self.request_version = line.method, line.path, line.version
+        headers = self.headers = Headers(self.rfile, self.max_header_fields, self.max_header_size)
+        headers.fields = self.admit(headers.fields)
+        self._stop_awaiting()
+        self._check_host(line)
+        if line.version == "HTTP/1.0" and headers.get("transfer-encoding") is not None:
+            raise RequestError("Transfer-Encoding came with HTTP/1.0 (RFC 9112 §6.1)")
+        length = headers.get("content-length")
+        self.content_length = None if length is None else int(length)
+        if self.content_length and line.method == "HEAD":
+            raise RequestError("a HEAD request has a body")
+        self.close_connection = self._is_last(line.version)
+        self._receiver.patience = self._patience()
+        self._sender.patience = self._patience()
+        under_way.begin(self)
+        return True
+
+    def admit(self, fields: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Return the header fields that the application is given.
+
+        A name with an underscore could be mistaken for one with a hyphen: both have the same key in
+        an environ.
+        """
+        return [field for field in fields if "_" not in field[0]]
+
+    def _patience(self) -> Patience:
+        return Patience(self.stall_timeout, self.min_rate, self.max_time)
+
+    def _await_request(self) -> None:
+        """Have a server that stops close the connection, until there is a request."""
+        if isinstance(self.server, WebSocketServer):
+            self.server.await_request(self.socket)
+
+    def _stop_awaiting(self) -> None:
+        if isinstance(self.server, WebSocketServer):
+            self.server.stop_awaiting(self.socket)
+
+    def _check_host(self, line: RequestLine) -> None:
+        """See that there is one valid host (RFC 9112 §3.2), and take that of an absolute target."""
+        hosts = self.headers.get_all("host")
+        if len(hosts) > 1 or (not hosts and line.version == "HTTP/1.1"):
+            raise RequestError("expected exactly one Host header field")
+        if line.authority is not None:
+            hosts.append(line.authority)
+            self.headers.replace("host", line.authority)
+        if not all(is_host(host) for host in hosts):
+            raise RequestError("the host is not a name or an address with perhaps a port")
+
+    def _is_last(self, version: str) -> bool:
+        """Whether the client keeps the connection for no further request (RFC 9112 §9.3)."""
+        fields = self.headers.get_all("connection")
+        options = {option.strip(" \t").lower() for field in fields for option in field.split(",")}
+        return "close" in options or (version == "HTTP/1.0" and "keep-alive" not in options)
 
     def handle_one_request(self) -> Any:
         try:
-            return super().handle_one_request()
+            answer = super().handle_one_request()
+            if isinstance(answer, tuple):
+                self._send_error(*answer)
+                return None
+            return answer
         finally:
-            self._stop_timeout()  # where the request line or a header field was broken
+            self._stop_awaiting()  # if the request line or a header field was broken
+            under_way.end(self)
+            memory.ended(hub_clock())
             self.environ = None  # it holds our bound methods: break the circle
-
-    def _stop_timeout(self) -> None:
-        self._timeout.close()
-        self._timeout = _NO_TIMEOUT
-
-    def MessageClass(self, rfile: Any, *args: Any) -> Headers:
-        return Headers(rfile)
 
     def _headers(self) -> Iterator[tuple[str, str]]:
         for name, value in self.headers.fields:
-            if "_" not in name:  # a name that a hyphen's could be mistaken for
-                key = name.upper().replace("-", "_")
-                if key not in ("CONTENT_TYPE", "CONTENT_LENGTH"):
-                    yield intern(f"HTTP_{key}"), value
+            key = environ_key(name)
+            if key not in ("HTTP_CONTENT_TYPE", "HTTP_CONTENT_LENGTH"):
+                yield key, value
 
-    def _handle_client_error(self, ex: Exception) -> tuple[str, bytes]:
-        answer: tuple[str, bytes] = super()._handle_client_error(ex)
-        return ("408", _REQUEST_TIMEOUT) if isinstance(ex, _SlowRequest) else answer
+    def _handle_client_error(self, ex: Exception) -> tuple[str, bytes] | None:
+        """Return the answer to a head that is no request; pywsgi would log an error each time."""
+        if isinstance(ex, TimeoutError):
+            ex = RequestError(f"the head took over {self.handshake_timeout} s", 408)
+        elif self.server.closed:  # which has ended the wait for the rest of the head
+            return "408", _error_response(408)
+        elif isinstance(ex, OSError) and not isinstance(ex, RequestError):
+            self._log_client("left", "a client left in the middle of the head of its request")
+            return None
+        if not isinstance(ex, RequestError):
+            logger.error("the head of a request could not be read", exc_info=ex)
+            ex = RequestError("the head of the request could not be read")
+        # A 500 is no fault of the client's.
+        level = logging.WARNING if ex.status == 500 else logging.INFO
+        self._log_client(f"refused {ex.status}", f"refused a request with {ex.status}: {ex}", level)
+        return f"{ex.status}", _error_response(ex.status)
+
+    def _send_error(self, status: str, response: bytes) -> None:
+        """Send the answer to a head that is no request, and log both as a request is logged."""
+        self.status = self._orig_status = status
+        try:
+            self.socket.sendall(response)
+        except OSError:
+            self._log_client("left", "a client left before it was answered")
+        self.time_finish = time()
+        self.log_request()
+
+    def _log_client(self, kind: str, message: str, level: int = logging.INFO) -> None:
+        """Log what a client has brought about; :param kind: of few there are."""
+        log = _seldom.info if level == logging.INFO else _seldom.warning
+        log(kind, "%s (%s)", message, _shown(self.client_address))
 
     def get_environ(self) -> dict[str, Any]:
         environ: dict[str, Any] = super().get_environ()
+        waits = environ.get("HTTP_EXPECT", "").lower() == "100-continue"  # RFC 9110 §10.1.1
+        self.wsgi_input = RequestBody(
+            self.rfile,
+            self.content_length,
+            chunked=self.headers.get("transfer-encoding") is not None,
+            proceed=self._send_whole if waits and self.request_version != "HTTP/1.0" else None,
+        )
         # pywsgi gives the bare stream to what looks like an upgrade; its end is the connection's.
         environ["wsgi.input"] = self.wsgi_input
         environ["wsgi.input_terminated"] = True
@@ -173,29 +315,52 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
             speak in the name of the next.
         :raises ValueError: when a name is no token or a value holds a control character.
         """
-        head = [b"HTTP/1.1 103 Early Hints\r\n"]
-        for name, value in headers:
-            field, content = name.encode("latin-1"), value.encode("latin-1")
-            if not NAME.fullmatch(field) or CONTROL.search(content):
-                raise ValueError(f"the header field {name!r} cannot be sent as an early hint")
-            head.append(b"%b: %b\r\n" % (field, content))
+        fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
+        check_fields(fields)
+        lines = [b"%b: %b\r\n" % field for field in fields]
         over = self.headers_sent or number != self._requests
         if not over and self._connection is None and self.request_version >= "HTTP/1.1":
-            self.socket.sendall(b"".join([*head, b"\r\n"]))
+            with suppress(OSError):  # the client has left, which the response will find out
+                self._send_whole(b"".join([b"HTTP/1.1 103 Early Hints\r\n", *lines, b"\r\n"]))
 
     # -- the response ----------------------------------------------------------------------
 
+    def handle_one_response(self) -> None:
+        super().handle_one_response()
+        broken = self.wsgi_input.broken
+        if broken:  # where the next request begins is not known
+            self.close_connection = True
+            if self.wsgi_input.slow:
+                under_way.cut()
+                broken = f"{broken}, {self._too_slow()}"
+            self._log_client("body", f"refused the body of a request: {broken}")
+
     def run_application(self) -> None:
-        if not is_upgrade(self.environ):
-            super().run_application()
-            return
+        try:
+            if is_upgrade(self.environ):
+                self._run_upgrade()
+            else:
+                super().run_application()
+        except BrokenBody:  # of an application that is no Flask's
+            self._send_error_response_if_possible(400)
+        finally:
+            self._receiver.patience.end_within(_LINGER)
+
+    def _run_upgrade(self) -> None:
+        if not hasattr(self.server, "clients"):  # pywsgi's own
+            self.server.clients = Clients(self.server)
         connection = GreenConnection(self.environ, self._take)
         connection.handler = self
+        connection.server, connection.address = self.server, self.client_address
         connection.detachable = self._detachable()
         self._connection = connection
         self.environ["wsgi.websocket"] = connection
         self.environ["wsgi.websocket_version"] = connection.version
+        application = self.application if self._application is None else self._application
         try:
+            connection.subprotocol = named_subprotocol(
+                application, self.environ["PATH_INFO"], connection.subprotocols
+            )
             super().run_application()
         except HandshakeError as exc:  # of an application that is no Flask's
             if connection.accepted:
@@ -216,7 +381,19 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
                 connection.finish()
             if connection.accepted:
                 self._log_as_upgraded()
-            connection.handler = None
+            if not connection.detached:
+                connection.client = None
+            connection.handler = NO_HANDLER
+
+    @property
+    def websocket(self) -> GreenConnection | None:
+        """The connection of the request, as gevent-websocket's handler has it."""
+        return self._connection
+
+    @property
+    def active_client(self) -> Client:
+        """The client of the request, as gevent-websocket's handler has it."""
+        return client_of(self._connection)
 
     def log_request(self) -> None:
         self.requestline = printable((self.requestline or "").rstrip())
@@ -255,7 +432,9 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
 
     def _take_socket(self, send_timeout: float) -> tuple[GreenTransport, bytes]:
         _warn_unpatched()
+        under_way.end(self)
         self.socket.setblocking(False)
+        self._receiver.release()
         early = read_ahead(self.rfile)
         self.rfile.close()
         self.environ["wsgi.input"] = self.rfile = self.wsgi_input.rfile = BytesIO()
@@ -273,12 +452,56 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
     def start_response(
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
     ) -> Callable[[bytes], None]:
+        """Begin the response (PEP 3333).
+
+        :raises ValueError: when a name is no token or a value holds a control character.
+        """
         if self._upgraded():
             return self.write
-        if self._connection is not None and ("Connection", "close") not in headers:
-            headers = [*headers, ("Connection", "close")]  # refused: frames may follow
+        if self._connection is not None and status.startswith("101"):
+            self._connection.fields = headers
+        # A client is told of the end (RFC 9112 §9.6), also where frames may follow a refusal, or
+        # nobody knows where the next request begins.
+        closes = self.close_connection or self._connection is not None or self.server.closed
+        closes = closes or self.wsgi_input.broken
+        if closes and ("Connection", "close") not in headers:
+            headers = [*headers, ("Connection", "close")]
         write: Callable[[bytes], None] = super().start_response(status, headers, exc_info)
+        check_fields(self.response_headers)
+        if CONTROL.search(self.status):
+            raise ValueError("the status line holds a control character")
         return write
+
+    def _sendall(self, data: bytes) -> None:
+        try:
+            self._send_whole(data)
+            self.response_length += len(data)
+        except TimeoutError as exc:
+            under_way.cut()
+            self._log_client("slow", f"cut off a response, {self._too_slow()}")
+            self.socket.setsockopt(SOL_SOCKET, SO_LINGER, _RESET)
+            self._fail(exc)
+        except OSError as exc:  # of TLS, for example; pywsgi knows two of them as the client's end
+            self._log_client("left", "a client left before the end of its response")
+            self._fail(exc)
+
+    def _send_whole(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[self._sender.send(view) :]
+
+    def _fail(self, error: OSError) -> NoReturn:
+        """End a response that cannot be sent, without a traceback."""
+        self._receiver.patience.end_within(0.0)
+        raise BrokenPipeError(errno.EPIPE, "the client has left") from error
+
+    def _too_slow(self) -> str:
+        """Return what a client did not keep to, for the log."""
+        return (
+            f"the client paused for {self.stall_timeout} s (SOCKETS_HTTP_STALL_TIMEOUT), kept to "
+            f"less than {self.min_rate} bytes a second (SOCKETS_HTTP_MIN_RATE) or took over "
+            f"{self.max_time} s (SOCKETS_HTTP_MAX_TIME)"
+        )
 
     def write(self, data: bytes) -> None:
         if not self._upgraded():
@@ -289,6 +512,10 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
             self._stream(self.result)
         elif not self._upgraded():
             super().process_result()
+        elif self.result is not None:  # as of gevent-websocket's own examples
+            # Middleware may do its work while its body is iterated, as when it ends a span.
+            for _ in self.result:
+                pass
 
     def _stream(self, body: Body) -> None:
         """Send what a stream has by now, and let it outlive this request."""
@@ -317,6 +544,12 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
             self.response_headers = [*fields, (b"Connection", b"close")]
 
 
+_OF_GEVENT_WEBSOCKET = {
+    "debug": 'set the level of logging.getLogger("flask_sockets2")',
+    "pre_start_hook": "refuse in before_request, or with accept=False in the route",
+}
+
+
 class WebSocketServer(WSGIServer):  # type: ignore[misc]  # gevent's stubs make it Any
     """A pywsgi server with :class:`WebSocketHandler`, ready to use.
 
@@ -328,12 +561,21 @@ class WebSocketServer(WSGIServer):  # type: ignore[misc]  # gevent's stubs make 
     """
 
     handler_class = WebSocketHandler
+    #: Connections to accept in one turn of the hub. A turn in which 100 requests begin, gevent's
+    #: default, takes 30 ms.
+    max_accept = 20
     pool: Any
     #: Seconds over which connections are closed when the server stops.
     drain_time = 0.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._kept_sockets: set[Any] = set()  # of TLS: those that we would close
+        self._awaited: set[Any] = set()  # those without a request, or with half a head
+        #: Its WebSockets by address, as gevent-websocket's server has them.
+        self.clients = Clients(self)
+        for name, instead in _OF_GEVENT_WEBSOCKET.items():
+            if name in kwargs:  # pywsgi would take it for an option of TLS
+                raise TypeError(f"WebSocketServer has no argument {name!r}: {instead}")
         super().__init__(*args, **kwargs)
 
     def set_spawn(self, spawn: Any) -> None:
@@ -374,9 +616,52 @@ class WebSocketServer(WSGIServer):  # type: ignore[misc]  # gevent's stubs make 
             for watcher in watchers:
                 watcher.cancel()
 
+    def do_read(self) -> Any:
+        """Accept a connection; None if there is none, or no room for one.
+
+        A connection whose client has left is closed here, without a greenlet and a handler. So a
+        client that connects and leaves as fast as it can does not fill the kernel's queue, in which
+        all others would wait behind its connections.
+        """
+        until = monotonic() + _ACCEPTING
+        try:
+            while (accepted := super().do_read()) is not None and _has_left(accepted[0]):
+                accepted[0].close()
+                if monotonic() > until:
+                    return None
+            return accepted
+        except OSError as exc:
+            if exc.errno not in _NO_ROOM:
+                raise
+            _seldom.failure(
+                "accept",
+                "cannot accept connections: %s; allow the process more open files (ulimit -n), or "
+                "set worker_connections below that",
+                exc,
+            )
+            self.stop_accepting()
+            self._timer = self.loop.timer(_ACCEPT_AGAIN)
+            self._timer.start(self._start_accepting_if_started)
+            return None
+
+    def await_request(self, sock: Any) -> None:
+        """Close a connection at once when the server stops, until :meth:`stop_awaiting`.
+
+        A request that has come whole is answered all the same.
+        """
+        self._awaited.add(sock)
+        if self.closed:
+            _stop_reading(sock)
+
+    def stop_awaiting(self, sock: Any) -> None:
+        """Leave a connection with a request alone: it has the graceful timeout."""
+        self._awaited.discard(sock)
+
     def close(self) -> None:
         was_open = not self.closed
         super().close()
+        for sock in self._awaited:
+            _stop_reading(sock)
         if was_open and self.drain_time:
             gevent.spawn(self._drain)
         elif was_open:
@@ -385,21 +670,61 @@ class WebSocketServer(WSGIServer):  # type: ignore[misc]  # gevent's stubs make 
     def _drain(self) -> None:
         drain(self.drain_time)
 
+    def handle(self, sock: Any, address: Any) -> None:
+        """Serve a connection, unless its client has left while it waited for its turn."""
+        if not _has_left(sock):
+            super().handle(sock, address)
+
     def wrap_socket_and_handle(self, client_socket: Any, address: Any) -> None:
         """Bring the TLS handshake to its end within the handshake timeout."""
+        if _has_left(client_socket):
+            return
         seconds = getattr(self.handler_class, "handshake_timeout", None)
+        seconds = http_settings().get("handshake_timeout", seconds)
+        self.await_request(client_socket)
         try:
             with gevent.Timeout(seconds, TimeoutError(f"the handshake took over {seconds} s")):
                 tls_socket = self.wrap_socket(client_socket, **self.ssl_args)
         except OSError as exc:  # what TLS raises is one, too
-            logger.info("no TLS connection from %s: %s", address, exc)
+            _seldom.info("tls", "no TLS connection: %s (%s)", exc, _shown(address))
             client_socket.close()
             return
+        finally:
+            self.stop_awaiting(client_socket)
         try:
-            self.handle(tls_socket, address)
+            super().handle(tls_socket, address)
         finally:
             if tls_socket not in self._kept_sockets:
                 tls_socket.close()
+
+
+def _error_response(status: int) -> bytes:
+    head = (
+        f"HTTP/1.1 {status} {responses[status]}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+    )
+    return head.encode()
+
+
+def _stop_reading(sock: Any) -> None:
+    """Have reads of a socket end behind what has come; by the C class, since gevent's method would
+    raise in the greenlet that waits."""
+    with suppress(OSError):  # not connected any more
+        _socket.socket.shutdown(getattr(sock, "_sock", sock), SHUT_RD)
+
+
+def _has_left(sock: Any) -> bool:
+    """Whether the client of a new connection has reset it, or has closed it and sent nothing."""
+    if sock.getsockopt(SOL_SOCKET, SO_ERROR):
+        return True
+    try:
+        return not getattr(sock, "_sock", sock).recv(1, MSG_PEEK)
+    except OSError:  # nothing has come yet
+        return False
+
+
+def _shown(address: Any) -> str:
+    """Return the address of a client for the log."""
+    return str(address[0]) if isinstance(address, tuple) else "a Unix socket"
 
 
 def drain(seconds: float) -> None:

@@ -7,16 +7,122 @@ terminal that shows the log.
 from __future__ import annotations
 
 import re
-from sys import intern
+from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["CONTROL", "CONTROL_IN_LINE", "NAME", "Headers", "printable"]
+from ..wire.handshake import TOKEN
 
-_MAX_HEAD = 65536  # bytes of all header lines together
+__all__ = [
+    "CONTROL",
+    "NAME",
+    "Headers",
+    "RequestError",
+    "RequestLine",
+    "check_fields",
+    "environ_key",
+    "printable",
+]
 
-NAME = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # a token, RFC 9110 §5.6.2
+_MAX_HEAD = 65536  # bytes of all header lines together, unless the server allows for more
+_PER_FIELD = _MAX_HEAD // 100
+# Bytes of all values of one name. Applications read most fields as lists, in Python: one list of 60
+# KiB would keep all other clients waiting for 50 ms. Proxies allow less, nginx 8 KiB.
+_MAX_VALUES = 16384
+_LONGEST_LENGTH = 18  # digits of a Content-Length; no body has more
+
+NAME = re.compile(TOKEN.encode())
 CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-CONTROL_IN_LINE = re.compile("[\x00-\x1f\x7f]")
+
+_IN_NAME = bytes(byte for byte in range(256) if NAME.fullmatch(bytes((byte,))))
+_IN_VALUE = bytes(byte for byte in range(256) if not CONTROL.search(bytes((byte,))))
+
+_CONTROL_IN_LINE = re.compile("[\x00-\x1f\x7f]")
+_VERSION = re.compile("HTTP/([0-9])\\.([0-9])")  # RFC 9112 §2.3
+_METHOD = re.compile(TOKEN)
+_ABSOLUTE = re.compile("(?:http|ws)s?://([^/?#]*)", re.IGNORECASE)
+
+
+class RequestError(ValueError):
+    """A request that the server answers with an error before an application sees the request.
+
+    :param status: of the answer.
+    """
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class RequestLine:
+    """The first line of a request, read strictly (RFC 9112 §3).
+
+    :param line: without its line end.
+    :raises RequestError: with the status 505 for another major version of HTTP, 501 for CONNECT,
+        else 400.
+    """
+
+    __slots__ = ("authority", "method", "path", "version")
+
+    def __init__(self, line: str) -> None:
+        if _CONTROL_IN_LINE.search(line):
+            raise RequestError("the request line holds a control character")
+        parts = line.split(" ")
+        if len(parts) != 3 or not _METHOD.fullmatch(parts[0]):
+            raise RequestError("the request line is not 'METHOD target HTTP/1.1' (RFC 9112 §3)")
+        #: As it came; methods are case-sensitive.
+        self.method = parts[0]
+        #: ``HTTP/1.0`` or ``HTTP/1.1``; a higher minor version is read as 1.1 (RFC 9110 §2.5).
+        self.version = _version(parts[2])
+        #: Path and query, ``*`` for the server as a whole.
+        self.path = parts[1]
+        #: Host and port of a target in absolute form, which count in place of the Host header
+        #: field (RFC 9112 §3.2.2); None for a target in another form.
+        self.authority: str | None = None
+        if self.method == "CONNECT":  # whatever an application answered with 2xx would be a tunnel
+            raise RequestError("CONNECT is for proxies, which this server is not", 501)
+        if not parts[1].startswith("/"):
+            self._read_other_form(parts[1])
+
+    def _read_other_form(self, target: str) -> None:
+        if target == "*" and self.method == "OPTIONS":  # §3.2.4
+            return
+        absolute = _ABSOLUTE.match(target)
+        if absolute is None:
+            raise RequestError("the target of the request is neither a path nor a URL")
+        self.authority = absolute[1]
+        rest = target[absolute.end() :]
+        self.path = rest if rest.startswith("/") else f"/{rest}"
+
+
+def _version(text: str) -> str:
+    if text in ("HTTP/1.1", "HTTP/1.0"):
+        return text
+    version = _VERSION.fullmatch(text)
+    if version is None:
+        raise RequestError("the version in the request line is not 'HTTP/1.1' (RFC 9112 §2.3)")
+    if version[1] != "1":
+        raise RequestError(f"expected HTTP/1.1, got HTTP/{version[1]}.{version[2]}", 505)
+    return "HTTP/1.1"
+
+
+_USUAL = """
+    Accept Accept-Encoding Accept-Language Access-Control-Request-Headers
+    Access-Control-Request-Method Authorization Cache-Control Connection Content-Length Content-Type
+    Cookie DNT Forwarded Host If-Modified-Since If-None-Match Last-Event-ID Origin Pragma Priority
+    Range Referer Sec-CH-UA Sec-CH-UA-Mobile Sec-CH-UA-Platform Sec-Fetch-Dest Sec-Fetch-Mode
+    Sec-Fetch-Site Sec-Fetch-User Sec-GPC Sec-WebSocket-Extensions Sec-WebSocket-Key
+    Sec-WebSocket-Protocol Sec-WebSocket-Version Traceparent Transfer-Encoding Turbo-Frame Upgrade
+    Upgrade-Insecure-Requests User-Agent Via X-CSRF-Token X-Forwarded-For X-Forwarded-Host
+    X-Forwarded-Port X-Forwarded-Prefix X-Forwarded-Proto X-Real-IP X-Request-ID X-Requested-With
+    X-Turbo-Request-Id
+""".split()  # noqa: SIM905 - a list of one name a line would be fifty lines
+
+# The names that clients and proxies usually send, so that a connection keeps no copies of its own.
+# Other names are not interned: CPython 3.12.0 to 3.12.5 never frees an interned text, and a client
+# can invent names without end.
+_NAMES = {spelling.encode(): spelling for name in _USUAL for spelling in (name, name.lower())}
+_KEYS = {name: f"HTTP_{name.upper().replace('-', '_')}" for name in _USUAL}
+_KEYS |= {name.lower(): key for name, key in _KEYS.items()}
 
 
 class Headers:
@@ -25,34 +131,53 @@ class Headers:
     Refused are lines that are no field, a space before the colon, folded lines and control
     characters (RFC 9112 §5.1, §5.2), and whatever leaves room for doubt about the length of the
     body (§6.1, §6.3).
+
+    :param rfile: the stream of the connection, behind the request line.
+    :param most: fields that are read; a request with more is refused.
+    :param longest: bytes of one header line; None for 16 KiB of all values of one name. All lines
+        together may have 64 KiB, more if there may be more than 100 lines, or longer ones.
+    :raises RequestError: with the status 431 for too many or too long fields, else 400.
     """
 
-    status = ""  # of Python 2's parser: it has no complaint
-
-    def __init__(self, rfile: Any) -> None:
+    def __init__(self, rfile: Any, most: int = 100, longest: int | None = None) -> None:
         self.fields: list[tuple[str, str]] = []
-        left = _MAX_HEAD
+        room = left = max(_MAX_HEAD, most * _PER_FIELD, 4 * (longest or 0))
         while (line := rfile.readline(left)) not in (b"\r\n", b"\n"):
             left -= len(line)
+            if longest is not None and len(line) > longest:
+                raise RequestError(f"a header field has more than {longest} bytes", 431)
             name, colon, value = line[:-1].removesuffix(b"\r").partition(b":")
             if not (colon and line.endswith(b"\n") and NAME.fullmatch(name)):
-                raise ValueError(_head_error(line, left))
+                raise _head_error(line, left, room)
             if CONTROL.search(value):
-                raise ValueError("the value of a header field holds a control character")
-            # Names are the same in every request: interned, a connection keeps none of its own.
-            field = intern(name.decode("ascii"))
+                raise RequestError("the value of a header field holds a control character")
+            if len(self.fields) == most:
+                raise RequestError(f"the request has more than {most} header fields", 431)
+            field = _NAMES.get(name) or name.decode("ascii")
             self.fields.append((field, value.strip(b" \t").decode("latin-1")))
+        if room - left > _MAX_VALUES:
+            self._check_sizes(max(_MAX_VALUES, longest or 0))
         self._check_framing()
+
+    def _check_sizes(self, most: int) -> None:
+        """See that no name has too long values."""
+        sizes: dict[str, int] = {}
+        for name, value in self.fields:
+            size = sizes[name.lower()] = sizes.get(name.lower(), 0) + len(value)
+            if size > most:
+                raise RequestError(f"the values of {name:.80} have more than {most} bytes", 431)
 
     def _check_framing(self) -> None:
         """See that everybody agrees on where the body ends (RFC 9112 §6.3)."""
         lengths, encodings = self.get_all("content-length"), self.get_all("transfer-encoding")
         if len(lengths) + len(encodings) > 1:
-            raise ValueError("expected one Content-Length or Transfer-Encoding header field")
+            raise RequestError("expected one Content-Length or Transfer-Encoding header field")
         if lengths and not (lengths[0].isascii() and lengths[0].isdigit()):
-            raise ValueError("Content-Length is no number")
+            raise RequestError("Content-Length is no number")
+        if lengths and len(lengths[0]) > _LONGEST_LENGTH:
+            raise RequestError(f"Content-Length has more than {_LONGEST_LENGTH} digits")
         if encodings and encodings[0].lower() != "chunked":
-            raise ValueError("the only Transfer-Encoding that is understood is chunked")
+            raise RequestError("the only Transfer-Encoding that is understood is chunked")
 
     def get_all(self, name: str) -> list[str]:
         """Return the values of a field; :param name: in lower case."""
@@ -75,18 +200,46 @@ class Headers:
         """Return names and values, for the access log."""
         return self.fields
 
-    def __delitem__(self, name: str) -> None:
+    def replace(self, name: str, value: str) -> None:
+        """Give a field one value; :param name: in lower case."""
         self.fields = [field for field in self.fields if field[0].lower() != name]
+        self.fields.append((name, value))
 
 
-def _head_error(line: bytes, left: int) -> str:
+def _head_error(line: bytes, left: int, room: int) -> RequestError:
     if not left:
-        return f"the head of the request is longer than {_MAX_HEAD} bytes"
-    if not line:
-        return "the head of the request ends in the middle"
+        return RequestError(f"the head of the request is longer than {room} bytes", 431)
+    if not line.endswith(b"\n"):
+        return RequestError("the client left in the middle of the head of its request")
     if line[:1] in b" \t":
-        return "a header line begins with a space: folded lines are not allowed (RFC 9112 §5.2)"
-    return "a header line is not 'name: value' (RFC 9112 §5)"
+        return RequestError(
+            "a header line begins with a space: folded lines are not allowed (RFC 9112 §5.2)"
+        )
+    return RequestError("a header line is not 'name: value' (RFC 9112 §5)")
+
+
+def check_fields(fields: Sequence[tuple[bytes, bytes]]) -> None:
+    """See that header fields of a response can be sent (RFC 9110 §5.1, §5.5).
+
+    :raises ValueError: when a name is no token, or a value holds a control character.
+    """
+    # All at once: two calls of translate() cost less than two searches for each field.
+    names = [name for name, _ in fields]
+    left = b"".join(names).translate(None, _IN_NAME)
+    left += b"".join([value for _, value in fields]).translate(None, _IN_VALUE)
+    if not left and all(names):
+        return
+    for name, value in fields:
+        if not NAME.fullmatch(name) or CONTROL.search(value):
+            raise ValueError(
+                f"the header field {name.decode('latin-1')!r} cannot be sent: its name is no "
+                "token, or its value holds a control character (RFC 9110 §5.5)"
+            )
+
+
+def environ_key(name: str) -> str:
+    """Return the key of a header field in a WSGI environ (PEP 3333)."""
+    return _KEYS.get(name) or f"HTTP_{name.upper().replace('-', '_')}"
 
 
 def printable(text: str) -> str:

@@ -29,6 +29,7 @@ from typing import Any, Protocol
 from ..connection import Keeper
 from ..keepalive import keepalive_of
 from ..transports.base import Clock, StreamTransport, Waiter
+from ..transports.budget import Budget, Share
 from .environ import client_socket, waiter
 
 __all__ = ["Body", "Stream", "Writing", "has_ended"]
@@ -67,6 +68,7 @@ class Stream:
     :param interval: seconds between two heartbeats.
     :param send_timeout: seconds that the peer may take nothing; it is looked at with the heartbeat.
     :param close_timeout: seconds for the rest to be taken once it is to end.
+    :param budget: that what it holds counts for.
 
     Any thread may write, under :attr:`lock`.
     """
@@ -91,6 +93,7 @@ class Stream:
         "ping_interval",
         "ping_timeout",
         "send_timeout",
+        "share",
         "transport",
     )
 
@@ -103,15 +106,18 @@ class Stream:
         interval: float,
         send_timeout: float,
         close_timeout: float,
+        budget: Budget,
     ) -> None:
         self._waiter = waiter()
         self.clock: Clock = self._waiter.clock
         self.lock = self._waiter.lock
         self.path = environ.get("PATH_INFO")
-        #: Bytes that the server has not taken, or not come back from; 0 until it comes at all,
-        #: so that no peer is too slow for what it is to have first.
+        #: Bytes that the server has not taken, or not come back from. What it begins with counts
+        #: from when the server comes: no peer is too slow for that.
         self.buffered = 0
         self.closed = False
+        #: What it holds of the memory of all.
+        self.share = Share(budget, self)
         #: What it was moved to.
         self.transport: StreamTransport | None = None
         #: Who is told of its end, where it outlives its request.
@@ -165,15 +171,16 @@ class Stream:
                 self.transport.write(data)
             elif data and not self.closed and not self._ending:
                 self._out.append(data)
-                if self._begun:
-                    self.buffered += len(data)
+                self.buffered += len(data)
+                self.share.hold(data)
                 self._waiter.wake()
 
     def begin(self, data: bytes) -> None:
         """Write something in front of all that is there; before the server comes for it."""
         with self.lock:
-            if data:
+            if data and not self.closed:
                 self._out.appendleft(data)
+                self.share.hold(data)
 
     def flush(self) -> None:
         """Do nothing: the server takes what there is as soon as it can."""
@@ -195,28 +202,40 @@ class Stream:
             chunk: list[bytes] = []
             size = 0
             while self._out and (not chunk or size + len(self._out[0]) <= _CHUNK):
-                chunk.append(self._out.popleft())
-                size += len(chunk[-1])
+                piece = self._out.popleft()
+                self.share.release(piece)
+                chunk.append(piece)
+                size += len(piece)
             if not chunk:
                 self.close()
             self._under_way, self._since = size, monotonic()
+            self.share.count(size)
         return b"".join(chunk)
 
     def _count_taken(self) -> None:
         size, self._under_way = self._under_way, 0
+        self.share.count(-size)
         if size and not self.closed:
             self.buffered -= size
             if not self.buffered and self._writing is not None:
                 self._writing.write_drained()
 
+    def _forget(self) -> None:
+        """Hold nothing any more that the server was to be given."""
+        for piece in self._out:
+            self.share.release(piece)
+        self._out.clear()
+        self.share.count(-self._under_way)
+        self.buffered = self._under_way = 0
+
     def move(self, transport: StreamTransport) -> None:
         """Write to the socket itself from now on; in the clock's thread, when the server has sent
         all that it was given."""
         rest = b"".join(self._out)
-        self._out.clear()
-        self.buffered = self._under_way = 0
+        self._forget()
         self._sock = None
         self.transport = transport
+        transport.share = self.share
         transport.start(self)
         if rest:
             transport.write(rest)
@@ -249,14 +268,24 @@ class Stream:
             if sock is not None:
                 _shut(sock)
 
+    def evict(self) -> None:
+        """End it: all connections together hold too much. The browser connects again."""
+        logger.info(
+            "evicted %.200r: all connections together hold too much (SOCKETS_MAX_BUFFERED), "
+            "and this one %s bytes",
+            self.path,
+            self.share.held,
+            extra={"event": "evicted", "path": self.path and self.path[:200]},
+        )
+        self.abort()
+
     def close(self) -> None:
         """The peer or the server has ended it: nothing is sent any more. Can be repeated."""
         with self.lock:
             if self.closed:
                 return
             self.closed = True
-            self._out.clear()
-            self.buffered = self._under_way = 0
+            self._forget()
             self._sock = None
             _opened.discard(self)
             self._waiter.wake()
@@ -334,6 +363,9 @@ class Stream:
 
     def write_stalled(self) -> None:
         self._drop()
+
+    def write_strained(self) -> None:
+        """Read on: what a client of a stream sends is thrown away."""
 
 
 class Body(Iterator[bytes]):

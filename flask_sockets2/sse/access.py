@@ -2,68 +2,97 @@
 
 ====================================  ==============================================================
 the channel ``sse``                   anybody, as all that a program has not decided upon
-``?signed=…``                         who was given that URL, by :func:`signed_url`
+``?signed=…``                         who was given that URL, by ``sse.url()``
 any other, by ``?channel=``           as ``@sse.authorize`` says; without it nobody, unless
-                                      ``SSE_OPEN_CHANNELS`` is set, or functions of
-                                      ``@sse.before_request`` have let it pass
-several, by ``?channel=a&channel=b``  the same, but for ``before_request``: functions written for
-                                      Flask-SSE look at the first alone
+                                      ``SSE_OPEN_CHANNELS`` is set
+several, by ``?channel=a&channel=b``  the same; but if the blueprint has functions of
+                                      ``before_request``, the setting opens one channel a stream:
+                                      those written for Flask-SSE look at the first name alone
 ====================================  ==============================================================
 
-``@sse.authorize`` is asked for signed ones, too. In Flask-SSE anybody may have any channel that
-``before_request`` does not refuse.
+``@sse.authorize`` is asked for signed ones, too. Functions of ``before_request`` may refuse, and
+open nothing: they may be there for any purpose. In Flask-SSE anybody may have any channel that they
+do not refuse.
+
+A signed address is for the user of its page, if there is one, unless :func:`sign` was told
+otherwise. It carries the position of each channel that its page was made at, and an earlier one
+is a gap. An address that names its channels has no page: who may have a channel may have all that
+is kept of it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from flask import Flask, abort, request
 
+from ..answers import Permit, permits
 from ..extension import state_of
-from ..signing import MAX_AGE, Expired, Forged, InvalidName, Signer
+from ..settings import check, max_channels_of
+from ..signing import LOST, MAX_AGE, Expired, Forged, InvalidName, Signer
 from .encoding import channel_of
-from .settings import settings_of
+from .settings import MAIN, settings_of
 
-__all__ = ["DEFAULT", "MOST_CHANNELS", "asked_for", "is_open", "sign"]
+__all__ = [
+    "DEFAULT",
+    "MOST_CHANNELS",
+    "Permission",
+    "asked_for",
+    "is_open",
+    "most_channels",
+    "sign",
+]
 
 logger = logging.getLogger("flask_sockets2.sse")
 
 DEFAULT = "sse"
 MOST_CHANNELS = 100
-"""Of one stream: the id of each event names them all."""
+"""Of one stream, whatever is set: the id of each event names them all, and comes in a header."""
 
 _SALT = "flask_sockets2.sse"
 
-Authorizer = Callable[[str], Any]
+
+class Permission(NamedTuple):
+    """What a stream may have.
+
+    :ivar names: of its channels, each once.
+    :ivar earliest: position of each; see :func:`~flask_sockets2.signing.not_before`. None where the
+        channels are open.
+    """
+
+    names: list[str]
+    earliest: list[str] | None = None
 
 
-def asked_for(app: Flask, authorizer: Authorizer | None, *, guarded: bool) -> list[str]:
-    """Return the channels of the current request, each once, or refuse it.
+def asked_for(app: Flask, blueprint: str, authorizer: Permit | None) -> Permission:
+    """Return the channels of the current request, or refuse it.
 
+    :param blueprint: name of the one that is asked, in the application.
     :param authorizer: asked for each, where there is one.
-    :param guarded: whether functions of ``before_request`` have let it pass.
     """
     signed, named = request.args.getlist("signed"), request.args.getlist("channel")
     if signed and named:
         abort(400, "name channels by channel=, or by signed=, not by both")
-    names = [name for each in signed for name in _unsigned(app, each)]
+    earliest = {name: at for each in signed for name, at in _unsigned(app, blueprint, each).items()}
+    names = list(earliest)
     if not names and named not in ([], [""]):
         # An empty one among others counts: functions of before_request may have seen it alone.
         names = named
     names = list(dict.fromkeys(names)) or [DEFAULT]
-    if len(names) > MOST_CHANNELS:
-        abort(400, f"a stream has up to {MOST_CHANNELS} channels")
+    most = most_channels(app)
+    if len(names) > most:
+        abort(400, f"a stream has up to {most} channels (SOCKETS_MAX_CHANNELS, at most 100)")
     for name in names:
         _check(name)
-    if not signed and not is_open(app, names, authorizer, guarded=guarded):
+    if not signed and not is_open(app, blueprint, authorizer, names):
         state_of(app).seldom_log(logger).warning(
             "not_open",
             "refused the channels %.200r: only %r is open to all. Say who may have others by "
             "@sse.authorize, or give pages signed addresses, sse.url(…); SSE_OPEN_CHANNELS = True "
-            "opens all of them, as Flask-SSE does",
+            "opens all of them, as Flask-SSE does, but only one a stream if there are functions of "
+            "before_request",
             names,
             DEFAULT,
             extra={"event": "refused", "reason": "not_open", "channels": _cut(names)},
@@ -71,7 +100,7 @@ def asked_for(app: Flask, authorizer: Authorizer | None, *, guarded: bool) -> li
         abort(403, "these channels are not open")
     if authorizer is not None:
         for name in names:
-            if not authorizer(name):
+            if not permits(app, authorizer, name, by="@sse.authorize"):
                 state_of(app).seldom_log(logger).warning(
                     "not_authorized",
                     "refused the channel %.200r: not authorized",
@@ -83,16 +112,31 @@ def asked_for(app: Flask, authorizer: Authorizer | None, *, guarded: bool) -> li
                     },
                 )
                 abort(403, "this channel is not for you")
-    return names
+    return Permission(names, list(earliest.values()) or None)
 
 
-def is_open(
-    app: Flask, names: Sequence[str], authorizer: Authorizer | None, *, guarded: bool
-) -> bool:
+def most_channels(app: Flask) -> int:
+    """Return how many channels one stream may have."""
+    return min(MOST_CHANNELS, max_channels_of(app.config))
+
+
+def is_open(app: Flask, blueprint: str, authorizer: Permit | None, names: Sequence[str]) -> bool:
     """Whether channels may be asked for by name, unless the authorizer refuses them."""
-    if authorizer is not None or settings_of(app.config).open_channels:
+    if authorizer is not None or list(names) == [DEFAULT]:
         return True
-    return list(names) == [DEFAULT] or (guarded and len(names) == 1)
+    return settings_of(app.config).open_channels and (
+        len(names) == 1 or not _is_guarded(app, blueprint)
+    )
+
+
+def _is_guarded(app: Flask, blueprint: str) -> bool:
+    """Whether functions of ``before_request`` look at a blueprint's requests, or at its parents'.
+
+    Those of the application do not count: extensions add theirs.
+    """
+    parts = blueprint.split(".")
+    scopes = (".".join(parts[:number]) for number in range(1, len(parts) + 1))
+    return any(app.before_request_funcs.get(scope) for scope in scopes)
 
 
 def _cut(names: Sequence[str]) -> list[str]:
@@ -107,23 +151,39 @@ def _check(name: str) -> None:
         abort(400, str(exc))
 
 
-def _signer(app: Flask) -> Signer:
-    return Signer(app, _SALT, app.config.get("SSE_MAX_AGE", MAX_AGE), "SSE_MAX_AGE")
+def _signer(app: Flask, blueprint: str) -> Signer:
+    salt = _SALT if blueprint == MAIN else f"{_SALT}.{blueprint}"
+    age = check("SSE_MAX_AGE", app.config.get("SSE_MAX_AGE", MAX_AGE))
+    return Signer(app, salt, age, "SSE_MAX_AGE")
 
 
-def sign(app: Flask, names: Sequence[str]) -> str:
-    """Return a text that permits to have some channels.
+def sign(
+    app: Flask,
+    names: Sequence[str],
+    earliest: Sequence[str],
+    blueprint: str = MAIN,
+    bind: str | None = None,
+) -> str:
+    """Return a text that permits to have some channels of a blueprint, and of no other.
 
-    :raises RuntimeError: when the application has no ``SECRET_KEY``.
+    :param earliest: position of each, ``START`` for all that is kept.
+    :param blueprint: its name in the application.
+    :param bind: as for :meth:`State.holder`; by default any client may use the text.
+    :raises RuntimeError: when the application has no ``SECRET_KEY``, or there is no session to
+        bind the text to.
     """
-    return _signer(app).sign(list(names))
+    signer = _signer(app, blueprint)  # first: a holder is hashed with the key
+    holder = state_of(app).holder(bind)
+    bound = [holder] if holder else []
+    return signer.sign([list(names), ",".join(earliest), *bound])
 
 
-def _unsigned(app: Flask, signed: str) -> list[str]:
+def _unsigned(app: Flask, blueprint: str, signed: str) -> dict[str, str]:
+    """Return the channels that a text permits, and the earliest position of each."""
     try:
         if not app.secret_key:
             raise Forged("there is no SECRET_KEY that it could be signed with")
-        names = _signer(app).unsign(signed)
+        names, earliest, holder = _read(_signer(app, blueprint).unsign(signed))
     except InvalidName as exc:
         state_of(app).seldom_log(logger).warning(
             "not_valid",
@@ -134,4 +194,23 @@ def _unsigned(app: Flask, signed: str) -> list[str]:
         if isinstance(exc, Expired):
             abort(410, "the address of the stream has expired; load the page again")
         abort(403, "the address of the stream is not valid")
-    return [str(name) for name in names]
+    if not state_of(app).holds(holder):
+        state_of(app).seldom_log(logger).warning(
+            "other_holder",
+            "refused the channels %.200r: the address is bound to another user or session. Give "
+            "each user an address of its own; if several users share one, use "
+            "sse.url(…, bind=None)",
+            names,
+            extra={"event": "refused", "reason": "other_holder", "channels": _cut(names)},
+        )
+        abort(403, "the address is another user's or session's; load the page again")
+    return dict(zip(names, earliest, strict=True))
+
+
+def _read(permission: Any) -> tuple[list[str], list[str], str]:
+    """Return what was signed: channels, the earliest position of each, and who may have them."""
+    if isinstance(permission[0], list):
+        names, earliest, *holder = permission
+        return names, earliest.split(","), "".join(holder)
+    # Signed before addresses had positions: the names alone.
+    return permission, [LOST] * len(permission), ""

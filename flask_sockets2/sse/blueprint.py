@@ -16,6 +16,8 @@ Differences from Flask-SSE:
 - Redis is not needed: the broker is the application's, see ``settings.py``.
 - What is published is kept for a while, and a browser that comes back gets what it missed.
 - A stream may have several channels; which ones anybody may have, is told in ``access.py``.
+  Functions of ``before_request`` refuse, and open none.
+- Several blueprints of an application share no channel, see :meth:`Site.distinct_name_of`.
 - A stream has heartbeats, an id in each event, and outlives its request: no context is kept.
 - ``publish`` does not raise redis-py's errors but :class:`~flask_sockets2.BrokerError`.
 - A page of another origin has a stream where ``SOCKETS_ALLOWED_ORIGINS`` names it.
@@ -27,21 +29,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
+from uuid import UUID
 
 from flask import Blueprint, Response, current_app, url_for
 
+from ..answers import Permit, PermitAnswer
 from ..event_stream import expect
-from ..view import check_site
+from ..limits import is_number, shown
+from ..signing import check_bind
 from . import streams
-from .access import DEFAULT, MOST_CHANNELS, asked_for, is_open, sign
+from .access import DEFAULT, asked_for, is_open, most_channels, sign
+from .encoding import is_id
 from .generators import stream_func, stream_generator
 from .message import Message
-from .progress import Progress
-from .settings import Site, redis_url_of, settings_of
+from .progress import INTERVAL, Progress
+from .settings import Site, redis_url_of
 
 __all__ = ["ServerSentEventsBlueprint", "sse"]
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+PermitFunction = TypeVar("PermitFunction", bound=Callable[[str], PermitAnswer])
 
 
 class ServerSentEventsBlueprint(Blueprint):
@@ -51,7 +57,7 @@ class ServerSentEventsBlueprint(Blueprint):
     """
 
     #: Says who may have a channel; see :meth:`authorize`.
-    authorizer: Callable[[str], Any] | None = None
+    authorizer: Permit | None = None
 
     def register(self, app: Any, options: dict[str, Any]) -> None:  # a Flask
         """Do what Flask does, and give the application channels.
@@ -65,17 +71,23 @@ class ServerSentEventsBlueprint(Blueprint):
                 "sse has no address of its own; give it one: "
                 'app.register_blueprint(sse, url_prefix="/stream")'
             )
-        settings_of(app.config)
         site = Site.of(app)
         super().register(app, options)
         prefix, name = options.get("name_prefix", ""), options.get("name", self.name)
-        site.endpoints[self] = f"{prefix}.{name}.stream".lstrip(".")
+        registered = f"{prefix}.{name}".lstrip(".")
+        site.names.setdefault(self, registered)
+        site.endpoints[self] = f"{registered}.stream"
         app.context_processor(lambda: {name: self})
 
     # -- publishing ------------------------------------------------------------------------
 
     def publish(
-        self, data: Any, type: Any = None, id: Any = None, retry: Any = None, channel: str = DEFAULT
+        self,
+        data: Any,
+        type: str | None = None,
+        id: str | int | UUID | None = None,
+        retry: int | None = None,
+        channel: str = DEFAULT,
     ) -> int:
         """Publish an event to all streams of a channel, in all processes.
 
@@ -89,9 +101,13 @@ class ServerSentEventsBlueprint(Blueprint):
         :raises TypeError: when the data cannot become JSON.
         :raises ValueError: when it can be no event, or is too big.
         """
-        return streams.publish(Site.current(), channel, Message(data, type, id, retry))
+        site = Site.current()
+        message = Message(data, type, id, retry)
+        return streams.publish(site, site.distinct_name_of(self), channel, message)
 
-    def progress(self, channel: str, total: float | None = None, **how: Any) -> Progress:
+    def progress(
+        self, channel: str, total: float | None = None, *, interval: float = INTERVAL
+    ) -> Progress:
         """Return the progress of a long job; see :class:`Progress`.
 
         ::
@@ -101,20 +117,29 @@ class ServerSentEventsBlueprint(Blueprint):
                     work(row)
                     bar.advance()
         """
-        return Progress(Site.current().state.channels, channel, total=total, **how)
+        site = Site.current()
+        blueprint = site.distinct_name_of(self)
+        return Progress(site.state.channels, channel, total, interval=interval, blueprint=blueprint)
 
     # -- streams ---------------------------------------------------------------------------
 
     def stream(self) -> Response:
         """Answer the current request with the events of the channels that it names.
 
-        It goes on after ``Last-Event-ID``, or ``?last_event_id=`` where there is none.
+        The stream resumes after the header ``Last-Event-ID``; without the header after
+        ``?lastEventId=``, and without both after ``?last_event_id=``.
+
+        A view of your own may return it. ``@sse.authorize`` is asked there, too; functions of
+        ``before_request`` are not, since Flask calls them for the blueprint's own requests.
+
+        :raises RuntimeError: when the blueprint is not registered in the application.
         """
         site = Site.current()
-        check_site()  # first: what other sites' pages ask for does not count
+        site.endpoint_of(self)
         guest = expect(site.app)
-        names = asked_for(site.app, self.authorizer, guarded=self._guarded)
-        return streams.respond(site, names, streams.last_event_id(), guest)
+        permission = asked_for(site.app, site.name_of(self), self.authorizer)
+        blueprint = site.distinct_name_of(self)
+        return streams.respond(site, blueprint, permission, streams.last_event_id(), guest)
 
     def messages(self, channel: str = DEFAULT) -> Iterator[Message]:
         """Yield what is published to a channel from now on, each as :class:`Message`.
@@ -123,14 +148,15 @@ class ServerSentEventsBlueprint(Blueprint):
         without a bound; who takes them too slowly is told of no more. Lost ones are told by one of
         the type ``gap``.
         """
-        yield from streams.messages(Site.current(), channel)
+        site = Site.current()
+        yield from streams.messages(site, site.distinct_name_of(self), channel)
 
     stream_func = staticmethod(stream_func)
     stream_generator = staticmethod(stream_generator)
 
     # -- who may have what -----------------------------------------------------------------
 
-    def authorize(self, f: Function) -> Function:
+    def authorize(self, f: PermitFunction) -> PermitFunction:
         """Register what is asked, at each connect, for each channel of a stream.
 
         ::
@@ -139,50 +165,83 @@ class ServerSentEventsBlueprint(Blueprint):
             def may_have(channel):
                 return channel == "news" or channel == f"user:{current_user.id}"
 
-        :param f: called in the request; False refuses, and so does what it raises. The one that was
-            registered last counts, in all applications that have the blueprint: where they differ,
-            each needs a blueprint of its own.
+        :param f: called in the request. True permits; False and None refuse, and so do a response
+            that it returns and what it raises, which are sent. Anything else is a TypeError. The
+            one that was registered last counts, in all applications that have the blueprint: where
+            they differ, each needs a blueprint of its own.
         :returns: the function as it is.
         """
         self.authorizer = f
         return f
 
-    def url(self, *channels: str, since: str | None = None, last: int = 0) -> str:
+    def url(
+        self,
+        *channels: str,
+        since: str | None = None,
+        last: int = 0,
+        bind: str | None = "user",
+    ) -> str:
         """Return the address of a stream for a page: ``EventSource({{ sse.url("news")|tojson }})``.
 
         It is signed where the channels are not open, and counts for ``SSE_MAX_AGE`` seconds. It
-        holds their positions, so that nothing published after the page was made is missing.
+        holds their positions, so that nothing published after the page was made is missing. A
+        signed one permits nothing that was published before.
 
         :param channels: by default ``sse``.
-        :param since: what :meth:`position` has returned, before the page read what it shows.
+        :param since: what :meth:`position` has returned, before the page read what it shows;
+            ``"start"`` for all that is kept.
         :param last: so many events of each channel that were published before, at most.
-        :raises RuntimeError: when it has to be signed, and the application has no ``SECRET_KEY``.
-        :raises ValueError: when they are more than a stream may have.
+        :param bind: who may use it if it is signed: by default requests of the page's user, if
+            there is one; ``"session"`` for those of its session; None for any client that has it.
+        :raises RuntimeError: when the blueprint is not registered, or has no rule for its stream;
+            when the address has to be signed, and the application has no ``SECRET_KEY``, or the
+            page no session.
+        :raises ValueError: when they are more than a stream may have, or ``since``, ``last`` or
+            ``bind`` is something else.
         """
+        check_bind(bind)
         site = Site.current()
         names = list(dict.fromkeys(channels)) or [DEFAULT]
-        if len(names) > MOST_CHANNELS:
-            raise ValueError(f"a stream has up to {MOST_CHANNELS} channels, got {len(names)}")
-        values: dict[str, Any] = {"channel": names}
-        if not is_open(site.app, names, self.authorizer, guarded=self._guarded):
-            values = {"signed": sign(site.app, names)}
-        elif names == [DEFAULT]:
-            values = {}
+        most = most_channels(site.app)
+        if len(names) > most:
+            raise ValueError(
+                f"a stream has up to {most} channels (SOCKETS_MAX_CHANNELS, at most 100), "
+                f"got {len(names)}"
+            )
+        if since and not is_id(since, len(names)):
+            raise ValueError(
+                f"since= must be what sse.position() returned for the same {len(names)} channels, "
+                f'or "start", got {shown(since)}'
+                if len(names) > 1
+                else 'since= must be what sse.position() returned for the channel, or "start", got '
+                f"{shown(since)}"
+            )
+        name, endpoint = site.name_of(self), site.endpoint_of(self)
+        if endpoint not in site.app.view_functions:
+            raise RuntimeError(
+                f"the blueprint {self.name!r} has no address for its stream; before it is "
+                'registered, call its add_url_rule("", endpoint="stream", view_func=…) with its '
+                "method stream"
+            )
         seen = self.position(*names, last=last) if since is None else since
-        endpoint = site.endpoints.get(self, f"{self.name}.stream")
+        if not is_open(site.app, name, self.authorizer, names):
+            # It begins at those positions, unless the browser says that it has seen more.
+            earliest = streams.since(site, site.distinct_name_of(self), names, seen)
+            return url_for(endpoint, signed=sign(site.app, names, earliest, name, bind))
+        values: dict[str, Any] = {} if names == [DEFAULT] else {"channel": names}
         return url_for(endpoint, **values, last_event_id=seen)
 
     def position(self, *channels: str, last: int = 0) -> str:
         """Return where channels are now, as the id of an event that goes on there.
 
         :param last: so many events of each are to come once more, at most.
+        :raises ValueError: when that is no whole number, or below 0.
         """
+        if not is_number(last, whole=True) or last < 0:
+            raise ValueError(f"last= must be a whole number, at least 0, got {shown(last)}")
         names = list(dict.fromkeys(channels)) or [DEFAULT]
-        return streams.position(Site.current(), names, last)
-
-    @property
-    def _guarded(self) -> bool:
-        return bool(self.before_request_funcs.get(None))
+        site = Site.current()
+        return streams.position(site, site.distinct_name_of(self), names, last)
 
     # -- Redis -----------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from ..brokers.base import TEXT as TEXT_KIND
 from ..brokers.base import Message as Published
 from ..encoding import GAP
 from ..publisher import Dumps, check_channel
+from ..signing import LOST, START
 from .message import Fields, Message, lines_of
 
 __all__ = [
@@ -37,28 +38,47 @@ __all__ = [
     "channel_of",
     "id_of",
     "message_of",
+    "name_of",
     "positions_of",
+    "prefix_of",
 ]
 
 logger = logging.getLogger("flask_sockets2.sse")
 
 PREFIX = "sse:"
-"""Of the channels: whoever may name one reaches none of Turbo's or of the application's own."""
+"""Of the channels: whoever may name one reaches none of Turbo's or of the application's own.
 
-START, LOST = "start", "-"
+Those of a further blueprint have its name in it, see :func:`prefix_of`.
+"""
 
 _NOTHING = Fields(b"", b"", b"")
 
 
-def channel_of(name: str) -> str:
+def prefix_of(blueprint: str) -> str:
+    """Return the prefix of a blueprint's channels: no two blueprints share a channel.
+
+    :param blueprint: its name where the application has several, ``""`` for the main one.
+    """
+    if not blueprint:
+        return PREFIX
+    return f"sse.{blueprint.replace('%', '%25').replace(':', '%3A')}:"
+
+
+def channel_of(name: str, blueprint: str = "") -> str:
     """Return the channel of the broker.
 
+    :param blueprint: as for :func:`prefix_of`.
     :raises TypeError: when the name is no text.
     :raises ValueError: when it is empty or too long.
     """
     if not (isinstance(name, str) and name):
         check_channel(name)  # which says so; what it reserves is none of ours, by the prefix
-    return check_channel(PREFIX + name)
+    return check_channel(prefix_of(blueprint) + name)
+
+
+def name_of(channel: str) -> str:
+    """Return the name of a channel, without the prefix of any blueprint."""
+    return channel.partition(":")[2]
 
 
 def id_of(positions: Sequence[object]) -> str:
@@ -75,9 +95,21 @@ def positions_of(id: str, number: int) -> list[str] | None:
     if id == START:
         return [START] * number
     parts = id.split(",")
-    if not all(part in (START, LOST) or Position.parse(part) for part in parts):
+    if not all(map(_is_position, parts)):
         return None
     return parts if len(parts) == number else [LOST] * number
+
+
+def is_id(id: object, number: int) -> bool:
+    """Tell whether a program's last event id is one of a stream of so many channels."""
+    if id == START:
+        return True
+    parts = id.split(",") if isinstance(id, str) else []
+    return len(parts) == number and all(map(_is_position, parts))
+
+
+def _is_position(part: str) -> bool:
+    return part in (START, LOST) or Position.parse(part) is not None
 
 
 def message_of(published: Published) -> Message:
@@ -86,7 +118,7 @@ def message_of(published: Published) -> Message:
     :raises ValueError: when it can be no event.
     """
     if published.event == GAP:
-        return Message({"channel": published.channel.removeprefix(PREFIX)}, type=GAP)
+        return Message({"channel": name_of(published.channel)}, type=GAP)
     if published.kind == JSON:
         return Message.of_payload(published.data)
     if published.kind == TEXT_KIND:

@@ -29,6 +29,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from ..brokers.client import Client
 from ..channels import Channels
 from ..exceptions import BrokerError
 from ..publisher import Dumps
@@ -53,7 +54,11 @@ Heard = OrderedDict[str, float]
 
 
 def redis_of(url: str) -> Any:
-    """Return a client as Flask-SSE makes it, without a connection yet."""
+    """Return a client as Flask-SSE makes it, without a connection yet.
+
+    :raises BrokerError: when the URL cannot be read.
+    """
+    Client(url, _TIMEOUT)  # redis-py's own errors may show a part of the password
     return StrictRedis.from_url(url)
 
 
@@ -63,9 +68,11 @@ class Interop:
     :param url: of their Redis.
     :param channels: of the application in this process.
     :param dumps: makes JSON as the application does.
+    :raises BrokerError: when the URL cannot be read.
     """
 
     def __init__(self, url: str, channels: Channels, dumps: Dumps) -> None:
+        self._client = Client(url, _TIMEOUT)  # for its words
         options = {
             "max_connections": _CONNECTIONS,
             "timeout": _TIMEOUT,
@@ -104,7 +111,8 @@ class Interop:
                 pipeline.pubsub_numsub(self._heard + name)
                 receivers, [(_, ourselves)] = pipeline.execute()
         except RedisError as exc:
-            raise BrokerError(f"cannot publish for Flask-SSE's programs: {exc}") from exc
+            error = self._client.error(exc)
+            raise BrokerError(f"cannot publish for Flask-SSE's programs: {error}") from exc
         # One of all workers listens, at most; Valkey 9.1 may count a name wrongly for a moment.
         return max(0, int(receivers) - min(int(ourselves), 1))
 
@@ -161,7 +169,8 @@ class Interop:
                 away = False
             except (BrokerError, RedisError, OSError) as exc:
                 if not away:
-                    logger.error("what others publish is not heard just now: %s", exc)
+                    error = exc if isinstance(exc, BrokerError) else self._client.error(exc)
+                    logger.error("what others publish is not heard just now: %s", error)
                 away = True
             except Exception:  # ours; what others publish must be heard all the same
                 logger.exception("hearing what others publish failed")

@@ -16,6 +16,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+from uuid import UUID
 
 from flask import json as flask_json
 
@@ -53,7 +54,13 @@ class Message:
         str(Message({"a": 1}, type="example", id=5))  # 'event:example\\ndata:{"a": 1}\\nid:5\\n\\n'
     """
 
-    def __init__(self, data: Any, type: Any = None, id: Any = None, retry: Any = None) -> None:
+    def __init__(
+        self,
+        data: Any,
+        type: str | None = None,
+        id: str | int | UUID | None = None,
+        retry: int | None = None,
+    ) -> None:
         for name, value in (("type", type), ("id", id)):
             if _FORBIDDEN.search(str(value)):
                 raise ValueError(

@@ -17,10 +17,10 @@ from flask import Response, current_app, request, stream_with_context
 from ..event_stream import expect, refusals, respond
 from ..extension import EXTENSION, State, state_of
 from ..keepalive import keepalive_of
+from ..origins import check_stream
 from ..servers.environ import client_socket, waiter
 from ..servers.stream import has_ended
 from ..transports.base import Clock
-from ..view import check_site
 from .settings import settings_of
 
 __all__ = ["answer_with"]
@@ -115,12 +115,11 @@ def answer_with(pieces: Generator[bytes], *, with_context: bool = False) -> Resp
 
     :param pieces: closed in any case.
     :param with_context: whether it has the request's context.
-    :raises werkzeug.exceptions.HTTPException: 429 and 503 as
+    :raises werkzeug.exceptions.HTTPException: 403, 406, 429 and 503 as
         :func:`~flask_sockets2.event_stream.stream_response`.
     """
     try:
-        check_site()
-        flow = _admitted() if EXTENSION in current_app.extensions else None
+        flow = _admitted()
     except BaseException:
         pieces.close()
         raise
@@ -136,7 +135,10 @@ def answer_with(pieces: Generator[bytes], *, with_context: bool = False) -> Resp
 
 
 def _admitted() -> _Flow | None:
-    """Return the stream of the current request, which is counted; None for one without a body."""
+    """Return the stream of the current request, which is counted; None if none is."""
+    if EXTENSION not in current_app.extensions:
+        check_stream(current_app)
+        return None
     guest = expect(current_app)
     if request.method == "HEAD":
         return None

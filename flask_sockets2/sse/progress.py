@@ -23,20 +23,22 @@ import threading
 from time import monotonic
 from types import TracebackType
 
+from ..brokers.base import NOWHERE
 from ..brokers.later import Later
 from ..exceptions import BrokerError
 from ..publisher import Publisher
 from .encoding import channel_of
 from .message import Message
 
-__all__ = ["Progress"]
+__all__ = ["INTERVAL", "Progress"]
 
 logger = logging.getLogger("flask_sockets2.sse")
 
 TYPE = "progress"
 RUNNING, DONE, FAILED = "running", "done", "failed"
 
-_INTERVAL = 0.2  # seconds
+INTERVAL = 0.2
+"""Seconds between two events, by default."""
 
 
 class Progress:
@@ -46,6 +48,8 @@ class Progress:
     :param channel: of the stream; a channel of its own for each job.
     :param total: what the value is at the end, None where that is not known.
     :param interval: seconds between two events, at least; the end is told at once.
+    :param blueprint: whose streams it is for, by name, if the application has several blueprints
+        for events and this is not the main one.
 
     What cannot be published is logged and does not disturb the job; while the broker is away, no
     more than half of its time is spent on that. What comes after the end is ignored. Any thread may
@@ -58,16 +62,17 @@ class Progress:
         channel: str,
         total: float | None = None,
         *,
-        interval: float = _INTERVAL,
+        interval: float = INTERVAL,
+        blueprint: str = "",
     ) -> None:
-        self._owned = isinstance(publisher, str)
-        self._publisher = Publisher(publisher) if isinstance(publisher, str) else publisher
-        self._channel = channel_of(channel)
+        self._owned = not isinstance(publisher, Publisher)
+        self._publisher = publisher if isinstance(publisher, Publisher) else Publisher(publisher)
+        self._channel = channel_of(channel, blueprint)
         self._interval = interval
         self._due = 0.0
         self._stale = False  # something is to be told when it is due
         self._waiting = False  # it is looked after later
-        self._later = Later(interval or _INTERVAL)
+        self._later = Later(interval or INTERVAL)
         # Guards all that changes; held while it publishes, so that the end is what comes last.
         self._lock = threading.RLock()
         self._untold = False  # the newest could not be published
@@ -150,12 +155,13 @@ class Progress:
         message = Message(data, type=TYPE)
         pause, begun = self._interval, monotonic()
         try:
-            self._publisher.publish(self._channel, message.to_dict())
-            self._untold = False
+            position = self._publisher.publish(self._channel, message.to_dict())
+            self._untold = position is NOWHERE  # which is logged
         except (BrokerError, TypeError, ValueError) as exc:
             if not self._untold:
                 logger.error("progress is not told: %s", exc)
             self._untold = True
+        if self._untold:
             pause = max(pause, monotonic() - begun)
         self._due = monotonic() + pause
 

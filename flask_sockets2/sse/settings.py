@@ -18,31 +18,34 @@ setting                  default    meaning
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from math import inf
+from random import SystemRandom
 from threading import Lock
 from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
 
-from flask import Flask, current_app
+from flask import Blueprint, Flask, current_app
 
-from ..brokers.registry import open_broker
-from ..extension import State, broker_url_of, state_of
+from ..extension import State, broker_url_of, check_broker, state_of
 from ..publisher import Dumps, dumps_of
-from ..settings import broker_options_of
+from ..settings import check, check_all
+from ..signing import check_keys
 from ..sockets import Sockets
 from .encoding import Bodies, Lines, One
 
 if TYPE_CHECKING:
     from .interop import Interop
 
-__all__ = ["Settings", "Site", "redis_url_of", "settings_of"]
+__all__ = ["MAIN", "Settings", "Site", "redis_url_of", "settings_of"]
+
+MAIN = "sse"
+"""The name of the blueprint whose channels have no name of a blueprint in them."""
 
 _EXTENSION = "flask_sockets2.sse"
 _REDIS_SETTINGS = ("SSE_REDIS_URL", "REDIS_URL")
 
+_random = SystemRandom()  # not the program's generator, which may have been seeded
 _sockets = Sockets()  # whose channels the streams are
 
 
@@ -61,7 +64,7 @@ class Settings(NamedTuple):
         """Return the line that says when to come back: not all browsers at once."""
         if self.retry is None:
             return b""
-        return b"retry:%d\n" % (self.retry * random.uniform(0.5, 1.5))
+        return b"retry:%d\n" % (self.retry * _random.uniform(0.5, 1.5))
 
 
 def settings_of(config: Mapping[str, Any]) -> Settings:
@@ -69,25 +72,21 @@ def settings_of(config: Mapping[str, Any]) -> Settings:
 
     :raises ValueError: when one is not what is expected, naming it.
     """
-    heartbeat = config.get("SSE_HEARTBEAT", 15.0)
-    if isinstance(heartbeat, bool) or not isinstance(heartbeat, int | float):
-        raise ValueError(f"SSE_HEARTBEAT must be a number of seconds, got {heartbeat!r}")
-    if not 0 < heartbeat < inf:
-        raise ValueError(f"SSE_HEARTBEAT must be above 0 seconds, got {heartbeat!r}")
-    retry = config.get("SSE_RETRY", 2000)
-    if retry is not None and (type(retry) is not int or retry < 0):
-        raise ValueError(f"SSE_RETRY must be a whole number of milliseconds, got {retry!r}")
-    if config.get("SSE_INTEROP") not in (None, True, False):
-        raise ValueError(f"SSE_INTEROP must be True, False or None, got {config['SSE_INTEROP']!r}")
-    open_channels = config.get("SSE_OPEN_CHANNELS", False)
-    if not isinstance(open_channels, bool):
-        raise ValueError(f"SSE_OPEN_CHANNELS must be True or False, got {open_channels!r}")
-    return Settings(heartbeat, retry, open_channels)
+    return Settings(
+        check("SSE_HEARTBEAT", config.get("SSE_HEARTBEAT", 15.0)),
+        check("SSE_RETRY", config.get("SSE_RETRY", 2000)),
+        check("SSE_OPEN_CHANNELS", config.get("SSE_OPEN_CHANNELS", False)),
+    )
 
 
 def redis_url_of(config: Mapping[str, Any]) -> str | None:
     """Return where Flask-SSE finds Redis, None where it is not set."""
-    return next((config[name] for name in _REDIS_SETTINGS if config.get(name)), None)
+    setting = _redis_setting(config)
+    return None if setting is None else config[setting]
+
+
+def _redis_setting(config: Mapping[str, Any]) -> str | None:
+    return next((name for name in _REDIS_SETTINGS if config.get(name)), None)
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
@@ -95,6 +94,7 @@ class Site:
     """What is kept for one application.
 
     :ivar dumps: makes JSON as it does.
+    :ivar names: of its blueprints: under which each was registered, the first time.
     :ivar endpoints: of the streams, by blueprint.
     """
 
@@ -103,6 +103,7 @@ class Site:
     bodies: Bodies
     one: One
     lines: Lines
+    names: dict[Any, str] = field(default_factory=dict)
     endpoints: dict[Any, str] = field(default_factory=dict)
     _interop: Interop | None = None
     _lock: Lock = field(default_factory=Lock)  # guards making that
@@ -116,6 +117,9 @@ class Site:
         """
         site: Site | None = app.extensions.get(_EXTENSION)
         if site is None:
+            check_keys(app)
+            check_all(app.config, "SSE_")
+            check("REDIS_URL", app.config.get("REDIS_URL"))
             try:
                 _sockets.init_app(app)
             except AssertionError as exc:  # Flask's, once a request was served
@@ -124,10 +128,11 @@ class Site:
                     "before its first request"
                 ) from exc
             state_of(app).broker_settings.extend(_REDIS_SETTINGS)
-            open_broker(broker_url_of(app), broker_options_of(app.config))  # is it there?
+            check_broker(app)
             dumps = dumps_of(app)
             bodies = Bodies(dumps)
             site = cls(app, dumps, bodies, One(bodies), Lines(dumps))
+            site._check_redis()
             app.extensions[_EXTENSION] = site
             _sites.add(site)
         return site
@@ -141,26 +146,83 @@ class Site:
     def state(self) -> State:
         return state_of(self.app)
 
+    def name_of(self, blueprint: Blueprint) -> str:
+        """Return the name of a blueprint in the application.
+
+        :raises RuntimeError: when it is not registered. In an application that only publishes, and
+            has none, the one called ``sse`` need not be.
+        """
+        name = self.names.get(blueprint)
+        if name is None:
+            if self.names or blueprint.name != MAIN:
+                raise RuntimeError(
+                    f"the blueprint {blueprint.name!r} is not registered in this application, so "
+                    "the names of its channels are not known; call app.register_blueprint() with it"
+                )
+            return MAIN
+        return name
+
+    def endpoint_of(self, blueprint: Blueprint) -> str:
+        """Return the endpoint of a blueprint's stream.
+
+        :raises RuntimeError: when the blueprint is not registered in the application, whatever
+            happened before: an application that has published may have channels already.
+        """
+        endpoint = self.endpoints.get(blueprint)
+        if endpoint is None:
+            raise RuntimeError(
+                f"the blueprint {blueprint.name!r} is not registered in this application, so it "
+                "has no streams here; call app.register_blueprint() with it before the first "
+                "request"
+            )
+        return endpoint
+
+    def distinct_name_of(self, blueprint: Blueprint) -> str:
+        """Return what tells a blueprint's channels from those of others; ``""`` of the main one.
+
+        That is the one called ``sse``, else the one that was registered first: the only one, as a
+        rule.
+        """
+        name = self.name_of(blueprint)
+        names = self.names.values()
+        return "" if name == (MAIN if MAIN in names else next(iter(names), MAIN)) else name
+
     @property
     def interop(self) -> Interop | None:
         """What speaks with Flask-SSE's programs; None where there is no Redis of theirs.
 
         :raises ValueError: when ``SSE_INTEROP`` asks for it and there is no URL.
         """
-        config = self.app.config
-        wanted, url = config.get("SSE_INTEROP"), redis_url_of(config)
-        if wanted is False or (wanted is None and url is None):
-            return None
-        if self._interop is None:
+        url = self._redis_url()
+        if url is not None and self._interop is None:
             from .interop import Interop
 
-            url = url or broker_url_of(self.app)
-            if url.partition("://")[0] not in ("redis", "rediss", "unix"):
-                raise ValueError("SSE_INTEROP needs a Redis: set SSE_REDIS_URL to its URL")
             with self._lock:
                 if self._interop is None:
                     self._interop = Interop(url, self.state.channels, self.dumps)
-        return self._interop
+        return None if url is None else self._interop
+
+    def _redis_url(self) -> str | None:
+        """Return the URL of the Redis of Flask-SSE's programs, None where they do not count."""
+        config = self.app.config
+        wanted = check("SSE_INTEROP", config.get("SSE_INTEROP"))
+        setting = _redis_setting(config)
+        if wanted is False or (wanted is None and setting is None):
+            return None
+        url: str = config[setting] if setting else broker_url_of(self.app)
+        if url.partition("://")[0] not in ("redis", "rediss", "unix"):
+            raise ValueError(
+                f"{setting} must be a redis://, rediss:// or unix:// URL, since programs with "
+                "Flask-SSE are heard there; set SSE_INTEROP = False if there are none"
+                if setting
+                else "SSE_INTEROP needs a Redis: set SSE_REDIS_URL to its URL"
+            )
+        return url
+
+    def _check_redis(self) -> None:
+        setting = _redis_setting(self.app.config)
+        if self._redis_url() is not None and setting is not None:
+            check_broker(self.app, setting)
 
     def forked(self) -> None:
         """Begin anew in a child."""

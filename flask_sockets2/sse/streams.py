@@ -6,34 +6,47 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from flask import Response, request
 
-from ..brokers.base import Position
+from ..brokers.base import NOWHERE, Position
 from ..event_stream import Attach, answer, open_body
 from ..exceptions import BrokerError
 from ..guests import Guest
-from ..publisher import Publisher
+from ..publisher import Publisher, json_of
 from ..settings import limits_of
+from ..signing import not_before
+from .access import Permission
 from .encoding import LOST, Several, channel_of, id_of, message_of, positions_of
 from .message import Message
 from .settings import Site, settings_of
 
-__all__ = ["last_event_id", "messages", "position", "publish", "respond"]
+if TYPE_CHECKING:
+    from .interop import Interop
+
+__all__ = ["last_event_id", "messages", "position", "publish", "respond", "since"]
 
 logger = logging.getLogger("flask_sockets2.sse")
 
-# Who is too slow comes back by itself and goes on where it was. Under the other policies a history
-# that is longer than SOCKETS_SEND_BUFFER would be too much at once, each time.
+# Who is too slow comes back by itself and goes on where it was. Where something may be dropped, the
+# ids of a stream of several channels would name what was not sent.
 _POLICY = "disconnect"
 
+_START_OF_ADDRESS = "last_event_id"
 
-def publish(site: Site, name: str, message: Message) -> int:
-    """Publish an event; see :meth:`ServerSentEventsBlueprint.publish`."""
-    channel = channel_of(name)
-    message.fields(site.dumps)  # what no stream could send is refused here
-    channels, interop = site.state.channels, site.interop
-    channels.publish(channel, message.to_dict())
+
+def publish(site: Site, blueprint: str, name: str, message: Message) -> int:
+    """Publish an event; see :meth:`ServerSentEventsBlueprint.publish`.
+
+    :param blueprint: as for :func:`~flask_sockets2.sse.encoding.prefix_of`; here and below.
+    """
+    channel = channel_of(name, blueprint)
+    # What no stream could send is refused here.
+    message.fields(lambda data: json_of(data, site.dumps, f"channel {name!r:.200}"))
+    channels, interop = site.state.channels, _interop(site, blueprint)
+    if channels.publish(channel, message.to_dict()) is NOWHERE:
+        return 0  # it was not published, and that is logged
     counting = [partial(channels.subscribers, channel)]
     if interop is not None:
         counting.append(partial(interop.publish, name, message))
@@ -46,19 +59,26 @@ def publish(site: Site, name: str, message: Message) -> int:
     return receivers
 
 
-def respond(site: Site, names: Sequence[str], seen: str, guest: Guest | None) -> Response:
+def respond(
+    site: Site, blueprint: str, permission: Permission, seen: str, guest: Guest | None
+) -> Response:
     """Answer the current request with what is published to some channels.
 
-    :param seen: the last event id that the client has seen; empty for what comes from now on.
+    :param permission: to have them.
+    :param seen: the last event id that the client has seen; empty for what comes from now on, or
+        from the earliest position that a signed address permits.
     :param guest: of :func:`~flask_sockets2.event_stream.expect`.
     :raises werkzeug.exceptions.ServiceUnavailable: as
         :func:`~flask_sockets2.event_stream.stream_response`.
     """
-    channels = [channel_of(name) for name in names]
+    names, earliest = permission
+    channels = [channel_of(name, blueprint) for name in names]
     settings = settings_of(site.app.config)
 
     def fill(attach: Attach) -> bytes:
         since = _since(site.state.channels, channels, seen)
+        if earliest is not None:
+            since = _not_before(site, since, earliest)
         if len(channels) == 1:
             begun = attach(channels[0], site.one, since[0] if since else None)
             first = id_of(since or [begun.position])
@@ -69,20 +89,20 @@ def respond(site: Site, names: Sequence[str], seen: str, guest: Guest | None) ->
             for channel, position in zip(channels, since, strict=True):
                 attach(channel, encoding, position)
             first = id_of(since)
-        _want(site, names)
+        _want(site, blueprint, names)
         return b"%bid:%b\n\n" % (settings.jittered_retry(), first.encode())
 
     limits = replace(limits_of(site.app.config, {}), slow_client=_POLICY)
     return answer(site.app, fill, heartbeat=settings.heartbeat, limits=limits, guest=guest)
 
 
-def messages(site: Site, name: str) -> Iterator[Message]:
+def messages(site: Site, blueprint: str, name: str) -> Iterator[Message]:
     """Yield what is published; see :meth:`ServerSentEventsBlueprint.messages`."""
-    channel = channel_of(name)
+    channel = channel_of(name, blueprint)
 
     def fill(attach: Attach) -> bytes:
         attach(channel, site.lines, None)
-        _want(site, [name])
+        _want(site, blueprint, [name])
         return b""
 
     body = open_body(
@@ -102,9 +122,14 @@ def messages(site: Site, name: str) -> Iterator[Message]:
         body.close()
 
 
-def _want(site: Site, names: Sequence[str]) -> None:
+def _interop(site: Site, blueprint: str) -> Interop | None:
+    """Return what speaks with Flask-SSE's programs, which know no channel but the main one's."""
+    return None if blueprint else site.interop
+
+
+def _want(site: Site, blueprint: str, names: Sequence[str]) -> None:
     """Have what Flask-SSE's programs publish reach a stream that begins."""
-    interop = site.interop
+    interop = _interop(site, blueprint)
     if interop is not None:
         interop.want(names)
 
@@ -113,25 +138,38 @@ def _want(site: Site, names: Sequence[str]) -> None:
 
 
 def last_event_id() -> str:
-    """Return what the client of the current request has seen last; the header is the newer."""
+    """Return the last event id that the client of the current request has seen.
+
+    The header is the newest. A client that sends no header puts the id into the query, behind what
+    its address has: ``lastEventId`` is the name in event-source-polyfill and
+    reconnecting-eventsource, ``lastEventID`` in clients of Mercure. So each spelling counts before
+    ``last_event_id``, with which an address of :meth:`ServerSentEventsBlueprint.url` begins, and of
+    several values the last one.
+    """
     header = request.headers.get("Last-Event-ID")
     if header:
         # A browser sends UTF-8, and WSGI has it as Latin-1 (PEP 3333).
         return header.encode("latin-1", "replace").decode("utf-8", "replace")
-    return request.args.get("last_event_id", "")
+    begun, seen = "", ""
+    for name, value in request.args.items(multi=True):
+        if name == _START_OF_ADDRESS:
+            begun = value or begun
+        elif name.lower().replace("-", "").replace("_", "") == "lasteventid":
+            seen = value or seen
+    return seen or begun
 
 
-def position(site: Site, names: Sequence[str], last: int) -> str:
+def position(site: Site, blueprint: str, names: Sequence[str], last: int) -> str:
     """Return where channels are; see :meth:`ServerSentEventsBlueprint.position`."""
-    channels = [channel_of(name) for name in names]
+    channels = [channel_of(name, blueprint) for name in names]
     publisher = site.state.channels
-    try:
+
+    def ask() -> list[Position]:
         if last:
-            return id_of([_before_last(publisher, channel, last) for channel in channels])
-        return id_of(publisher.positions(channels))
-    except BrokerError as exc:
-        logger.error("a page has no positions, and its stream begins with a gap: %s", exc)
-        return id_of([LOST] * len(channels))
+            return [_before_last(publisher, channel, last) for channel in channels]
+        return publisher.positions(channels)
+
+    return id_of(publisher.for_page(len(channels), ask))
 
 
 def _before_last(publisher: Publisher, channel: str, number: int) -> Position:
@@ -142,6 +180,26 @@ def _before_last(publisher: Publisher, channel: str, number: int) -> Position:
         return history.position
     epoch, offset = newest[0].position
     return Position(epoch, offset - 1)
+
+
+def since(site: Site, blueprint: str, names: Sequence[str], seen: str) -> list[str]:
+    """Return the positions of a last event id that a page begins with, for its signed address."""
+    channels = [channel_of(name, blueprint) for name in names]
+    publisher = site.state.channels
+
+    def ask() -> Sequence[object]:
+        return _since(publisher, channels, seen) or publisher.positions(channels)
+
+    known = positions_of(seen, len(channels)) if seen else None
+    return known or list(map(str, publisher.for_page(len(channels), ask)))
+
+
+def _not_before(site: Site, since: Sequence[str], earliest: Sequence[str]) -> list[str]:
+    one_log = site.state.one_log
+    return [
+        not_before(position, first, one_log=one_log)
+        for position, first in zip(since or earliest, earliest, strict=True)
+    ]
 
 
 def _since(publisher: Publisher, channels: Sequence[str], seen: str) -> list[str]:

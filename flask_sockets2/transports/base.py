@@ -17,15 +17,30 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from time import monotonic
 from typing import Any, Protocol
 
-__all__ = ["RETRY", "Clock", "Receiver", "StreamTransport", "Timer", "Waiter", "read_ahead"]
+from .budget import UNCOUNTED, Share
+
+__all__ = [
+    "LIGHT",
+    "RETRY",
+    "Clock",
+    "Receiver",
+    "StreamTransport",
+    "Timer",
+    "Waiter",
+    "read_ahead",
+]
 
 READ_SIZE = 65536 + 1024
 """Bytes asked for in one read: a frame of 64 KiB with its header comes in one."""
 
 READ_SIZE_LARGE = 256 * 1024
 """The same in the middle of a larger frame."""
+
+LIGHT = 256
+"""Bytes that are seen to at once, however many others have sent something."""
 
 # What a socket that cannot go on now raises; the TLS ones are no BlockingIOError.
 AGAIN = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
@@ -36,14 +51,15 @@ RETRY = object()
 
 
 def read_ahead(reader: io.BufferedReader) -> bytes:
-    """Return what a buffered reader of a socket that does not block holds or can get now."""
-    chunks = []
+    """Return what a buffered reader of a socket that does not block holds.
+
+    The socket is read at most once, when the buffer is empty. A peer that sends without a pause
+    would otherwise never let this end; the transport reads what follows.
+    """
     try:
-        while chunk := reader.peek(1):
-            chunks.append(reader.read(len(chunk)))
-    except OSError:
-        pass  # so says a TLS socket that there is no more; a reset shows again at the first read
-    return b"".join(chunks)
+        return reader.read(len(reader.peek(1)))
+    except OSError:  # so says a TLS socket that there is no more; a reset shows again at a read
+        return b""
 
 
 class Clock(Protocol):
@@ -61,6 +77,9 @@ class Clock(Protocol):
 
     def inside(self) -> bool:
         """Whether the caller runs in its thread."""
+
+    def has_time(self) -> bool:
+        """Whether what one socket has sent may be seen to now, or others have used the time up."""
 
     def call_later(self, delay: float, function: Callable[[], None]) -> Timer:
         """Call a function there after so many seconds."""
@@ -117,6 +136,9 @@ class Receiver(Protocol):
     def write_stalled(self) -> None:
         """The peer has taken nothing for ``send_timeout`` seconds."""
 
+    def write_strained(self) -> None:
+        """Something is kept back, and all connections together hold much; under the lock."""
+
 
 class StreamTransport:
     """Base of the transports; a subclass waits.
@@ -145,6 +167,7 @@ class StreamTransport:
         "half_closed",
         "read_size",
         "send_timeout",
+        "share",
         "sock",
     )
 
@@ -162,6 +185,8 @@ class StreamTransport:
         self.buffered = 0
         self.closed = False
         self.half_closed = False
+        #: What its connection holds of the memory of all; whoever owns the transport sets it.
+        self.share: Share = UNCOUNTED
         self._finishing = False
         self._linger = True
         self._out: deque[bytes | memoryview] | None = None  # made when it is needed
@@ -204,6 +229,10 @@ class StreamTransport:
         """The same after so many seconds."""
         raise NotImplementedError
 
+    def call_next(self, function: Callable[[], None]) -> Timer:
+        """The same when all sockets have been looked at; of many such calls, some each time."""
+        return self.call_later(0.0, function)
+
     def call_inside(self, function: Callable[[], None]) -> None:
         """Call a function where only the hub or the selector thread may, at once where that is
         the same."""
@@ -238,8 +267,17 @@ class StreamTransport:
     # -- reading ---------------------------------------------------------------------------
 
     def _read_ready(self) -> None:
+        # If others have used the time up, the rest stays in the kernel, which is bounded.
+        self._read(self.read_size if self.clock.has_time() else LIGHT + 1)
+
+    def read_now(self) -> None:
+        """Read at once what has come, in the turn of this connection."""
+        if not self.closed and self._reading:
+            self._read(self.read_size)
+
+    def _read(self, size: int) -> None:
         try:
-            data = self._recv(self.read_size)
+            data = self._recv(size)
         except AGAIN:
             return
         except OSError:  # reset by the peer, or TLS broke: the same as its end of file
@@ -253,12 +291,20 @@ class StreamTransport:
         if not self.half_closed:
             self._data_received(data)
         if self._pending is not None and not self.closed and self._pending():
-            self.call_soon(self._read_on)
+            self.call_next(self._read_on)
 
     def _read_on(self) -> None:
         """Read what TLS has decrypted already, unless reading stopped meanwhile."""
         if not self.closed and self._reading:
             self._read_ready()
+
+    def look_for_reset(self) -> None:
+        """End it in the next turn if the peer has reset the connection.
+
+        While nothing is read or written, a reset shows only in this way.
+        """
+        if self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._lost()
 
     def _end(self) -> None:
         """End of file: nothing more can come, so nothing more is waited for."""
@@ -273,6 +319,7 @@ class StreamTransport:
         if self._out:
             self._out.append(data)
             self.buffered += len(data)
+            self._hold(data)
             return
         try:
             sent = self._send(data)
@@ -283,6 +330,7 @@ class StreamTransport:
             return
         if sent != len(data):
             self._keep(memoryview(data)[sent:])
+            self._hold(data)
 
     def flush(self) -> None:
         """Write of what was kept back what the kernel takes now, without waiting for a turn."""
@@ -295,6 +343,41 @@ class StreamTransport:
         self._watch_writing(True)
         self._written_before = self._written
         self._timer = self.call_later(self.send_timeout, self._check_progress)
+
+    def _hold(self, data: bytes) -> None:
+        """Count a chunk that was kept back: all of it is in memory until the last byte is sent."""
+        self.share.hold(data)
+        if self.share.budget.tight:
+            self._receiver.write_strained()
+
+    def _forget(self) -> None:
+        """Throw away what was kept back."""
+        out, self._out = self._out, None
+        self.buffered = 0
+        for chunk in out or ():
+            self.share.release(_whole(chunk))
+
+    def cut(self, most: int) -> bool:
+        """Throw away what was kept back, but for the rest of a chunk that was begun: chunks are
+        whole frames, so another frame may follow it.
+
+        :param most: bytes that such a rest may have.
+        :returns: False where it is larger, or cannot be told: TLS may have encrypted more.
+        """
+        if not self._out:
+            return True
+        first = self._out[0]
+        begun = len(first) != len(_whole(first))
+        if self._pending is not None or (begun and len(first) > most):
+            return False
+        rest = bytes(first) if begun else b""
+        self._stop_writing()
+        self._forget()
+        if rest:
+            self._keep(memoryview(rest))
+            self._hold(rest)
+        self._progressed()
+        return True
 
     def _check_progress(self) -> None:
         """A peer that takes nothing is given up; what waits for it must not wait for ever."""
@@ -322,22 +405,27 @@ class StreamTransport:
             self._written += sent
             if sent != len(chunk):
                 out[0] = memoryview(chunk)[sent:]
+                self.share.since = monotonic()
                 self._progressed()
                 return
             out.popleft()
-        self._watch_writing(False)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+            self.share.release(_whole(chunk))
+        self._stop_writing()
         self._progressed()
         self._receiver.write_drained()
         if self._finishing:
             self._finish()
 
+    def _stop_writing(self) -> None:
+        """Wait no longer for the kernel to take bytes."""
+        self._watch_writing(False)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def _lost(self) -> None:
         """A write failed: the peer has gone. Told in the next turn, never inside a send."""
-        self._out = None
-        self.buffered = 0
+        self._forget()
         self.call_soon(self._end_once)
 
     def _end_once(self) -> None:
@@ -391,11 +479,15 @@ class StreamTransport:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._out = None
-        self.buffered = 0
+        self._forget()
         self._send = len  # nothing is written any more, and no write has to look
         try:
             self.sock.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass  # not connected any more
         self._progressed()
+
+
+def _whole(chunk: bytes | memoryview) -> bytes:
+    """Return the bytes that a chunk is the rest of."""
+    return chunk.obj if isinstance(chunk, memoryview) else chunk  # type: ignore[return-value]  # it is of bytes

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import _socket
 import socket
+from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
+from time import monotonic
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -22,11 +24,12 @@ from greenlet import getcurrent
 
 from .base import StreamTransport
 
-__all__ = ["GreenTransport", "GreenWaiter", "is_green"]
+__all__ = ["GreenTransport", "GreenWaiter", "hub_clock", "is_green"]
 
 _READ, _WRITE = 1, 2  # libev's event masks
 _get_ident = get_original("_thread", "get_ident")  # of the native thread
 _EXPIRED = object()
+_ROUND = 0.005  # seconds of calls between two looks at the sockets
 
 
 class GreenTransport(StreamTransport):
@@ -54,7 +57,7 @@ class GreenTransport(StreamTransport):
         hub = get_hub()
         self._loop: Any = hub.loop  # Any: gevent's stubs know neither io() nor timer() in full
         self._switch = hub.switch
-        self.clock = _clock(hub)
+        self.clock: _GreenClock = hub_clock()
         self.waiting: Any = None
         self._event: Event | None = None
         self._read_watcher: Any = self._loop.io(sock.fileno(), _READ)
@@ -89,6 +92,9 @@ class GreenTransport(StreamTransport):
 
     def call_later(self, delay: float, function: Callable[[], None]) -> _GreenTimer:
         return _GreenTimer(self._loop, delay, function)
+
+    def call_next(self, function: Callable[[], None]) -> _Call:
+        return self.clock.call_next(function)
 
     def call_inside(self, function: Callable[[], None]) -> None:
         function()
@@ -185,7 +191,7 @@ class GreenWaiter:
     lock = nullcontext()
 
     def __init__(self) -> None:
-        self.clock = _clock(get_hub())
+        self.clock = hub_clock()
         self._event = Event()
 
     def wait(self, timeout: float) -> None:
@@ -205,13 +211,26 @@ class GreenWaiter:
 class _GreenClock:
     """One hub's timers, without a connection that they would keep alive; made in its thread."""
 
-    __slots__ = ("__weakref__", "_loop", "_thread", "blocks", "keepalive")
+    __slots__ = (
+        "__weakref__",
+        "_calls",
+        "_look",
+        "_loop",
+        "_thread",
+        "_timer",
+        "_until",
+        "blocks",
+        "keepalive",
+    )
 
     threaded = False
 
     def __init__(self, loop: Any) -> None:
         self._loop = loop
         self._thread = _get_ident()
+        self._calls: deque[_Call] = deque()
+        self._timer: _GreenTimer | None = None  # if there are calls
+        self._look = self._until = 0.0
         self.keepalive: Any = None
         self.blocks = not is_module_patched("socket")
 
@@ -227,15 +246,67 @@ class _GreenClock:
     def call_later(self, delay: float, function: Callable[[], None]) -> _GreenTimer:
         return _GreenTimer(self._loop, delay, function)
 
+    def has_time(self) -> bool:
+        """Whether what one socket has sent may be seen to now, or others have used the time up."""
+        look = self._loop.now()  # the time of this look at the sockets
+        now = monotonic()
+        if look != self._look:
+            self._look = look
+            self._until = now + _ROUND
+        return now < self._until
+
+    def call_next(self, function: Callable[[], None]) -> _Call:
+        """Call a function when all sockets have been looked at, in its turn.
+
+        The sockets are looked at again after 5 ms of such calls. The hub itself makes 50 calls
+        before it looks at the clock, and all that is due of a timer, and a call may take
+        milliseconds.
+        """
+        call = _Call(function)
+        self._calls.append(call)
+        if self._timer is None:
+            self._timer = _GreenTimer(self._loop, 0.0, self._make_calls)
+        return call
+
+    def _make_calls(self) -> None:
+        calls = self._calls
+        until = monotonic() + _ROUND
+        try:
+            for _ in range(len(calls)):  # those that come meanwhile wait for the next look
+                calls.popleft().make()
+                if monotonic() > until:
+                    break
+        finally:
+            self._timer = _GreenTimer(self._loop, 0.0, self._make_calls) if calls else None
+
+
+class _Call:
+    """One call by the hub."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function: Callable[[], None] | None = function
+
+    def make(self) -> None:
+        function, self._function = self._function, None
+        if function is not None:
+            function()
+
+    def cancel(self) -> None:
+        self._function = None
+
 
 _clocks: WeakKeyDictionary[Any, _GreenClock] = WeakKeyDictionary()
 
 
-def _clock(hub: Any) -> _GreenClock:
-    clock = _clocks.get(hub)
-    if clock is None:
-        clock = _clocks[hub] = _GreenClock(hub.loop)
-    return clock
+def hub_clock() -> _GreenClock:
+    """Return this thread's hub as the clock of its connections."""
+    hub = get_hub()
+    found = _clocks.get(hub)
+    if found is None:
+        found = _clocks[hub] = _GreenClock(hub.loop)
+    return found
 
 
 class _GreenTimer:

@@ -74,6 +74,9 @@ class _Reactor:
     def inside(self) -> bool:
         return threading.current_thread() is self._thread
 
+    def has_time(self) -> bool:
+        return True  # handlers have threads of their own
+
     def call_later(self, delay: float, function: Callable[[], None]) -> _Timer:
         timer = _Timer(monotonic() + delay, function)
         self.call_soon(lambda: heappush(self._timers, timer))

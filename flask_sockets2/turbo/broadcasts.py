@@ -10,13 +10,14 @@ from weakref import WeakKeyDictionary
 from flask import has_request_context, request
 from werkzeug.local import LocalProxy
 
+from ..answers import UserId
 from ..brokers.base import Position
 from ..publisher import Publisher
 from ..sockets import Sockets
 from .builders import Builders
 from .commit import after_commit
-from .markup import joined, key_of, with_sender
-from .names import ALL, Part, stream_channel, user_channel
+from .markup import is_shown, joined, key_of, sender_of, with_sender
+from .names import ALL, Part, StreamSigner, stream_channel, user_channel
 from .refresh import Debounce, Refresh
 
 __all__ = ["Broadcasting"]
@@ -39,16 +40,30 @@ class Broadcasting(Builders):
         # By an application's channels, of which a process that was forked has others.
         self._debounces: WeakKeyDictionary[Publisher, Debounce] = WeakKeyDictionary()
 
+    def identifies(self) -> bool:
+        """Tell whether the application says who its users are."""
+        raise NotImplementedError
+
     def push(
-        self, stream: str | Iterable[str], to: Any = None, *, exclude_sender: bool = False
+        self,
+        stream: str | Iterable[str],
+        to: UserId | Iterable[UserId | None] | None = None,
+        *,
+        exclude_sender: bool = False,
     ) -> None:
         """Send one stream or several to the pages of all, or of some users.
 
         :param to: id of a user, or an iterable of such; None for all. Who is not there is no
             error.
         :param exclude_sender: not to the page that has sent the current request.
+        :raises RuntimeError: when it is for users, and no function says who the user of a page is.
         """
         recipients = _recipients(to)
+        if recipients and not (self.identifies() or self.clients):
+            raise RuntimeError(
+                "cannot push to a user: no function says who the user of a page is; register one "
+                "that returns the id of the current user with @turbo.user_id"
+            )
         markup = self._markup(stream, exclude_sender)
         if recipients is None:
             channels = [ALL]
@@ -146,24 +161,41 @@ class Broadcasting(Builders):
     ) -> Position | None:
         """Send a :meth:`refresh` to a stream; of many the first and one last, see ``refresh.py``.
 
-        :param exclude_sender: not to the page that has sent the current request; turbo.js sees to
-            that by ``request_id``.
+        :param exclude_sender: not to the page that has sent the current request, or that of
+            ``request_id``.
         :param options: of :meth:`refresh`.
         :returns: the position in its channel, None where one that is sent soon stands for it.
         """
         request_id = options.pop("request_id", None)
         if exclude_sender and request_id is None:
             request_id = _request_id()
-        refresh = Refresh(
-            self.refresh(request_id=request_id, **options), self.refresh(**options), request_id
-        )
+        for_all = self.refresh(**options)
+        if request_id is None:
+            refresh = Refresh(for_all, for_all)
+        else:
+            sender = sender_of(str(request_id))
+            refresh = Refresh(with_sender(for_all, sender), for_all, sender)
         [position] = self._publish([stream_channel(*parts)], refresh)
         return position
 
     def _markup(self, stream: str | Iterable[str], exclude_sender: bool) -> str:
         markup = joined(stream)
+        if not is_shown(markup) and self._serving()._app().debug:
+            logger.warning(
+                "what is pushed has no <turbo-stream>, so no page shows it: %.100r; say what to "
+                "do with it, as turbo.append(…, target=…) does",
+                markup,
+            )
+        markup = self._for_others(markup)
         sender = _request_id() if exclude_sender else None
-        return markup if sender is None else with_sender(markup, sender)
+        return markup if sender is None else with_sender(markup, sender_of(sender))
+
+    def _for_others(self, markup: str) -> str:
+        """Return markup without names that only the user of the current request could use."""
+        if "<turbo-stream-from" not in markup:
+            return markup
+        app = self._serving()._app()
+        return StreamSigner(app).rebind(markup) if app.secret_key else markup
 
     def after_commit(self: Self, session: Any) -> Self:
         """Return a Turbo that pushes and broadcasts when a session of SQLAlchemy commits.
@@ -219,12 +251,15 @@ class Broadcasting(Builders):
 
 
 def _built(build: Callable[..., str], options: dict[str, Any]) -> str:
-    """Return the stream of a broadcast."""
+    """Return the stream of a broadcast.
+
+    :raises TypeError: when no target is named.
+    """
     if options.keys().isdisjoint({"target", "targets"}):
-        name = build.__name__
         raise TypeError(
-            f"broadcast_{name}_to() takes the parts of the stream's name, and all else by keyword: "
-            'target="todos", …'
+            f"broadcast_{build.__name__}_to() has no target: name the element's id by "
+            'target="todos", or a CSS selector by targets=".todo". It takes the parts of the '
+            "stream's name, and all else by keyword"
         )
     return build(**options)
 

@@ -60,7 +60,10 @@ def _check_version(context: click.Context, parameter: click.Parameter, value: st
     help="Of turbo.js; only of the default one is the hash known.",
 )
 def vendor(folder: Path | None, source: Path | None, version: str) -> None:
-    """Fetch turbo.js by npm, check its hash, and write it with its licence into a folder."""
+    """Write a copy of turbo.js and its licence into a folder.
+
+    It is fetched by npm, and its hash is checked.
+    """
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # a proxy, as Flask documents it
     if folder is None:
         folder = _default_folder(app)

@@ -35,7 +35,7 @@ from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from ..brokers.base import Position
+from ..brokers.base import NOWHERE, Position
 from ..exceptions import BrokerError
 from .refresh import Refresh
 
@@ -55,9 +55,7 @@ _CALLS = "flask_sockets2.turbo.commit"
 _COMMITTED = "flask_sockets2.turbo.committed"
 """In ``session.info``: the outermost transaction, from its commit to its end."""
 
-_NOT_YET = Position("-", 0)  # of no log: who subscribes from there is told of a gap
-
-Call = Callable[[], object]
+Call = Callable[[], Sequence[Position | None]]
 
 
 class Publishing(Protocol):
@@ -106,7 +104,7 @@ def after_commit(turbo: Broadcaster, session: Any) -> Broadcaster:
         # Of the application of now: at the commit there may be another one, or none.
         publisher = turbo._serving().publisher
         _when_committed(session, partial(turbo._send, publisher, channels, stream, sockets))
-        return [_NOT_YET] * len(channels)
+        return [NOWHERE] * len(channels)
 
     later = copy(turbo)
     later._publish = publish  # type: ignore[method-assign]  # the one place where messages leave
@@ -203,15 +201,19 @@ def _call(calls: list[Call]) -> None:
     gevent's that the program has set around its commit goes through, for it is the program's.
     """
     for number, call in enumerate(calls):
+        error: object = "see above"  # with SOCKETS_PUBLISH_ERRORS = "log"
         try:
-            call()
+            if NOWHERE not in call():
+                continue
         except BrokerError as exc:
-            logger.error(
-                "%d of %d broadcasts of what was committed were not sent: %s",
-                len(calls) - number,
-                len(calls),
-                exc,
-            )
-            return
+            error = exc
         except Exception:  # whatever it is: this is the caller's commit
             logger.exception("a broadcast of what was committed was not sent")
+            continue
+        logger.error(
+            "%d of %d broadcasts of what was committed were not sent: %s",
+            len(calls) - number,
+            len(calls),
+            error,
+        )
+        return

@@ -16,7 +16,8 @@ those that follow is told by the close code of a WebSocket.
 status  code
 ======  =====  ==================================================================================
 400     4400   what was asked for makes no sense, or is too much
-403     4403   a name is forged or another user's, or ``@turbo.authorize`` says no
+403     4403   a name is forged or another user's, or ``@turbo.authorize`` says no; a redirect by
+               which it answers is 4403, too, and other responses as their status is here
 410     4410   a name is older than ``TURBO_STREAM_MAX_AGE``; a page loaded anew has a new one
 429            its address or user has too many connections, or connects too often
 503     1013   the broker is away, or what was announced did not come in time
@@ -32,6 +33,12 @@ position at that time; and the envelopes of :mod:`flask_sockets2.encoding`, of w
     {"event": "streams", "channels": ["turbo:all", "turbo:stream:room:5"]}
     {"event": "subscribed", "channel": "turbo:all", "position": "9f86d081884c7d65-42"}
     {"channel": "turbo:all", "position": "9f86d081884c7d65-43", "data": "<turbo-stream …"}
+
+A name that is bound to a user or to a session is for connections of that one only.
+
+A signed name carries the position that its page was rendered at, and an earlier one is a gap: no
+page is sent what was pushed before it was made. ``turbo:all`` is not signed: a client that may open
+the URL may have all that is kept of it.
 
 As Server-Sent Events, for a request that accepts ``text/event-stream``, the same texts come. A
 client without ``s``, as turbo.js' own ``Turbo.connectStreamSource(new WebSocket(url))``, gets the
@@ -50,7 +57,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any, Protocol
@@ -59,17 +65,19 @@ from flask import Flask, abort, current_app, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing.exceptions import WebsocketMismatch
 
+from ..answers import Permit, permits
 from ..brokers.base import Position
 from ..event_stream import expect, stream_response
 from ..extension import state_of
-from ..settings import limits_of
-from ..signing import Expired, Forged, InvalidName
+from ..settings import limits_of, max_channels_of
+from ..signing import LOST, START, Expired, Forged, InvalidName, not_before
 from ..sockets import Sockets
-from ..view import check_site, mismatch
+from ..view import mismatch
 from .markup import stream_tag
 from .names import (
     ALL,
     USER,
+    Permission,
     StreamSigner,
     is_user,
     parts_of_channel,
@@ -93,7 +101,6 @@ _POLICY = "coalesce"
 _REFRESH = str(stream_tag("refresh"))
 
 # What a hostile client can ask for, and how long it can take.
-_MAX_STREAMS = 1000  # of one connection
 _MAX_FOLLOWING = 2**19  # bytes of what does not fit into the URL
 _FOLLOWING_TIMEOUT = 10.0  # seconds for it to come over a WebSocket
 
@@ -110,9 +117,9 @@ Subscriptions = list[tuple[str, str]]
 class Audience(Protocol):
     """Who decides about connections: the application's Turbo."""
 
-    authorizer: Callable[..., Any] | None
+    authorizer: Permit | None
 
-    def user_of_connection(self) -> Any:
+    def user_of_connection(self) -> str | None:
         """Return the id of the user of the current request, None without, and put it into the
         environ.
 
@@ -200,9 +207,12 @@ def _received(ws: Any, audience: Audience, number: int) -> Subscriptions | None:
     try:
         return _permitted(audience, _parsed(message, number))
     except HTTPException as exc:
-        if exc.code not in _REFUSALS:
+        status = exc.get_response(request.environ).status_code  # code is None for a response
+        if 300 <= status < 400:  # a WebSocket cannot be redirected, but its page is, loaded again
+            status = 403
+        if status not in _REFUSALS:
             raise
-        ws.close(4000 + exc.code)
+        ws.close(4000 + status)
         return None
 
 
@@ -210,10 +220,9 @@ def _events(**_: str) -> Any:
     """Serve Server-Sent Events; any other request should have been for a WebSocket."""
     if not accepts("text/event-stream"):
         return mismatch(WebsocketMismatch())
-    check_site()
+    guest = expect(current_app)
     if "s" not in request.args:
         abort(400, "name the streams: ?s=<name>&at=<position>")
-    guest = expect(current_app)
     audience = _audience()
     asked, following = _asked_in_url()
     if following or request.method == "POST":
@@ -258,15 +267,16 @@ def _asked_in_url() -> tuple[Asked, int]:
     """Return what the URL of the current request asks for, and how many more are to follow."""
     names, positions = request.args.getlist("s"), request.args.getlist("at")
     following = request.args.get("more", 0, type=int)
-    if following < 0 or len(names) + following > _MAX_STREAMS or len(positions) > len(names):
-        abort(400, f"expected up to {_MAX_STREAMS} s=, and no more at= than those")
+    most = max_channels_of(current_app.config)
+    if following < 0 or len(names) + following > most or len(positions) > len(names):
+        abort(400, f"expected up to {most} s= (SOCKETS_MAX_CHANNELS), and no more at= than those")
     positions += [""] * (len(names) - len(positions))
     return list(zip(names, map(_position, positions), strict=True)), following
 
 
 def _position(text: str) -> str:
     """Return a position as a client gave it; what is none is a gap, and never all that is kept."""
-    return text if not text or Position.parse(text) else "-"
+    return text if not text or Position.parse(text) else LOST
 
 
 def _body() -> bytes:
@@ -298,6 +308,7 @@ def _permitted(audience: Audience, asked: Asked) -> Subscriptions:
     """Return the channels that were asked for, once all of it is verified."""
     signer = StreamSigner(current_app) if current_app.secret_key else None
     user_of_connection = cache(partial(_user_of_connection, audience))
+    one_log = state_of().one_log
     subscriptions: Subscriptions = []
     for name, position in asked:
         if name == USER and signer is None:
@@ -305,7 +316,10 @@ def _permitted(audience: Audience, asked: Asked) -> Subscriptions:
             # None: it is nobody any more, and what its position was in is not for it.
             subscriptions.append((channel, position) if channel else (ALL, ""))
         else:
-            subscriptions.append((_verified(signer, name), position))
+            permission = _verified(signer, name)
+            _check_holder(permission)
+            since = not_before(position, permission.earliest, one_log=one_log)
+            subscriptions.append((permission.channel, since))
     for channel in dict.fromkeys(_channels(subscriptions)):  # once: it may cost a query
         if is_user(channel):
             _check_user(channel, user_of_connection())
@@ -314,14 +328,14 @@ def _permitted(audience: Audience, asked: Asked) -> Subscriptions:
     return subscriptions
 
 
-def _verified(signer: StreamSigner | None, name: str) -> str:
-    """Return the channel of a name that a client gave."""
+def _verified(signer: StreamSigner | None, name: str) -> Permission:
+    """Return what a name that a client gave permits."""
     if name == ALL:
-        return ALL
+        return Permission(ALL, START)
     try:
         if signer is None:
             raise Forged("there is no SECRET_KEY that it could be signed with")
-        return signer.unsign(name)
+        return signer.permitted(name)
     except InvalidName as exc:
         state_of().seldom_log(logger).warning(
             "not_valid",
@@ -335,15 +349,37 @@ def _verified(signer: StreamSigner | None, name: str) -> str:
         abort(403, "the name of a stream is not valid")
 
 
+def _check_holder(permission: Permission) -> None:
+    """See that the client is the one that a name is bound to."""
+    state = state_of()
+    if state.holds(permission.holder) and state.holds(permission.old_holder):
+        return
+    state.seldom_log(logger).warning(
+        "other_holder",
+        "refused the stream %.80r: its name is bound to another user or session. Give each user a "
+        "page of its own; if users share one, as from a cache, use "
+        "stream_from(…, bind=None)",
+        permission.channel,
+        extra={
+            "event": "refused",
+            "reason": "other_holder",
+            "channel": permission.channel[:200],
+        },
+    )
+    abort(403, "the page is another user's or session's; load it again")
+
+
 def _check_user(channel: str, user: str | None) -> None:
     """See that a stream is that of the user of the connection."""
     if channel != user:
         state_of().seldom_log(logger).warning(
             "other_user",
-            "refused the stream %.80r: by @turbo.user_id the connection is that of %.80r. It has "
-            "to return the same at each request of a user",
+            "refused the stream %.80r: by @turbo.user_id the connection is that of %.80r. After a "
+            "logout that is expected, and the page loads again. Without one the function has to "
+            "return the same at each request of a user. If the page came from a cache that users "
+            "share, leave the user out of the page: {{ turbo(user=False) }}",
             channel,
-            user,
+            user or "nobody",
             extra={"event": "refused", "reason": "other_user", "channel": channel[:200]},
         )
         abort(403, "the page is another user's; load it again")
@@ -354,7 +390,7 @@ def _authorize(audience: Audience, channel: str) -> None:
     parts = parts_of_channel(channel)
     if parts is None or audience.authorizer is None:
         return
-    if not audience.authorizer(*parts):
+    if not permits(current_app, audience.authorizer, *parts, by="@turbo.authorize"):
         state_of().seldom_log(logger).warning(
             "not_authorized",
             "refused the stream %.80r: not authorized",
@@ -383,5 +419,5 @@ def _earlier(one: str, other: str) -> str:
         return one or other  # one of the two begins with what comes from now on
     first, second = Position.parse(one), Position.parse(other)
     if first is None or second is None or first.epoch != second.epoch:
-        return "-"
+        return LOST
     return str(min(first, second))

@@ -27,6 +27,7 @@ from weakref import ref
 
 from flask import Flask
 
+from ..answers import call
 from ..brokers.later import Later
 from ..exceptions import BrokerError
 from ..publisher import Publisher
@@ -37,6 +38,8 @@ logger = logging.getLogger("flask_sockets2.turbo")
 
 LEASE = 15.0
 """Seconds after which the job of a silent process is another's; it is renewed well before."""
+
+_PAUSE = 0.5  # seconds after the broker has failed; meanwhile the application may end
 
 
 class Job:
@@ -55,7 +58,7 @@ class Job:
         """Call it once."""
         try:
             with app.app_context():
-                self.function()
+                call(app, self.function, by="@turbo.every")
         except BaseException:  # gevent.Timeout is no Exception, and SystemExit would end the thread
             logger.exception("the job %s raised; it goes on in %s s", self.name, self.seconds)
 
@@ -158,6 +161,7 @@ def _run(served: Callable[[], Flask | None], job: Job, lease: _Lease) -> None:
             if not away:
                 logger.error("the job %s waits for the broker: %s", job.name, exc)
             away = True
+            due = max(due, monotonic() + _PAUSE)
         if mine:
             job.run(app)
         del app

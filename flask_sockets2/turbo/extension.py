@@ -23,7 +23,6 @@ import logging
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -31,10 +30,14 @@ from flask import Flask, current_app, has_request_context, request
 from markupsafe import Markup
 from werkzeug.exceptions import HTTPException, InternalServerError
 
-from ..brokers.base import Position
+from ..answers import Identify, Permit, UserId, WrongAnswer, identity
+from ..brokers.base import NOWHERE, Position
 from ..exceptions import BrokerError
 from ..extension import state_of
+from ..limits import shown
 from ..rates import SeldomLog
+from ..settings import check_all
+from ..signing import check_keys
 from ..sockets import Sockets
 from . import forms
 from .broadcasts import Broadcasting
@@ -42,7 +45,7 @@ from .endpoint import EXTENSION, USER_ID, serve_streams
 from .every import Job, check_seconds, start
 from .library import VERSION
 from .names import ALL, USER, Part, StreamSigner, stream_channel, user_channel
-from .page import UNKNOWN, head, keep_private, mark_private, serve_files, stream_element
+from .page import head, keep_private, mark_private, serve_files, stream_element
 
 __all__ = ["Turbo"]
 
@@ -50,7 +53,9 @@ logger = logging.getLogger("flask_sockets2.turbo")
 
 ROUTE = "/turbo-stream"
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+UserFunction = TypeVar("UserFunction", bound=Identify)
+PermitFunction = TypeVar("PermitFunction", bound=Permit)
+JobFunction = TypeVar("JobFunction", bound=Callable[[], object])
 
 _KNOWN = "flask_sockets2.turbo.positions"  # in the environ
 
@@ -71,16 +76,17 @@ class Turbo(Broadcasting):
             return redirect(url_for("index"), 303)
 
     All but what answers the current request may be called by any thread or greenlet. What pushes
-    raises :class:`~flask_sockets2.BrokerError` when the broker cannot be reached, and ValueError
-    for more than ``SOCKETS_MAX_MESSAGE_SIZE`` bytes.
+    raises :class:`~flask_sockets2.BrokerError` when the broker cannot be reached, unless
+    ``SOCKETS_PUBLISH_ERRORS`` is ``"log"``, and ValueError for more than
+    ``SOCKETS_MAX_MESSAGE_SIZE`` bytes.
     """
 
     def __init__(self, app: Flask | None = None) -> None:
         super().__init__()
         #: Returns the id of the user of the current request, None for nobody.
-        self.user_id_callback: Callable[[], Any] = self.default_user_id
+        self.user_id_callback: Identify = self.default_user_id
         #: Says who may have a stream; see :meth:`authorize`.
-        self.authorizer: Callable[..., Any] | None = None
+        self.authorizer: Permit | None = None
         self._jobs: list[Job] = []
         self._log = SeldomLog(logger)
         # By an application's channels, of which a process that was forked has others.
@@ -92,7 +98,10 @@ class Turbo(Broadcasting):
         """Serve an application: its pages' connections, and ``turbo`` in its templates.
 
         :raises RuntimeError: when another Turbo serves it.
+        :raises ValueError: when a setting is not what is expected, naming it.
         """
+        check_keys(app)
+        check_all(app.config, "TURBO_")
         if app.extensions.get(EXTENSION, self) is not self:
             raise RuntimeError("this application has a Turbo already; use that one everywhere")
         route = app.config.setdefault("TURBO_WEBSOCKET_ROUTE", ROUTE)
@@ -103,7 +112,9 @@ class Turbo(Broadcasting):
             forms.init_forms(app)
             keep_private(app)
         app.extensions[EXTENSION] = self
-        state_of(app).turbo_user_id = self.user_of_connection
+        state = state_of(app)
+        state.turbo_user_id, state.turbo_page_user = self.user_of_connection, self._page_user
+        state.turbo_identifies = self.identifies
         if route:
             serve_streams(app, route)
         serve_files(app)
@@ -118,6 +129,7 @@ class Turbo(Broadcasting):
         nonce: str | None = None,
         *,
         connect: bool = True,
+        user: bool = True,
     ) -> Markup:
         """Return what connects a page; templates call it as ``{{ turbo() }}`` in ``<head>``.
 
@@ -127,12 +139,14 @@ class Turbo(Broadcasting):
         :param nonce: of the page's Content-Security-Policy.
         :param connect: False for a page to which nothing is pushed, as that of a login: it gets
             turbo.js alone.
+        :param user: False for a page that several users are given, as from a cache: it gets the
+            pushes to all, and none to its user.
         """
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # a proxy, as Flask documents it
         route = app.config.get("TURBO_WEBSOCKET_ROUTE", ROUTE)
         if has_request_context():  # not what a command or a task renders
             self.start_jobs(app)
-        streams = self._streams_of_page(app) if route and connect else []
+        streams = self._streams_of_page(app, with_user=user) if route and connect else []
         return head(app, route, streams, version=version, url=url, nonce=nonce, connect=connect)
 
     def __call__(
@@ -142,31 +156,48 @@ class Turbo(Broadcasting):
         nonce: str | None = None,
         *,
         connect: bool = True,
+        user: bool = True,
     ) -> Markup:
         """Do as :meth:`turbo`: templates have the object itself under that name."""
-        return self.turbo(version, url, nonce, connect=connect)
+        return self.turbo(version, url, nonce, connect=connect, user=user)
 
-    def stream_from(self, *parts: Part, position: Position | str | None = None) -> Markup:
+    def stream_from(
+        self,
+        *parts: Part,
+        position: Position | str | None = None,
+        bind: str | None = "user",
+    ) -> Markup:
         """Return what a page gets a stream by; as ``{{ turbo.stream_from("room", room.id) }}``.
 
         :param parts: of the stream's name: texts, whole numbers, UUIDs.
         :param position: after which the page wants everything; by default the one that
             :meth:`position` returned in this request, else the present one.
-        :raises RuntimeError: when the application has no ``SECRET_KEY``.
+        :param bind: who may use it: by default connections of the page's user, if there is one;
+            ``"session"`` for those of its session; None for any client that has the page.
+        :raises RuntimeError: when the application has no ``SECRET_KEY``, or the page no session.
+        :raises ValueError: when ``position`` or ``bind`` is something else.
         """
+        if position is not None and not _is_position(position):
+            raise ValueError(
+                f"position= must be what turbo.position() returned, got {shown(position)}; leave "
+                "it out for the present one"
+            )
         channel = stream_channel(*parts)
-        name = StreamSigner(current_app).sign(channel)
+        signer = StreamSigner(current_app)
         mark_private()
         known = self._positions([channel])[0] if position is None else position
-        return stream_element(name, known)
+        # Without one the page begins with what comes from now on, and may come back to that.
+        earliest = known if known != "" else self._positions([channel])[0]
+        holder = state_of().holder(bind)
+        return stream_element(signer.permit(channel, earliest, holder), known)
 
-    def position(self, *parts: Part) -> Position | str:
+    def position(self, *parts: Part) -> Position:
         """Return the position of a stream, before the page reads what it shows.
 
         What is pushed between the reading and the rendering is then on the page, too. Without
         parts it is that of the pushes to all, and those to the user are remembered with it. The
-        rest of the request remembers it. Where the broker is away it is "-", by which the page will
-        be told of a gap.
+        rest of the request remembers it. Where the broker is away it is that of no log, "-" in the
+        page, which is told of a gap by that.
 
         ::
 
@@ -180,7 +211,7 @@ class Turbo(Broadcasting):
         channels = [ALL, *filter(None, [self._user_of_page()])]
         return self._positions(channels, remember=True)[0]
 
-    def positions(self, names: Iterable[Sequence[Part]]) -> list[Position | str]:
+    def positions(self, names: Iterable[Sequence[Part]]) -> list[Position]:
         """Return the positions of many streams, asked for at once; see :meth:`position`.
 
         A page with ``stream_from`` for each of a hundred rows waits for Redis once, not a hundred
@@ -192,17 +223,20 @@ class Turbo(Broadcasting):
         """
         return self._positions([stream_channel(*parts) for parts in names], remember=True)
 
-    def _streams_of_page(self, app: Flask) -> list[tuple[str, object]]:
+    def _streams_of_page(self, app: Flask, *, with_user: bool) -> list[tuple[str, object]]:
         channels = [ALL]
-        user = self._user_of_page()
+        user = self._user_of_page() if with_user else None
         if user is not None:
             channels.append(user)
         positions = self._positions(channels)
         if user is None or app.secret_key:
             if user is not None:
                 mark_private()
-            names = [ALL, *(StreamSigner(app).sign(channel) for channel in channels[1:])]
-            return list(zip(names, positions, strict=True))
+            signed = [
+                StreamSigner(app).permit(channel, position)
+                for channel, position in zip(channels[1:], positions[1:], strict=True)
+            ]
+            return list(zip([ALL, *signed], positions, strict=True))
         # The connection asks who it is, and that may be another one: no position, then.
         return [(ALL, positions[0]), (USER, "")]
 
@@ -211,7 +245,9 @@ class Turbo(Broadcasting):
         if not self.identifies() or not has_request_context():
             return None
         try:
-            user_id = self.user_id_callback()
+            user_id = self._ask_user_id()
+        except WrongAnswer:
+            raise  # whoever writes the function sees it at the first page
         except HTTPException as exc:
             self._log.warning(
                 "page", "the user id callback answers a page with %s: it has no user", exc
@@ -224,35 +260,38 @@ class Turbo(Broadcasting):
             return None
         return None if user_id is None else user_channel(user_id)
 
-    def _positions(self, channels: list[str], *, remember: bool = False) -> list[Position | str]:
+    def _page_user(self) -> str | None:
+        """Return the id of the user of the current request; raises what the callback does."""
+        return self._ask_user_id() if self.identifies() else None
+
+    def _positions(self, channels: list[str], *, remember: bool = False) -> list[Position]:
         """Return the positions for a page, all asked for at once.
 
         :param remember: for the rest of the request.
         """
         known = _known()
-        missing = [channel for channel in channels if channel not in known.positions]
-        found: dict[str, Position | str] = dict.fromkeys(missing, UNKNOWN)
-        if missing and not known.away:  # to ask once more might take as long
-            try:
-                found.update(zip(missing, self._serving().positions(missing), strict=True))
-            except BrokerError as exc:
-                known.away = True
-                logger.error("a page has no positions and will be loaded again: %s", exc)
+        missing = [channel for channel in channels if channel not in known]
+        positions = self._serving().positions(missing) if missing else []
+        found = dict(zip(missing, positions, strict=True))
         if remember:
-            known.positions.update(found)
-        found.update(known.positions)
+            known.update(found)
+        found.update(known)
         return [found[channel] for channel in channels]
 
     def subscribers(self, *parts: Part) -> int:
-        """Return how many pages have a stream, in all processes; it may be a second ago."""
+        """Return how many pages have a stream, in all processes; it may be a second ago.
+
+        :raises BrokerError: when the broker cannot be reached.
+        """
         return self._serving().subscribers(stream_channel(*parts))
 
     # -- users -----------------------------------------------------------------------------
 
-    def user_id(self, f: Function) -> Function:
+    def user_id(self, f: UserFunction) -> UserFunction:
         """Register what returns the id of the user of the current request, for ``push(to=…)``.
 
-        None is nobody. What it raises refuses a connection; a page is rendered without its user.
+        None is nobody. What it raises refuses a connection, and so does a response that refuses; a
+        page is rendered without its user. An answer that is no id is a TypeError.
 
         ::
 
@@ -265,11 +304,15 @@ class Turbo(Broadcasting):
         self.user_id_callback = f
         return f
 
-    def default_user_id(self) -> Any:
+    def default_user_id(self) -> str:
         """Return another id at each call: nobody can be pushed to alone."""
         return uuid.uuid4().hex
 
-    def user_of_connection(self) -> Any:
+    def _ask_user_id(self) -> str | None:
+        app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # a proxy, as Flask documents it
+        return identity(app, self.user_id_callback, by="@turbo.user_id")
+
+    def user_of_connection(self) -> str | None:
         """Return the id of the user of the current request, None without; for all connections.
 
         One whose user cannot be told is refused. As nobody's it could stay when its user is
@@ -281,7 +324,7 @@ class Turbo(Broadcasting):
         if not self.identifies():
             return None
         try:
-            user_id = self.user_id_callback()
+            user_id = self._ask_user_id()
         except HTTPException as exc:
             self._log.warning(
                 "connection",
@@ -293,7 +336,8 @@ class Turbo(Broadcasting):
         except Exception as exc:
             # Pages come again and again: not a traceback for each, as Flask would log it.
             self._log.error(
-                "refused a connection: the user id callback raised; return None for who is nobody",
+                "refused a connection: the user id callback raised; return None if no user is "
+                "logged in",
                 error=exc,
             )
             raise InternalServerError(original_exception=exc) from exc
@@ -305,17 +349,18 @@ class Turbo(Broadcasting):
         function = getattr(self.user_id_callback, "__func__", None)
         return function is not Turbo.default_user_id
 
-    def authorize(self, f: Function) -> Function:
+    def authorize(self, f: PermitFunction) -> PermitFunction:
         """Register what is asked, at each connect, for each stream of ``stream_from``.
 
         ::
 
             @turbo.authorize
             def may_have(kind, *parts):
-                return kind != "room" or current_user.is_in(int(parts[0]))
+                return kind == "room" and current_user.is_in(int(parts[0]))
 
-        :param f: called in the connection's request with the parts of the name, as texts; False
-            refuses, and so does what it raises.
+        :param f: called in the connection's request with the parts of the name, as texts. True
+            permits; False and None refuse, and so do a response that it returns and what it
+            raises, which are sent. Anything else is a TypeError.
         :returns: the function as it is.
         """
         self.authorizer = f
@@ -340,8 +385,10 @@ class Turbo(Broadcasting):
     exempts_page_from_preview = staticmethod(forms.exempts_page_from_preview)
     page_requires_reload = staticmethod(forms.page_requires_reload)
 
-    def can_push(self, to: Any = None) -> bool:
+    def can_push(self, to: UserId | None = None) -> bool:
         """Return whether a page is connected, in any process; it may be a second ago.
+
+        False if the broker cannot be reached: nothing can be pushed then.
 
         :param to: id of a user, None for anybody.
         """
@@ -349,9 +396,15 @@ class Turbo(Broadcasting):
             return True
         if self.sock is None:
             return False
-        return self.sock.subscribers(ALL if to is None else user_channel(to)) > 0
+        try:
+            return self.sock.subscribers(ALL if to is None else user_channel(to)) > 0
+        except BrokerError as exc:
+            self._log.failure("can_push", "nothing can be pushed: %s", exc)
+            return False
 
-    def every(self, seconds: float, *, name: str | None = None) -> Callable[[Function], Function]:
+    def every(
+        self, seconds: float, *, name: str | None = None
+    ) -> Callable[[JobFunction], JobFunction]:
         """Register a job that runs every so many seconds, in one of all workers; see ``every.py``.
 
         It runs in the application's context, without a request. What it raises is logged, and it
@@ -371,7 +424,7 @@ class Turbo(Broadcasting):
 
         check_seconds(seconds)
 
-        def register(function: Function) -> Function:
+        def register(function: JobFunction) -> JobFunction:
             if not callable(function):
                 raise TypeError(f"a job is a function, got {type(function).__name__}")
             called = name or _name_of(function)
@@ -412,23 +465,12 @@ class Turbo(Broadcasting):
                 logger.error("the job %s begins with another page: %s", job.name, exc)
 
 
-@dataclass
-class _Known:
-    """What the current request knows of positions.
-
-    :ivar positions: that it has asked for early, by channel.
-    :ivar away: the broker could not be reached.
-    """
-
-    positions: dict[str, Position | str] = field(default_factory=dict)
-    away: bool = False
-
-
-def _known() -> _Known:
+def _known() -> dict[str, Position]:
+    """Return the positions that the current request has asked for early, by channel."""
     if not has_request_context():
-        return _Known()
+        return {}
     # Not in g, which outlives the request where a test has pushed an application context.
-    known: _Known = request.environ.setdefault(_KNOWN, _Known())
+    known: dict[str, Position] = request.environ.setdefault(_KNOWN, {})
     return known
 
 
@@ -446,3 +488,11 @@ def _are_one(one: Any, other: Any) -> bool:
     """Whether two functions are from the same lines, as those of a factory are."""
     code = getattr(one, "__code__", one)
     return bool(code is getattr(other, "__code__", other))
+
+
+def _is_position(given: Any) -> bool:
+    if isinstance(given, Position):
+        return True
+    return isinstance(given, str) and (
+        given in ("", str(NOWHERE)) or Position.parse(given) is not None
+    )

@@ -23,11 +23,12 @@ from __future__ import annotations
 
 import logging
 import re
+from contextlib import suppress
 from typing import Any
 
-from flask import Flask, Response, current_app, make_response, render_template, request
+from flask import Flask, Response, current_app, make_response, render_template, request, session
 from flask import redirect as flask_redirect
-from jinja2 import Template
+from jinja2 import Environment, Template, TemplateSyntaxError
 from markupsafe import Markup
 from werkzeug.wrappers import Response as AnyResponse
 
@@ -53,10 +54,13 @@ logger = logging.getLogger("flask_sockets2.turbo")
 
 _VARY = "flask_sockets2.turbo.vary"  # in the environ: what the answer depends on so far
 _LAYOUTS = "flask_sockets2.turbo.layouts"  # in app.extensions: slim layouts by their blocks
+_FLASHES = "flask_sockets2.turbo.flashes"  # in the environ: messages that the answer does not show
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _HTML = frozenset({"text/html", "application/xhtml+xml"})
 _REDIRECTS = frozenset({301, 302, 303, 305, 307, 308})
 _BLOCK = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]*", re.ASCII)
+_BLOCKS = re.compile(r"{%[-+]?\s*block\s+(\w+)")
+_EXTENDS = re.compile(r"""\s*{%[-+]?\s*extends\s+(["'])(?P<name>[^"'\\]+)\1\s*[-+]?%}""")
 
 
 # -- forms -------------------------------------------------------------------------------------
@@ -173,32 +177,61 @@ def layout(full: str, /, *blocks: str) -> str | Template:
         {% block content %}<turbo-frame id="todo">…</turbo-frame>{% endblock %}
 
     A frame needs neither navigation nor footer, and to render them may cost more than the frame.
-    So for a frame the layout is an empty page with the block ``head`` and those named here; what
-    the template puts elsewhere is not rendered. turbo-rails has its layout ``turbo_rails/frame``
-    for the same purpose.
+    So for a frame the layout is what stands before ``<body`` in the full one, and the blocks named
+    here; what the template puts elsewhere is not rendered. turbo-rails has its layout
+    ``turbo_rails/frame`` for the same purpose.
+
+    The head is the full one, because turbo.js makes it the page's head if the frame changes the URL
+    (``data-turbo-action``). Then the title has to be there, and so have all metas.
 
     :param full: name of the layout for pages.
     :param blocks: names of the blocks that frames are in, by default ``content``.
     :returns: that name, or a template; the answer gets ``Vary: Turbo-Frame``.
     :raises ValueError: when a name cannot be that of a block.
+    :raises jinja2.TemplateNotFound: when there is no such layout.
     """
-    return full if requested_frame() is None else _slim(blocks or ("content",))
+    return full if requested_frame() is None else _slim(full, blocks or ("content",))
 
 
-def _slim(blocks: tuple[str, ...]) -> Template:
-    layouts: dict[tuple[str, ...], Template]
+def _slim(full: str, blocks: tuple[str, ...]) -> Template:
+    for name in blocks:
+        if not _BLOCK.fullmatch(name):
+            raise ValueError(f"expected the name of a block such as 'content', got {name!r}")
+    environment = current_app.jinja_env
+    layouts: dict[tuple[str, ...], tuple[str, Template]]
     layouts = current_app.extensions.setdefault(_LAYOUTS, {})
-    if blocks not in layouts:
-        layouts[blocks] = current_app.jinja_env.from_string(
-            f"<!doctype html>\n<html><head>{_block('head')}</head>"
-            f"<body>{''.join(_block(name) for name in blocks if name != 'head')}</body></html>\n"
-        )
-    return layouts[blocks]
+    key = (full, *blocks)
+    if key in layouts and not environment.auto_reload:
+        return layouts[key][1]
+    assert environment.loader is not None  # Flask's
+    source = environment.loader.get_source(environment, full)[0]
+    if key not in layouts or layouts[key][0] != source:
+        layouts[key] = (source, _without_body(environment, source, blocks))
+    return layouts[key][1]
+
+
+def _without_body(environment: Environment, source: str, blocks: tuple[str, ...]) -> Template:
+    """Return a layout with nothing but blocks in its body."""
+    extends = _EXTENDS.match(source)
+    if extends is not None:  # its own blocks are for the layout that it extends
+        names = ", ".join(f'"{name}"' for name in blocks)
+        parent = f'{{% extends turbo.layout("{extends["name"]}", {names}) %}}'
+        return environment.from_string(parent + source[extends.end() :])
+    head, tag, _ = source.partition("<body")
+    if tag:
+        with suppress(TemplateSyntaxError):  # <body> within a block or a condition
+            return environment.from_string(head + _body(head, blocks))
+    head = f"<!doctype html>\n<html><head>{_block('head')}</head>"
+    return environment.from_string(head + _body(head, blocks))
+
+
+def _body(head: str, blocks: tuple[str, ...]) -> str:
+    in_head = set(_BLOCKS.findall(head))
+    inner = "".join(_block(name) for name in blocks if name not in in_head)
+    return f"<body>{inner}</body></html>\n"
 
 
 def _block(name: str) -> str:
-    if not _BLOCK.fullmatch(name):
-        raise ValueError(f"expected the name of a block such as 'content', got {name!r}")
     return f"{{% block {name} %}}{{% endblock %}}"
 
 
@@ -243,9 +276,14 @@ def page_requires_reload() -> Markup:
     As ``turbo_page_requires_reload`` of turbo-rails: for a login page that may come in answer to a
     frame, for example. With :func:`layout` it belongs into the block ``head``. It is empty in
     answer to a form, whose errors a reload would not show.
+
+    turbo.js shows nothing of such an answer, and asks for the page again. The messages flashed
+    before are kept until then.
     """
     if request.method not in _SAFE:
         return Markup()
+    if "X-Turbo-Request-Id" in request.headers and session.get("_flashes"):
+        request.environ.setdefault(_FLASHES, list(session["_flashes"]))
     return _meta("turbo-visit-control", "reload")
 
 
@@ -269,6 +307,8 @@ def init_forms(app: Flask) -> None:
     def turbo_answer(response: Response) -> Response:
         for field in request.environ.get(_VARY, ()):
             response.vary.add(field)
+        if _FLASHES in request.environ:
+            session["_flashes"] = request.environ[_FLASHES]
         if app.debug and _is_refused(response) and request.endpoint not in warned:
             warned.add(request.endpoint)
             _warn()

@@ -20,6 +20,7 @@ escaped; a falsy ``version`` other than None, as an undefined variable of a temp
 from __future__ import annotations
 
 import hashlib
+import logging
 from functools import cache
 from pathlib import Path
 from urllib.parse import quote
@@ -27,14 +28,19 @@ from urllib.parse import quote
 from flask import Flask, has_request_context, request
 from markupsafe import Markup
 
+from ..settings import check
 from .npm import INTEGRITY, PACKAGE, UMD, VERSION
 
 __all__ = ["VERSION", "hashed_name", "library_tag", "local_url", "vendored_path"]
+
+logger = logging.getLogger("flask_sockets2.turbo")
 
 CDN = "https://cdn.jsdelivr.net/npm"
 
 PREFIX = "/_flask_sockets2/"
 """Where the application serves this package's files, each under its :func:`hashed_name`."""
+
+_WARNED = "flask_sockets2.turbo.warned_of_cdn"  # in app.extensions
 
 _VENDORED = Path(__file__).parent / "vendored" / UMD
 
@@ -69,7 +75,7 @@ def library_tag(
 
 def _source(app: Flask, version: str | None, url: str | None) -> tuple[str, str]:
     """The URL to load, and the hash that the browser shall check, possibly empty."""
-    url = url or app.config.get("TURBO_JS_URL")
+    url = url or check("TURBO_JS_URL", app.config.get("TURBO_JS_URL"))
     if url:
         return url, ""
     if version is None:
@@ -85,7 +91,21 @@ def _source(app: Flask, version: str | None, url: str | None) -> tuple[str, str]
     vendored = vendored_path()
     if vendored is not None:
         return local_url(app, hashed_name(vendored)), ""
+    _warn_of_cdn(app)
     return _cdn_url(f"@{VERSION}"), INTEGRITY[UMD]
+
+
+def _warn_of_cdn(app: Flask) -> None:
+    """Say once what the pages of an application depend on for want of a copy of turbo.js."""
+    if _WARNED in app.extensions:
+        return
+    app.extensions[_WARNED] = True
+    logger.warning(
+        "this installation has no copy of turbo.js, as it was built without npm, so pages load it "
+        "from %s; where browsers cannot reach that, nothing that is pushed is shown. Run 'flask "
+        "turbo vendor', and set TURBO_JS_URL as it says",
+        CDN,
+    )
 
 
 def _cdn_url(version: str) -> str:

@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from hashlib import sha256
 from html import unescape
 from itertools import islice
 from typing import Any
 
 from markupsafe import Markup, escape
 
-__all__ = ["MIMETYPE", "joined", "key_of", "stream_tag", "with_sender"]
+__all__ = ["MIMETYPE", "is_shown", "joined", "key_of", "sender_of", "stream_tag", "with_sender"]
 
 MIMETYPE = "text/vnd.turbo-stream.html"
 """Type of an answer that turbo.js executes."""
 
 _ATTRIBUTE = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]*")
 _TAG = re.compile(r"<turbo-stream(?=[\s>])")
+_COMMENT_OR_TAG = re.compile(r"<!--.*?-->|<turbo-stream(?=[\s>])", re.DOTALL | re.IGNORECASE)
 _KEYED = re.compile(r'\s*<turbo-stream action="(replace|update)" target="([^"]*)"')
 _LONGEST_KEY = 256  # characters, at most 1,024 bytes
 
@@ -86,6 +88,11 @@ def joined(stream: str | Iterable[str]) -> str:
     return "".join(streams)
 
 
+def is_shown(markup: str) -> bool:
+    """Tell whether turbo.js does anything with a message: it has a stream, or nothing at all."""
+    return not markup.strip() or _TAG.search(markup.lower()) is not None
+
+
 def key_of(markup: str) -> str:
     """Return the key of a message for ``coalesce``: of two replaces of one target a slow client
     needs the newer only. Empty for what has to come in full: all other actions, and several.
@@ -97,12 +104,26 @@ def key_of(markup: str) -> str:
     return key if len(key) <= _LONGEST_KEY else ""
 
 
-def with_sender(markup: str, request_id: str) -> str:
+def with_sender(markup: str, sender: str) -> str:
     """Return a message that the page which sent a request will drop.
 
     turbo.js takes no notice of the attribute, ``turbo-streams.js`` does.
 
+    :param sender: what :func:`sender_of` returned.
+    """
+    for found in _COMMENT_OR_TAG.finditer(markup):
+        if not found[0].startswith("<!--"):
+            end = found.end()
+            return f'{markup[:end]} data-sender="{escape(str(sender))}"{markup[end:]}'
+    return markup
+
+
+def sender_of(request_id: str) -> str:
+    """Return how a message names the request that has caused it.
+
+    A client that knew the id itself could send it with a request of its own, and the page would
+    drop the messages which that one causes.
+
     :param request_id: that turbo.js gave the request, ``X-Turbo-Request-Id``.
     """
-    tag = f'<turbo-stream data-sender="{escape(str(request_id))}"'
-    return _TAG.sub(lambda _: tag, markup, count=1)
+    return sha256(request_id.encode()).hexdigest()[:32]  # turbo-streams.js does the same

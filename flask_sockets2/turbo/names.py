@@ -8,28 +8,39 @@ channel                    who gets it
 ``turbo:stream:<name>``    the pages with ``{{ turbo.stream_from(…) }}`` of that name
 =========================  ======================================================================
 
-A signed name is a permission: whoever has it may have the stream, until ``TURBO_STREAM_MAX_AGE``
-seconds (86,400; None for any age) after the page was made. Names are readable, so no secrets
-belong in them.
+A signed name is a permission, until ``TURBO_STREAM_MAX_AGE`` seconds (86,400; None for any age)
+after the page was made: for the user or the session that it is bound to, else for any client. Names
+are readable, so no secrets belong in them. What is signed is the channel, the earliest position
+that the page may ask for and, if the name is bound to a user or a session, a hash of that::
+
+    ["turbo:stream:room:5", "9f86d081884c7d65-42", "uXp3…"]
+
+A page whose name is too old takes a new one from its server. The new name begins at a later
+position than the page, so the page keeps the old one with it, ``<new>~<old>``: the new one permits
+the stream, the old one says from where on.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from flask import Flask
 
+from ..brokers.base import Position
 from ..orders import user_text
 from ..publisher import check_channel
-from ..signing import MAX_AGE, Forged, Signer
+from ..settings import check
+from ..signing import LOST, MAX_AGE, SESSION, Forged, InvalidName, Plain, Signer
 
 __all__ = [
     "ALL",
     "USER",
     "Part",
+    "Permission",
     "StreamSigner",
     "is_user",
     "parts_of_channel",
@@ -49,6 +60,9 @@ USER = "turbo:user"
 _USER = "turbo:user:"
 _STREAM = "turbo:stream:"
 _SALT = "flask_sockets2.turbo.stream"
+_ELEMENT = '<turbo-stream-from name="'
+_NAME = re.compile(f"(?<={_ELEMENT})[A-Za-z0-9_.-]+")
+_AND = "~"  # between a new name and the old one that it renews; in no signed name
 
 
 def stream_name(*parts: Part) -> str:
@@ -114,6 +128,45 @@ def parts_of_channel(channel: str) -> tuple[str, ...] | None:
     return stream_parts(channel.removeprefix(_STREAM)) if channel.startswith(_STREAM) else None
 
 
+class Permission(NamedTuple):
+    """What a signed name permits.
+
+    :ivar channel: of the stream.
+    :ivar earliest: position that the page was rendered at; see
+        :func:`~flask_sockets2.signing.not_before`.
+    :ivar holder: who may use the name; see :meth:`State.holder <flask_sockets2.extension.State>`.
+    :ivar old_holder: who might use the one that it renews.
+    """
+
+    channel: str
+    earliest: str = LOST  # of names that were signed before they had one
+    holder: str = ""
+    old_holder: str = ""
+
+    @classmethod
+    def of(cls, name: Any) -> Permission:
+        """Read what was signed.
+
+        :raises Forged: when that is no name of a stream.
+        """
+        fields = [name] if isinstance(name, str) else name
+        if not (isinstance(fields, list) and 1 <= len(fields) <= 3):
+            raise Forged("signed, but no name of a stream")
+        if not all(isinstance(field, str) for field in fields):
+            raise Forged("signed, but no name of a stream")
+        return cls(*fields)
+
+    def renewing(self, old: Permission) -> Permission:
+        """Return what this one permits to a page that has an old one of the same stream."""
+        if old.channel != self.channel:
+            raise Forged("a name of another stream than the one that it renews")
+        both = self._replace(old_holder=old.holder)
+        mine, other = Position.parse(self.earliest), Position.parse(old.earliest)
+        if mine is None or other is None or mine.epoch != other.epoch:
+            return both
+        return both._replace(earliest=str(min(mine, other)))
+
+
 class StreamSigner(Signer):
     """Signs the names of streams; see :class:`~flask_sockets2.signing.Signer`.
 
@@ -121,12 +174,40 @@ class StreamSigner(Signer):
     """
 
     def __init__(self, app: Flask, clock: Callable[[], float] = time.time) -> None:
-        age = app.config.get("TURBO_STREAM_MAX_AGE", MAX_AGE)
-        super().__init__(app, _SALT, age, "TURBO_STREAM_MAX_AGE", clock)
+        age = check("TURBO_STREAM_MAX_AGE", app.config.get("TURBO_STREAM_MAX_AGE", MAX_AGE))
+        super().__init__(app, _SALT, age, "TURBO_STREAM_MAX_AGE", clock, Plain)
 
-    def unsign(self, signed: str) -> str:
-        """Return the channel of a name that came from a client; raises as its base does."""
-        channel = super().unsign(signed)
-        if not isinstance(channel, str):
-            raise Forged("signed, but no name of a stream")
-        return channel
+    def permit(self, channel: str, earliest: object, holder: str = "") -> str:
+        """Return the name by which a page may have a stream.
+
+        :param earliest: position that the page is rendered at, or ``LOST``.
+        :param holder: who may use it; by default any client.
+        """
+        return self.sign([channel, str(earliest), *([holder] if holder else [])])
+
+    def permitted(self, signed: str) -> Permission:
+        """Return what a name that came from a client permits; raises as :meth:`unsign`."""
+        new, renews, old = signed.partition(_AND)
+        permission = Permission.of(self.unsign(new))
+        if not renews:
+            return permission
+        return permission.renewing(Permission.of(self.unsign(old, any_age=True)))
+
+    def rebind(self, markup: str) -> str:
+        """Return markup for others than the user of the page: its names are bound to nobody.
+
+        :raises ValueError: when a name is bound to a session.
+        """
+        return _NAME.sub(self._rebound, markup)
+
+    def _rebound(self, match: re.Match[str]) -> str:
+        try:
+            permission = Permission.of(self.unsign(match[0]))
+        except InvalidName:  # one that is too old does not become a new one
+            return match[0]
+        if permission.holder.startswith(SESSION[0]):
+            raise ValueError(
+                'cannot push the name of stream_from(…, bind="session"): clients of other sessions '
+                "get the push; use bind=None"
+            )
+        return self.permit(*permission[:2]) if permission.holder else match[0]

@@ -4,9 +4,9 @@ serving of those files.
 ``{{ turbo() }}`` in ``<head>``::
 
     <script data-turbo-eval="false" src="…turbo.js"></script>
-    <script type="module" src="/_flask_sockets2/turbo-streams-….js" data-url="…"
-            data-turbo-track="reload"></script>
-    <meta name="turbo-stream-from" content="turbo:all" data-position="9f86d081884c7d65-42">
+    <script type="module" src="/_flask_sockets2/turbo-streams-….js"></script>
+    <meta name="turbo-stream-from" content="turbo:all" data-position="9f86d081884c7d65-42"
+          data-url="/turbo-stream">
 
 ``{{ turbo.stream_from("room", 5) }}`` in ``<body>``::
 
@@ -20,7 +20,9 @@ injected scripts. One with ``script-src 'self'`` does, and needs none.
 Differences from Turbo-Flask: there is no inline script, so that a Content-Security-Policy need not
 allow any. The URLs of the files change with their content, so a browser keeps them for ever. While
 workers are replaced, a page of a new one may ask an old one: it gets what that one has, for once.
-A visit to a page with another version of our module loads that page in full.
+No element is tracked (``data-turbo-track``): turbo.js would answer a page without that element, as
+Flask's own error pages, by loading the form's page again, and nobody would see the error. When a
+visit brings another version of our module, the module leaves the next link to the browser.
 
 What is signed is a permission, so a page with signed names gets ``Cache-Control: private``, unless
 the application says itself who may keep it.
@@ -28,6 +30,7 @@ the application says itself who may keep it.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -36,10 +39,11 @@ from typing import Any
 from flask import Flask, Response, abort, has_request_context, request, send_file
 from markupsafe import Markup
 
+from ..origins import ANY_HOST
 from .library import PREFIX, hashed_name, library_tag, local_url, vendored_path
+from .markup import MIMETYPE, is_shown
 
 __all__ = [
-    "UNKNOWN",
     "everywhere",
     "head",
     "keep_private",
@@ -48,14 +52,14 @@ __all__ = [
     "stream_element",
 ]
 
-UNKNOWN = "-"
-"""In place of a position that could not be asked for: a gap, so that the page is loaded once more
-when the connection is there."""
+logger = logging.getLogger("flask_sockets2.turbo")
 
 _MODULE = Path(__file__).parent / "static" / "turbo-streams.js"
 _ENDPOINT = "flask_sockets2_file"
 _FILE = re.compile(r"(?P<stem>[A-Za-z0-9._-]+)-[0-9a-f]{16}(?P<suffix>\.[a-z]+)")
 _YEAR = 31536000  # seconds
+_CONNECTS = f"{PREFIX}{_MODULE.stem}-".encode()
+_WHOLE_PAGE = re.compile(rb"<(!doctype|html|head|body)[\s>]", re.IGNORECASE)
 _PRIVATE = "flask_sockets2.turbo.private"  # in the environ
 
 
@@ -83,23 +87,25 @@ def head(
         return Markup("\n").join([*lines, library_tag(app, version, url, nonce, module=True)])
     lines.append(library_tag(app, version, url, nonce))
     if connect:
-        lines.append(_module_tag(app, route, nonce))
-    lines += [
-        Markup('<meta name="turbo-stream-from" content="{}" data-position="{}">').format(*stream)
-        for stream in streams
-    ]
+        lines.append(_module_tag(app, nonce))
+    endpoint = _with_root(app, route)
+    lines += [_stream_meta(*stream, endpoint) for stream in streams]
     return Markup("").join(line + "\n" for line in lines)
 
 
-def _module_tag(app: Flask, route: str, nonce: str | None) -> Markup:
-    tag = Markup('<script type="module" src="{}" data-url="{}" data-turbo-track="reload"').format(
-        local_url(app, hashed_name(_MODULE)), _with_root(app, route)
-    )
+def _module_tag(app: Flask, nonce: str | None) -> Markup:
+    tag = Markup('<script type="module" src="{}"').format(local_url(app, hashed_name(_MODULE)))
     if app.debug:
         tag += Markup(" data-debug")
     if nonce:
         tag += Markup(' nonce="{}"').format(nonce)
     return tag + Markup("></script>")
+
+
+def _stream_meta(name: str, position: object, endpoint: str) -> Markup:
+    return Markup(
+        '<meta name="turbo-stream-from" content="{}" data-position="{}" data-url="{}">'
+    ).format(name, position, endpoint)
 
 
 def _with_root(app: Flask, route: str) -> str:
@@ -122,7 +128,7 @@ def mark_private() -> None:
 
 
 def keep_private(app: Flask) -> None:
-    """Have the answers of an application looked at for that."""
+    """Have the answers of an application looked at for that, and in debug mode for mistakes."""
 
     @app.after_request
     def turbo_private(response: Response) -> Response:
@@ -130,7 +136,30 @@ def keep_private(app: Flask) -> None:
         said = control.public or control.private or control.no_store
         if _PRIVATE in request.environ and not said:
             control.private = True
+        if app.debug and not response.is_streamed and not response.direct_passthrough:
+            _warn_of_nothing_shown(response)
         return response
+
+
+def _warn_of_nothing_shown(response: Response) -> None:
+    """Log why streams of a response, or for its page, are not shown; in debug mode."""
+    if response.mimetype == MIMETYPE and not is_shown(response.get_data(as_text=True)):
+        logger.warning(
+            "the answer of %.200s has the type of streams, but no <turbo-stream>, so no page shows "
+            "it; say what to do with it, as turbo.append(…, target=…) does",
+            request.path,
+        )
+    elif response.mimetype == "text/html" and _PRIVATE in request.environ:
+        page = response.get_data()
+        # A frame, or a fragment for a script, becomes a part of a page that has it.
+        whole = "Turbo-Frame" not in request.headers and _WHOLE_PAGE.search(page)
+        if whole and b"<turbo-stream-from " in page and _CONNECTS not in page:
+            logger.warning(
+                "the page %.200s has stream_from(), but nothing connects it, so it receives "
+                "nothing; put {{ turbo() }} into its <head>, without connect=False, and set "
+                "TURBO_WEBSOCKET_ROUTE if it is None",
+                request.path,
+            )
 
 
 def everywhere(app: Flask) -> list[dict[str, Any]]:
@@ -139,7 +168,7 @@ def everywhere(app: Flask) -> list[dict[str, Any]]:
     Pages name our paths without a host, whichever they are at.
     """
     if app.url_map.host_matching:
-        return [{"host": "<turbo_host>"}]
+        return [{"host": ANY_HOST}]
     return [{}, {"subdomain": "<turbo_subdomain>"}] if app.subdomain_matching else [{}]
 
 

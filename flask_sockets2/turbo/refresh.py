@@ -24,6 +24,7 @@ from functools import partial
 
 from ..brokers.base import Broker, Position
 from ..brokers.later import Later
+from ..exceptions import BrokerError
 from ..publisher import Publisher
 
 __all__ = ["PAUSE", "Debounce", "Refresh"]
@@ -40,7 +41,7 @@ class Refresh:
 
     :ivar markup: which the page that has caused it leaves out.
     :ivar for_all: the same for every page.
-    :ivar cause: id of the request that has caused it, None where there is none.
+    :ivar cause: names the request that has caused it, None if there is none.
     """
 
     markup: str
@@ -63,13 +64,17 @@ class Debounce:
         :raises BrokerError: when the broker cannot be reached.
         """
         broker, name = publisher.broker, f"{channel} {refresh.for_all}"
-        first = self._hold(broker, f"refresh:{name}")
-        # Held by the first one's cause, again and again while there is no other.
-        alone = self._hold(broker, f"cause of refresh:{name}", refresh.cause or "-")
+        try:
+            first = self._hold(broker, f"refresh:{name}")
+            # Held by the first one's cause, again and again while there is no other.
+            alone = self._hold(broker, f"cause of refresh:{name}", refresh.cause or "-")
+            markup = refresh.markup if first or alone else refresh.for_all
+            last = not first and self._hold(broker, f"last refresh:{channel} {markup}")
+        except BrokerError as exc:
+            return publisher._unpublished(exc, [channel])[0]
         if first:
-            return publisher.publish(channel, refresh.markup)
-        markup = refresh.markup if alone else refresh.for_all
-        if self._hold(broker, f"last refresh:{channel} {markup}"):
+            return publisher.publish(channel, markup)
+        if last:
             self._later.call(partial(_send_last, publisher, channel, markup))
         return None
 

@@ -36,6 +36,7 @@ from typing import TYPE_CHECKING, Any, cast, overload
 from flask import Flask
 from werkzeug.wrappers import Response
 
+from ..answers import UserId
 from ..brokers.base import Broker, Draft, Position
 from ..brokers.memory import MemoryBroker
 from ..extension import state_of
@@ -226,7 +227,7 @@ class Broadcasts(Sequence[Broadcast]):
         """
         return [action for broadcast in list(self._broadcasts) for action in broadcast.actions]
 
-    def of(self, *parts: Part, to: Any = None) -> Broadcasts:
+    def of(self, *parts: Part, to: UserId | None = None) -> Broadcasts:
         """Return those to one stream, named as for ``broadcast_…_to()``, or pushed to one user.
 
         :param to: id of the user, in place of a name.
@@ -246,7 +247,9 @@ class Broadcasts(Sequence[Broadcast]):
 
 
 @contextmanager
-def capture_broadcasts(app: Flask | Turbo, *parts: Part, to: Any = None) -> Iterator[Broadcasts]:
+def capture_broadcasts(
+    app: Flask | Turbo, *parts: Part, to: UserId | None = None
+) -> Iterator[Broadcasts]:
     """Capture what is broadcast and pushed within the block, by this process and all its threads.
 
     ::
@@ -279,7 +282,9 @@ def capture_broadcasts(app: Flask | Turbo, *parts: Part, to: Any = None) -> Iter
 
 
 @contextmanager
-def assert_no_broadcasts(app: Flask | Turbo, *parts: Part, to: Any = None) -> Iterator[None]:
+def assert_no_broadcasts(
+    app: Flask | Turbo, *parts: Part, to: UserId | None = None
+) -> Iterator[None]:
     """See that nothing is broadcast or pushed within the block; else list what was.
 
     :param app: and
@@ -297,7 +302,7 @@ def assert_no_broadcasts(app: Flask | Turbo, *parts: Part, to: Any = None) -> It
         )
 
 
-def _channel_of(parts: tuple[Part, ...], to: Any) -> str:
+def _channel_of(parts: tuple[Part, ...], to: UserId | None) -> str:
     if to is None:
         return stream_channel(*parts)
     if parts:

@@ -77,7 +77,8 @@ def parse_header(data: bytes | bytearray, position: int, end: int) -> tuple[int,
         stream ends. At least two bytes are there.
     :returns: ``(start, size)``: where the payload starts and its length in bytes, as announced;
         None while the length is incomplete. The masking key is the four bytes before ``start``;
-        it may not have come yet, as a length that is refused does not wait for it.
+        it may not have come yet, as a length that is refused does not wait for it. The size is -1
+        for a length in more bytes than it needs, and for one with its highest bit set (§5.2).
     """
     size = data[position + 1] & 0x7F
     if size < 126:
@@ -85,7 +86,9 @@ def parse_header(data: bytes | bytearray, position: int, end: int) -> tuple[int,
     if size == 126:
         if position + 4 > end:
             return None
-        return position + 8, _unpack_16(data, position + 2)[0]
+        size = _unpack_16(data, position + 2)[0]
+        return position + 8, size if size > 125 else -1
     if position + 10 > end:
         return None
-    return position + 14, _unpack_64(data, position + 2)[0]
+    size = _unpack_64(data, position + 2)[0]
+    return position + 14, size if 65535 < size < 2**63 else -1

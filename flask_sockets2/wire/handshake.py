@@ -21,7 +21,18 @@ from websockets.utils import accept_key
 
 from ..exceptions import HandshakeError
 
-__all__ = ["Upgrade", "is_upgrade", "origin_allowed", "parse_upgrade", "select_subprotocol"]
+__all__ = [
+    "TOKEN",
+    "Upgrade",
+    "end_to_end",
+    "extended",
+    "is_host",
+    "is_mount_point",
+    "is_upgrade",
+    "named_subprotocol",
+    "parse_upgrade",
+    "select_subprotocol",
+]
 
 _VERSION = (("Sec-WebSocket-Version", "13"),)
 _UPGRADE = (("Upgrade", "websocket"), ("Connection", "Upgrade"), *_VERSION)
@@ -38,15 +49,27 @@ _DEFLATE = ServerPerMessageDeflateFactory(
 _OURS = frozenset(
     f"sec-websocket-{name}" for name in ("accept", "extensions", "protocol", "version")
 ) | {"upgrade", "connection"}
-
-# RFC 6454 §6.2: scheme, host and perhaps a port, and no more.
-_ORIGIN = re.compile(r"(https?)://((?:\[[0-9a-f:.]+\]|[^\x00-\x20\x7f\[\]/?#@\\:]+)(?::[0-9]+)?)")
+_OF_BODIES = frozenset(("content-length", "transfer-encoding"))  # RFC 9110 §8.6, RFC 9112 §6.1
+_NOT_ADDED = _OURS | _OF_BODIES | {"content-type", "content-encoding"}
 
 # A list of 60 KiB takes as long to be read as some hundred requests, and holds everybody up.
 _LISTS = ("HTTP_CONNECTION", "HTTP_SEC_WEBSOCKET_EXTENSIONS", "HTTP_SEC_WEBSOCKET_PROTOCOL")
 _LONGEST = 8192  # bytes, as nginx lets through
 
-_PORTS = {"http": ":80", "https": ":443"}
+# RFC 9110 §7.2, RFC 3986 §3.2.2: an IP literal or a name, perhaps a port. A comma, which a name may
+# hold, is what a proxy puts between two Host header fields.
+_HOST = re.compile(
+    r"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})+)(?::([0-9]{0,5}))?"
+)
+
+# A browser takes a backslash for a slash, and two slashes for the beginning of a host.
+_MOUNT_POINT = re.compile(r"(?:/(?![/\\])[^\x00-\x1f\x7f]*)?")
+
+TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+"""Pattern of names of header fields, and of methods (RFC 9110 §5.6.2)."""
+
+_NAME = re.compile(TOKEN)
+_NOT_IN_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]|[^\x00-\xff]")  # RFC 9110 §5.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +96,7 @@ class Upgrade:
 
         :param subprotocol: one of :attr:`subprotocols`, or None.
         :param compression: agree to permessage-deflate where the client offers it (RFC 7692).
-        :param headers: further header fields, without line breaks.
+        :param headers: further header fields, without control characters.
         :raises ValueError: when a header field or the subprotocol cannot be sent.
         """
         lines = [
@@ -115,12 +138,49 @@ def _negotiate(offers: str, agreed: list[Extension]) -> str:
 def _header_line(name: str, value: str) -> str:
     if name.lower() in _OURS:
         raise ValueError(f"the header field {name!r} is the handshake's own")
-    if not name or any(c in "\r\n\0: " for c in name) or any(c in "\r\n\0" for c in value):
+    if name.lower() in _OF_BODIES:
+        raise ValueError(f"the header field {name!r} tells of a body, which no 101 has")
+    if not _NAME.fullmatch(name):
         raise ValueError(
-            f"the header field {name!r} cannot be sent: its name is empty or holds a space or "
-            "colon, or one of both holds a line break"
+            f"the header field {name!r} cannot be sent: a name consists of ASCII letters, digits "
+            "and !#$%&'*+-.^_`|~"
+        )
+    if _NOT_IN_VALUE.search(value):
+        raise ValueError(
+            f"the header field {name!r} cannot be sent: its value holds a control character, or "
+            "one beyond Latin-1; encode it first, for example with urllib.parse.quote()"
         )
     return f"{name}: {value}"
+
+
+def end_to_end(response: bytes) -> list[tuple[str, str]]:
+    """Return the header fields of a 101 response without ``Upgrade`` and ``Connection``, which an
+    application must not give a WSGI server (PEP 3333)."""
+    lines = response.decode("latin-1").split("\r\n")[1:-2]
+    fields = [(name, value) for name, _, value in (line.partition(": ") for line in lines)]
+    return [field for field in fields if field[0] not in ("Upgrade", "Connection")]
+
+
+def extended(response: bytes, fields: Iterable[tuple[str, str]]) -> bytes:
+    """Return a 101 response with the header fields that middleware has added to it.
+
+    Middleware treats all responses alike, so fields that a 101 cannot have are left out.
+
+    :raises ValueError: when a header field cannot be sent.
+    """
+    lines = [_header_line(*field) for field in fields if field[0].lower() not in _NOT_ADDED]
+    return response[:-2] + "".join(f"{line}\r\n" for line in lines).encode("latin-1") + b"\r\n"
+
+
+def is_host(text: str) -> bool:
+    """Tell whether a text is a valid, single value of a Host header field (RFC 9112 §3.2)."""
+    host = _HOST.fullmatch(text)
+    return host is not None and int(host[1] or 0) < 65536
+
+
+def is_mount_point(script_name: str) -> bool:
+    """Tell whether a ``SCRIPT_NAME`` is a path, and no URL that would lead to another host."""
+    return _MOUNT_POINT.fullmatch(script_name) is not None
 
 
 def is_upgrade(environ: Mapping[str, Any]) -> bool:
@@ -169,9 +229,8 @@ def _check_request(environ: Mapping[str, Any]) -> None:
             "a WebSocket needs HTTP/1.1, but the request came as HTTP/1.0; "
             "behind nginx set: proxy_http_version 1.1;",
         )
-    host = environ.get("HTTP_HOST", "")
-    if not host or "," in host:
-        raise HandshakeError(400, "expected exactly one Host header field")
+    if not is_host(environ.get("HTTP_HOST", "")):
+        raise HandshakeError(400, "expected exactly one Host header field, with a host in it")
     if environ.get("CONTENT_LENGTH", "0") not in ("", "0") or "HTTP_TRANSFER_ENCODING" in environ:
         raise HandshakeError(400, "a request for a WebSocket has no body")
 
@@ -201,46 +260,22 @@ def select_subprotocol(offered: Sequence[str], supported: Sequence[str]) -> str 
     return next((name for name in supported if name in offered), None)
 
 
-def origin_allowed(
-    origin: str | None,
-    host: str,
-    allowed: Iterable[str] | None = None,
-    *,
-    secure: bool = False,
-) -> bool:
-    """Tell whether a page of this origin may open a WebSocket here (RFC 6455 §10.2).
+def named_subprotocol(application: object, path: str, offered: Sequence[str]) -> str | None:
+    """Return the subprotocol that an application names by gevent-websocket's hook,
+    ``app_protocol(path)``, if the client offers it; None otherwise.
 
-    :param origin: the ``Origin`` header field, None where it is absent: no browser, so it passes.
-    :param host: the ``Host`` header field, after ProxyFix.
-    :param allowed: origins such as ``https://example.com``, ``https://*.example.com`` or ``*``;
-        None for the same host and port only.
-    :param secure: whether the request came by HTTPS; pages of plain HTTP are refused then. The
-        other way round counts as the same: a proxy that ends TLS without telling is common.
+    If the client offers nothing, the hook is not called. gevent-websocket also selects a name that
+    is a part of an offered one; the client would fail (§4.1), so it is not selected here.
+
+    :raises TypeError: when the hook returns something else than a name or nothing.
     """
-    if origin is None:
-        return True
-    if allowed is not None:
-        return any(_origin_matches(origin.lower(), pattern.lower()) for pattern in allowed)
-    # Not by urlsplit(), which overlooks control characters and a path.
-    parts = _ORIGIN.fullmatch(origin.lower())
-    if parts is None or (secure and parts[1] == "http"):
-        return False
-    return _netloc(parts[2], parts[1]) == _netloc(host, parts[1])
-
-
-def _netloc(netloc: str, scheme: str) -> str:
-    """Host and port, the port written out."""
-    netloc = netloc.lower()
-    has_port = ":" in netloc.rpartition("]")[2]
-    return netloc if has_port else netloc + _PORTS[scheme]
-
-
-def _origin_matches(origin: str, pattern: str) -> bool:
-    if pattern == "*":
-        return True
-    scheme = pattern.partition(":")[0]
-    pattern = pattern.rstrip("/").removesuffix(_PORTS.get(scheme, "/"))
-    if "://*." not in pattern:
-        return origin == pattern
-    domain = pattern.partition("://*.")[2]
-    return origin.startswith(f"{scheme}://") and origin.endswith(f".{domain}")
+    hook = getattr(application, "app_protocol", None)
+    if hook is None or not offered:
+        return None
+    name = hook(path)
+    if name is not None and not isinstance(name, str):
+        raise TypeError(
+            f"app_protocol({path!r:.200}) returned {name!r:.200}; expected one subprotocol as str; "
+            "of several the route chooses: @sockets.route(rule, subprotocols=[...])"
+        )
+    return name if name in offered else None

@@ -21,7 +21,9 @@ Where it differs from ``ServerProtocol`` alone, on purpose:
 * a compressed message is never longer than ``max_message_size``; there zlib may hold back a last
   match of it until an empty fragment, which is given no limit;
 * text that is not UTF-8 fails the connection at the fragment in which that shows; there it is
-  left to the caller.
+  left to the caller;
+* a length in more bytes than it needs, or with its highest bit set, is 1002 (§5.2), unless a close
+  frame of ours is being answered; there it is read.
 """
 
 from __future__ import annotations
@@ -63,10 +65,12 @@ _FAST_CLOSE = 0x88
 _FAST_CONTROLS = frozenset((0x89, 0x8A))  # ping, pong
 _LARGE = 65536  # bytes of a decompressed message that end a turn
 _SMALL_FRAGMENT = 1024  # bytes; from there on it is the bytes that cost, and not the frame
+_CLOSING_PIECE = 2048  # bytes of a turn once we have sent a close frame: up to 340 small frames
 _COPY = 2048  # bytes; below it slicing is cheaper than a memoryview
 
 _Utf8Decoder = getincrementaldecoder("utf-8")
 _NOT_UTF8 = "text is not valid UTF-8"
+_NOT_MINIMAL = "frame length is not encoded in as few bytes as it needs"
 
 # ServerProtocol's life cycle lines would double ours: only what is wrong in it is let through.
 _logger = logging.Logger("flask_sockets2.wire", logging.ERROR)
@@ -193,11 +197,25 @@ class Protocol:
         self.state = CLOSED
         self._idle = self.more = False
         self.finished = True
+        self._buffer = b""
+        self._message = self._inflated = self._strict = None
 
     @property
     def missing(self) -> int:
         """Bytes that the frame under way still lacks, 0 where that is not known."""
         return max(0, self._needed - len(self._buffer))
+
+    @property
+    def unfinished(self) -> int:
+        """Bytes of a message or frame that has not come to its end."""
+        size = len(self._buffer)
+        if self._message is not None:
+            size += len(self._message)
+        if self._inflated is not None:
+            size += len(self._inflated)
+        if self._strict is not None:
+            size += len(self._strict.reader.buffer)
+        return size
 
     def _split(self, data: bytes | bytearray, messages: list[str | bytes]) -> int:
         """Take whole frames off a stream; return where the first that is not whole begins."""
@@ -213,6 +231,9 @@ class Protocol:
             if extent is None:
                 return position
             start, size = extent
+            if size < 0:
+                self.fail(1002, _NOT_MINIMAL)
+                return end
             if size > self.max_message_size - self._size() and self._too_big(head, size):
                 self._violation(data[position:start])  # 1009 before a byte of it is stored
                 return end
@@ -373,19 +394,20 @@ class Protocol:
             self._inflated = bytearray()
             self._opcode = int(frame.opcode)
             self._decoder = _Utf8Decoder()
-        self._inflated += frame.data
+        data = _take_data(frame)
+        self._inflated += data
         if len(self._inflated) > self.max_message_size:
             # zlib may hold a last match back until a final frame, of which it is given no limit
             self.fail(1009, f"message exceeds limit of {self.max_message_size} bytes")
             return
         try:
             if self._opcode == TEXT:
-                self._decoder.decode(frame.data, frame.fin)
+                self._decoder.decode(data, frame.fin)
         except UnicodeDecodeError:
             self._not_utf8()
             return
         if not frame.fin:
-            self._count_fragment(len(frame.data))
+            self._count_fragment(len(data))
         else:
             whole, self._inflated = self._inflated, None
             messages.append(whole.decode() if self._opcode == TEXT else bytes(whole))
@@ -419,16 +441,20 @@ class Protocol:
         self._needed = 0
         if self.state is CLOSED or self.finished:
             return []
+        stream = self._buffer + data
         strict = self._server_protocol()
-        strict.receive_data(self._buffer + data)
-        self._buffer = b""
-        strict.events_received()
+        strict.receive_data(stream[:_CLOSING_PIECE])
+        for event in strict.events_received():
+            if isinstance(event, Frame):
+                _take_data(event)
         self._collect()
+        self._buffer = b"" if self.finished else stream[_CLOSING_PIECE:]
+        self.more = bool(self._buffer)
         return []
 
     # -- writing ---------------------------------------------------------------------------
 
-    def send(self, message: str | bytes, binary: bool | None = None) -> bytes:
+    def send(self, message: object, binary: bool | None = None) -> bytes:
         """Return the frame that carries a message, compressed where that was agreed to.
 
         :param binary: None: text for ``str``, binary for anything else.
@@ -439,7 +465,7 @@ class Protocol:
         return build_deflated(*_opcode_and_payload(message, binary), self.window_bits)
 
     @staticmethod
-    def frame(message: str | bytes, binary: bool | None = None) -> bytes:
+    def frame(message: object, binary: bool | None = None) -> bytes:
         """Return the frame that carries a message, as :meth:`send`, but never compressed."""
         if type(message) is str and not binary:
             return build(TEXT, message.encode())
@@ -476,6 +502,7 @@ class Protocol:
             return
         if self.state is OPEN:
             self._start_closing()
+        self._buffer = b""
         self._message = self._inflated = None
         self.more = False
         self.failed = self.attention = True
@@ -491,7 +518,14 @@ class Protocol:
             self._message = None
 
 
-def _opcode_and_payload(message: str | bytes, binary: bool | None) -> tuple[int, bytes]:
+def _take_data(frame: Frame) -> bytes | bytearray | memoryview:
+    """Take the payload out of a frame of the strict lane, whose parser keeps the frame until the
+    next one comes: for ever, if the peer is idle."""
+    data, frame.data = frame.data, b""
+    return data
+
+
+def _opcode_and_payload(message: object, binary: bool | None) -> tuple[int, bytes]:
     if isinstance(message, str):
         return BINARY if binary else TEXT, message.encode()
     if not isinstance(message, bytes | bytearray | memoryview):

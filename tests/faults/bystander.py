@@ -14,7 +14,8 @@ from tests.processes import wait_until
 from tests.wire_client import TEXT, WireClient, connect, frame
 
 INTERVAL = 0.05  # seconds from echo to echo
-LONGEST_WAIT = 2.0  # seconds
+LONGEST_WAIT = 15.0  # seconds; a busy machine lets everybody wait
+LARGEST_WORK = 2.0  # seconds of the server's processor time, which it does not change, for an echo
 LARGEST_GROWTH = 64 * 2**20  # bytes
 FEWEST_ECHOES = 10
 
@@ -29,6 +30,8 @@ class Bystander:
 
     def __init__(self, client: WireClient, worker: psutil.Process, memory: int) -> None:
         self.waits: list[float] = []
+        self._most_work = 0.0
+        self._worker = worker
         self._client = client
         self._memory = _Memory(worker, memory)
         self._error: BaseException | None = None
@@ -53,15 +56,20 @@ class Bystander:
         try:
             while not self._stopping.is_set():
                 text = f"echo {len(self.waits)}".encode()
-                begun = time.monotonic()
+                begun, worked = time.monotonic(), self._work()
                 self._client.send(frame(TEXT, text))
                 answer = self._client.message()
                 self.waits.append(time.monotonic() - begun)
+                self._most_work = max(self._most_work, self._work() - worked)
                 assert answer == text, f"expected {text!r}, got {answer!r}"
                 self.look()
                 self._stopping.wait(INTERVAL)
         except BaseException as exc:
             self._error = exc
+
+    def _work(self) -> float:
+        times = self._worker.cpu_times()
+        return float(times.user + times.system)
 
     def _echoed(self, count: int) -> bool:
         if self._error is not None:
@@ -75,7 +83,7 @@ class Bystander:
     def stop(self) -> None:
         self._stopping.set()
         self._client.close()
-        self._thread.join(10)
+        self._thread.join(60)
 
     def check(self) -> None:
         """Wait for a few more echoes; then see that none was late and that memory stayed.
@@ -83,9 +91,10 @@ class Bystander:
         So many are awaited that a test whose fault takes no time watches, too.
         """
         until = max(FEWEST_ECHOES, len(self.waits) + 2)
-        wait_until(lambda: self._echoed(until), f"{until} echoes of the bystander", 15)
+        wait_until(lambda: self._echoed(until), f"{until} echoes of the bystander")
         self.look()
         assert self.worst_wait < LONGEST_WAIT, f"an echo took {self.worst_wait} s"
+        assert self._most_work < LARGEST_WORK, f"an echo waited for {self._most_work} s of work"
         growth = self.memory_growth / 2**20
         assert self.memory_growth < LARGEST_GROWTH, f"memory grew by {growth:.1f} MiB"
 

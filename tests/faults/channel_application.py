@@ -18,7 +18,11 @@ logging.basicConfig()
 logging.getLogger("flask_sockets2").setLevel(logging.INFO)
 
 app = Flask(__name__)
-app.config.update(SOCKETS_BROKER_URL=os.environ["BROKER_URL"], SOCKETS_CLOSE_TIMEOUT=0.5)
+app.config.update(
+    SOCKETS_BROKER_URL=os.environ["BROKER_URL"],
+    SOCKETS_CLOSE_TIMEOUT=0.5,
+    SOCKETS_PING_INTERVAL=None,  # the clients of these tests answer no ping
+)
 sockets = Sockets(app)
 
 
@@ -58,6 +62,13 @@ def late(ws: Any) -> None:
     """Ask the broker before the client is accepted."""
     sockets.position("news")
     listen(ws)
+
+
+@sockets.route("/histories")
+def histories(ws: Any) -> None:
+    """Subscribe to all that several channels keep."""
+    for channel in request.args.getlist("channel"):
+        ws.subscribe(channel, since="start", envelope=True)
 
 
 def slow(ws: Any) -> None:

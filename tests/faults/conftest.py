@@ -51,25 +51,28 @@ class Target:
         found: dict[str, Any] = json.loads(body)
         return found
 
-    def ended(self, name: str, timeout: float = 10.0) -> str:
+    def ended(self, name: str) -> str:
         """Wait until a handler has ended and tell how."""
-        wait_until(lambda: name in self.state()["ended"], f"the end of {name}", timeout)
+        wait_until(lambda: name in self.state()["ended"], f"the end of {name}")
         how: str = self.state()["ended"][name]
         return how
 
-    def wait_until_alone(self, timeout: float = 10.0) -> None:
+    def wait_until_alone(self) -> None:
         """Wait until no connection is left but the bystander's."""
-        wait_until(lambda: self.state()["open"] == 1, "all other connections to end", timeout)
+        wait_until(lambda: self.state()["open"] == 1, "all other connections to end")
 
 
-@pytest.fixture(scope="module", params=["gunicorn", "flask-run"])
+@pytest.fixture(
+    scope="module", params=["gunicorn", pytest.param("flask-run", marks=pytest.mark.slow)]
+)
 def running(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Target]:
     """One server for all tests of a module."""
     with servers_in(tmp_path_factory.mktemp(request.param)) as servers:
         if request.param == "gunicorn":
-            server = servers.gunicorn(APPLICATION)
+            # A longer line would be refused before the package sees it.
+            server = servers.gunicorn(APPLICATION, args=["--limit-request-field_size", "65536"])
             (worker,) = psutil.Process(server.process.pid).children()
         else:
             server = servers.flask_run(APPLICATION)

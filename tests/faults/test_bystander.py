@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import psutil
 import pytest
 
-from tests.faults.bystander import FEWEST_ECHOES, LARGEST_GROWTH, LONGEST_WAIT, bystander
+from tests.faults import bystander as module
+from tests.faults.bystander import FEWEST_ECHOES, LARGEST_GROWTH, bystander
 
 Answer = Callable[[int], bytes | None]
 
@@ -27,7 +29,7 @@ def answering(answer: Answer) -> Iterator[int]:
         with suppress(OSError):
             client, _ = listening.accept()
             with client:
-                client.settimeout(10)
+                client.settimeout(60)
                 client.recv(65536)
                 client.sendall(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
                 number = 0
@@ -40,13 +42,13 @@ def answering(answer: Answer) -> Iterator[int]:
                     client.sendall(bytes((0x81, len(payload))) + payload)
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        listening.settimeout(10)
+        listening.settimeout(60)
         thread = threading.Thread(target=serve)
         thread.start()
         try:
             yield listening.getsockname()[1]
         finally:
-            thread.join(15)
+            thread.join(60)
             assert not thread.is_alive()
 
 
@@ -62,13 +64,27 @@ def test_it_echoes_though_the_fault_takes_no_time() -> None:
     assert _watch(lambda number: None) >= FEWEST_ECHOES
 
 
-def test_a_late_echo_fails() -> None:
+def test_a_late_echo_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LONGEST_WAIT", 0.5)
     late = threading.Event()  # never set
 
     def answer(number: int) -> None:
-        late.wait(LONGEST_WAIT + 0.1 if number == 3 else 0)
+        late.wait(0.6 if number == 3 else 0)
 
-    with pytest.raises(AssertionError, match="an echo took 2"):
+    with pytest.raises(AssertionError, match=r"an echo took \d"):
+        _watch(answer)
+
+
+def test_an_echo_that_waits_for_much_work_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the process that is watched, here our own."""
+    monkeypatch.setattr(module, "LARGEST_WORK", 0.3)
+
+    def answer(number: int) -> None:
+        until = time.process_time() + (0.5 if number == 3 else 0)
+        while time.process_time() < until:
+            pass
+
+    with pytest.raises(AssertionError, match=r"an echo waited for 0\.\d+ s of work"):
         _watch(answer)
 
 

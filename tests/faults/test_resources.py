@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.clients import http
 from tests.faults.conftest import Target
 from tests.processes import wait_until
 from tests.wire_client import (
@@ -45,7 +46,7 @@ def test_both_directions_at_once_are_whole(target: Target) -> None:
     with target.connect() as client, ThreadPoolExecutor(1) as pool:
         sending = pool.submit(lambda: [client.send(frame(BINARY, data)) for data in messages])
         assert [client.message() for _ in messages] == messages
-        sending.result(10)
+        sending.result(60)
 
 
 @pytest.mark.parametrize("leave", [WireClient.close, WireClient.reset])
@@ -55,7 +56,9 @@ def test_who_leaves_before_the_101_is_no_error(
     """Pains 25, 59, 72"""
     with target.raw() as client:
         client.send(request(f"/late/{name}") + frame(TEXT, b"x"))
+        target.server.wait_for_output(f"^{name} is there")
         leave(client)
+        assert http(target.server.url(f"/accept/{name}"), data=b"")[0] == 200
         assert target.ended(name) in ("returned", "the connection is closed with code 1006")
     target.wait_until_alone()
 
@@ -122,7 +125,7 @@ def _open_and_drop(target: Target, count: int) -> None:
             assert client.response().status == 401
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.slow
 def test_5000_connections_opened_and_dropped_leave_nothing(target: Target) -> None:
     """Pains 72, 73, 74"""
     _open_and_drop(target, 500)  # what is allocated once
@@ -134,9 +137,9 @@ def test_5000_connections_opened_and_dropped_leave_nothing(target: Target) -> No
     _open_and_drop(target, 5000)
 
     target.wait_until_alone()
-    wait_until(lambda: target.worker.num_fds() <= descriptors, "descriptors to be closed", 10)
-    wait_until(lambda: target.worker.num_threads() <= threads, "threads to end", 10)
+    wait_until(lambda: target.worker.num_fds() <= descriptors, "descriptors to be closed")
+    wait_until(lambda: target.worker.num_threads() <= threads, "threads to end")
     wait_until(
-        lambda: target.state("?count")["objects"] <= before["objects"], "objects to be freed", 10
+        lambda: target.state("?count")["objects"] <= before["objects"], "objects to be freed"
     )
     assert target.worker.memory_info().rss - memory < 8 * MIB

@@ -31,7 +31,7 @@ def test_a_byte_a_second_is_no_handshake(target: Target, start: int, answer: byt
         begun = time.monotonic()
         client.send(head[:start])
         came = None
-        while came is None and time.monotonic() < begun + 4:
+        while came is None and time.monotonic() < begun + (4 if target.threads else 60):
             client.send(head[start : start + 1])
             start += 1
             with suppress(TimeoutError):  # a second goes by, unless the stream ends
@@ -54,7 +54,7 @@ def test_many_who_say_nothing_hold_nobody_up(target: Target) -> None:
             client.send(frame(TEXT, b"served"))
             assert client.message() == b"served"
         if not target.threads:
-            assert [client.rest(6) for client in silent] == [b""] * len(silent)
+            assert [client.rest() for client in silent] == [b""] * len(silent)
 
 
 def test_a_peer_that_never_reads_its_echoes_is_dropped(target: Target) -> None:
@@ -62,7 +62,9 @@ def test_a_peer_that_never_reads_its_echoes_is_dropped(target: Target) -> None:
     messages = frame(BINARY, bytes(65000)) * 4
     with target.connect(receive_buffer=SMALL) as client:
         client.send_while_taken(messages, for_seconds=10, stalled_after=3)
-        target.server.wait_for_output(r"dropped '/echo': the peer took nothing for 1\.5 s")
+        target.server.wait_for_output(  # of the two timers either may be first
+            r"dropped '/echo': (the peer took nothing|no room to send) for 1\.5 s"
+        )
         target.wait_until_alone()
 
 
@@ -82,7 +84,7 @@ def test_a_reader_that_gets_stuck_is_dropped(target: Target, name: str) -> None:
         client.frame()  # it reads for a while, and no more
         assert target.ended(name) == "returned"
         target.server.wait_for_output(
-            rf"dropped '/half-full/{name}': the peer took nothing for 1\.5"
+            rf"dropped '/half-full/{name}': (the peer took nothing|no room to send) for 1\.5"
         )
     target.wait_until_alone()
 
@@ -104,9 +106,7 @@ def test_a_peer_that_vanishes_without_a_fin_is_noticed(target: Target, name: str
         client.send(frame(TEXT, b"here"))
         assert client.message() == b"here"
         client.vanish()
-        begun = time.monotonic()
         assert target.ended(name) == "returned"
-        assert time.monotonic() - begun < 5
         assert target.state()["ended"][f"{name} code"] == "1011"
         target.wait_until_alone()
 
@@ -148,6 +148,21 @@ def test_a_peer_is_not_dead_because_nobody_listens_to_it(target: Target, name: s
         client.send_while_taken(messages, for_seconds=0.1, stalled_after=0.5)
         assert target.ended(name) == "returned"
         assert target.state()["ended"][f"{name} code"] == "None"
+
+
+def test_a_peer_that_resets_while_it_is_not_read_from_is_noticed(target: Target, name: str) -> None:
+    """Its handler never receives, so nothing is read, and there is no ping that would fail. The
+    messages that were read before can still be received."""
+    with target.connect(f"/deaf/{name}") as client:
+        messages = frame(BINARY, bytes(65000)) * 64
+        client.send_while_taken(messages, for_seconds=10, stalled_after=1)
+        assert target.state()["open"] == 2
+        client.reset()
+        assert target.ended(name) == "returned"
+    ended = target.state()["ended"]
+    assert ended[f"{name} code"] == "1006"
+    assert int(ended[f"{name} got"]) >= 16  # receive_buffer
+    target.wait_until_alone()
 
 
 def test_a_close_frame_that_is_not_answered_ends_the_connection_in_time(target: Target) -> None:

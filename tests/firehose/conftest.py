@@ -70,6 +70,6 @@ def trusting_browser(certificate: Certificate) -> Iterator[Browser]:
 def trusting_page(trusting_browser: Browser) -> Iterator[Page]:
     """A new page without cookies and cache."""
     context = trusting_browser.new_context()
-    context.set_default_timeout(15_000)
+    context.set_default_timeout(60_000)
     yield context.new_page()
     context.close()

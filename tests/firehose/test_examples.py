@@ -13,6 +13,8 @@ from tests.processes import Server
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 StartServer = Callable[..., Server]

@@ -149,7 +149,7 @@ def test_nginx_as_shown_is_understood_from_1_29_on(
         [program_, "-t", "-p", server_factory.folder, "-c", config, "-e", "stderr"],
         capture_output=True,
         text=True,
-        timeout=10,
+        timeout=60,
     )
     assert 'unknown directive "early_hints"' in done.stderr
 

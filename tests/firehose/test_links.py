@@ -28,6 +28,26 @@ from flask_sockets2.firehose.links import joined, link_of, parse
         ),
         (link("/data", as_="fetch"), "</data>; rel=preload; as=fetch; crossorigin"),
         (link("/m.js", rel="modulepreload"), "</m.js>; rel=modulepreload"),
+        # Modules, by their ending or by the type that their element has.
+        (link("/m.mjs"), "</m.mjs>; rel=modulepreload"),
+        (link("/m.MJS?v=1#x"), "</m.MJS?v=1#x>; rel=modulepreload"),
+        (link("/m.mjs", as_="script"), "</m.mjs>; rel=modulepreload; as=script"),
+        (link("/m.mjs", crossorigin=True), "</m.mjs>; rel=modulepreload; crossorigin"),
+        (link("/m.js", type="module"), "</m.js>; rel=modulepreload"),
+        (link("/m.js", type_="Module"), "</m.js>; rel=modulepreload"),
+        (link("/m.js", 'type="module"'), "</m.js>; rel=modulepreload"),
+        (link("/m", "type=module", "as=script"), "</m>; as=script; rel=modulepreload"),
+        # A preload of a type that no browser knows is of no use.
+        (link("/m.js", rel="preload", type="module"), "</m.js>; rel=modulepreload"),
+        # What is said stays.
+        (link("/m.mjs", rel="preload"), "</m.mjs>; rel=preload; as=script"),
+        (link("/m.mjs", rel="prefetch"), "</m.mjs>; rel=prefetch"),
+        (link("/m.mjs", as_="fetch"), "</m.mjs>; rel=preload; as=fetch; crossorigin"),
+        (
+            link("/m.js", type="text/javascript"),
+            '</m.js>; rel=preload; type="text/javascript"; as=script',
+        ),
+        (link("/m.js", rel="x", type="module"), "</m.js>; rel=x; type=module"),
         (link("/x", rel="next", title=None, hidden=False), "</x>; rel=next"),
         (link("/a.CSS?v=1#x"), "</a.CSS?v=1#x>; rel=preload; as=style"),
         # Attributes that are no tokens are quoted (RFC 8288 §3).
@@ -102,6 +122,9 @@ def test_an_attribute_holds_ascii() -> None:
         ("/static/app.css", "</static/app.css>; rel=preload; as=style"),
         ("https://cdn.example.com", "<https://cdn.example.com>; rel=preconnect"),
         ("https://cdn.example.com/", "<https://cdn.example.com/>; rel=preconnect"),
+        ("/a.mjs", "</a.mjs>; rel=modulepreload"),
+        ("</a>; type=module", "</a>; rel=modulepreload"),
+        ("</a.js>; rel=preload; as=script; type=module", "</a.js>; rel=modulepreload; as=script"),
         ("//cdn.example.com/a.js", "<//cdn.example.com/a.js>; rel=preload; as=script"),
         ("</data>; rel=preload; as=fetch", "</data>; rel=preload; as=fetch; crossorigin"),
         ('</x>; rel="preconnect"; crossorigin', "</x>; rel=preconnect; crossorigin"),

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 StartServer = Callable[..., Server]
 Proxy = Callable[..., Server]
 
+pytestmark = pytest.mark.slow
+
 APP = """
 import os
 import time
@@ -40,7 +42,10 @@ order = []
 
 
 def work():
-    time.sleep(0.6)
+    # Until the browser has asked for as many files as the address says, at most a minute.
+    deadline = time.monotonic() + 60
+    while len(order) < request.args.get("files", 0, int) and time.monotonic() < deadline:
+        time.sleep(0.01)
     order.append("page made")
     return "made"
 
@@ -83,6 +88,28 @@ def css():
     return Response("p { color: green }", mimetype="text/css", headers=fresh)
 
 
+MODULES = '''<!doctype html>
+<title>Modules</title>
+<script type="module" src="{{ push('/own.mjs') }}"></script>
+<script type="module" src="{{ push('/typed.js', type='module') }}"></script>
+<p id="made">{{ work() }}</p>'''
+
+
+@app.get("/modules")
+@hints("/own.mjs", "</typed.js>; type=module")
+def modules():
+    return render_template_string(MODULES, work=work)
+
+
+@app.get("/own.mjs")
+@app.get("/typed.js")
+def module():
+    order.append(request.path)
+    fresh = {"Cache-Control": "max-age=60"}
+    code = "(window.ran ??= []).push(new URL(import.meta.url).pathname); export {};"
+    return Response(code, mimetype="text/javascript", headers=fresh)
+
+
 @app.get("/favicon.ico")
 def favicon():
     return "", 204
@@ -120,7 +147,7 @@ def nginx_version() -> tuple[int, ...]:
     """Pushes were removed in 1.25.1; from 1.29 on a 103 is understood."""
     program = nginx_program()
     assert program is not None
-    shown = subprocess.run([program, "-v"], capture_output=True, text=True, timeout=10, check=True)
+    shown = subprocess.run([program, "-v"], capture_output=True, text=True, timeout=60, check=True)
     return tuple(int(part) for part in re.findall(r"/(\d+)\.(\d+)\.(\d+)", shown.stderr)[0])
 
 
@@ -166,7 +193,7 @@ def test_the_browser_fetches_before_the_page_is_made(
     trusting_page: Page,
 ) -> None:
     proxy = request.getfixturevalue(proxy_name)(gunicorn(APP, environ=HOP, **options))
-    found = style_of(trusting_page, proxy.url("/hinted"))
+    found = style_of(trusting_page, proxy.url("/hinted?files=1"))
     assert found["protocol"] == "h2"
     assert found["by"] == "early-hints"
     assert found["interim"] > 0
@@ -181,9 +208,26 @@ def test_what_the_last_page_has_pushed_is_hinted_to_the_next(
     app = app.replace("Flask(__name__)", "Flask(__name__, static_folder=None)")
     proxy = haproxy(gunicorn(app, environ=HOP))
     trusting_page.request.get(proxy.url("/learned"), ignore_https_errors=True)
-    found = style_of(trusting_page, proxy.url("/learned"))
+    found = style_of(trusting_page, proxy.url("/learned?files=2"))  # behind the first page
     assert found["by"] == "early-hints"
     assert found["order"] == ["page made", *EARLY]
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["by a 103", "by the header"])
+def test_a_module_is_fetched_once(
+    early: bool, gunicorn: StartServer, haproxy: Proxy, trusting_page: Page
+) -> None:
+    proxy = haproxy(gunicorn(APP, environ=HOP if early else {}))
+    trusting_page.goto(proxy.url(f"/modules?files={2 if early else 0}"))
+    trusting_page.wait_for_function("window.ran?.length === 2")
+    order = trusting_page.request.get(proxy.url("/order"), ignore_https_errors=True).json()
+    assert sorted(order) == ["/own.mjs", "/typed.js", "page made"]
+    if early:
+        assert order[-1] == "page made"
+        how = trusting_page.evaluate(
+            "performance.getEntriesByType('resource').map((each) => each.initiatorType)"
+        )
+        assert how == ["early-hints", "early-hints"]
 
 
 @pytest.mark.parametrize("server", ["haproxy", "secure_nginx", "nothing"])
@@ -195,7 +239,7 @@ def test_the_head_of_a_page_comes_first_through_everything(
         app = request.getfixturevalue(server)(app, HTTP_1_1)
     elif server == "haproxy":
         app = request.getfixturevalue(server)(app)
-    found = style_of(trusting_page, app.url("/flushed"))
+    found = style_of(trusting_page, app.url("/flushed?files=1"))
     assert found["by"] == "link"
     assert found["order"] == EARLY
 
@@ -236,7 +280,7 @@ def test_nginx_makes_pushes_of_the_links_as_the_readme_configures_it(
         ["nghttp", "--no-verify-peer", "-v", "-n", proxy.url("/myapp")],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         check=True,
     )
     promised = re.findall(r"recv \(stream_id=\d+\) :path: (\S+)", done.stdout)

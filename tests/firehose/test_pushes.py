@@ -179,6 +179,16 @@ def test_one_firehose_serves_several_applications_and_one_of_them_twice() -> Non
         assert app.test_client().get("/").headers.getlist("Link") == [LINK]
 
 
+def test_an_application_that_has_served_is_refused_each_time() -> None:
+    app = Flask(__name__)
+    app.test_client().get("/")
+    for _ in range(3):
+        with pytest.raises(AssertionError, match="already handled its first request"):
+            Firehose(app)
+    with app.test_request_context(), pytest.raises(RuntimeError, match="has no Firehose"):
+        push("/a.css")
+
+
 def test_an_application_within_a_request_of_another_has_its_own_links() -> None:
     inner = make_app(lambda: push("/inner.css"))
 

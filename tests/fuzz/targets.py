@@ -35,10 +35,10 @@ from flask_sockets2.turbo.markup import key_of, stream_tag, with_sender
 from flask_sockets2.turbo.names import StreamSigner, parts_of_channel, stream_channel
 from flask_sockets2.wire.handshake import (
     Upgrade,
-    origin_allowed,
     parse_upgrade,
     select_subprotocol,
 )
+from flask_sockets2.wire.origins import parse_origins, same_origin
 from flask_sockets2.wire.protocol import Protocol
 from tests.fuzz.event_stream import Dispatched, dispatched
 from tests.wire.test_differential import OFFERS, Raw, Run, check, negotiated
@@ -251,18 +251,46 @@ def fields_of(head: bytes) -> list[tuple[str, str]]:
 def origins(origin: str, host: str) -> None:
     """No page of another host may connect, whatever it calls itself."""
     for secure in (False, True):
-        if origin_allowed(origin, host, secure=secure):
+        if same_origin(origin, host, secure=secure):
             scheme, _, authority = origin.lower().partition("://")
-            port = {"http": ":80", "https": ":443"}[scheme]
-            assert authority.removesuffix(port) == host.lower().removesuffix(port)
-            assert not (secure and scheme == "http")
+            port = {"http": "80", "ws": "80", "https": "443", "wss": "443"}[scheme]
+            assert not (secure and port == "80")
+            if origin.isascii() and host.isascii():
+                assert with_port(authority, port) == with_port(host.lower(), port)
     if re.fullmatch(r"https?://[a-z0-9.-]+(:[0-9]+)?", origin):  # as browsers write one
         name = re.split(":[0-9]|$", origin.partition("://")[2])[0]
-        if origin_allowed(origin, host, ["https://*.example.com"]):
+        if parse_origins(("https://*.example.com",)).include(origin):
             assert name.endswith(".example.com")
-        assert origin_allowed(origin, host, ["https://example.com"]) == (
-            origin == "https://example.com"
+        assert parse_origins(("https://example.com",)).include(origin) == bool(
+            re.fullmatch("https://example.com(:0{0,2}443)?", origin)
         )
+
+
+@target(narrow=False)
+def origin_lists(entry: str, origin: str) -> None:
+    """An entry is refused, or allows no page but those of its scheme and host."""
+    try:
+        allowed = parse_origins((entry,))
+    except ValueError:
+        return
+    assert allowed.same == (entry.lower() == "same-origin")
+    if allowed.every:
+        assert entry == "*"
+    elif entry.isascii() and "*" not in entry and allowed.include(origin):
+        said, asked = (text.lower().replace("ws", "http", 1) for text in (entry, origin))
+        assert said.rstrip("/").partition(":")[0] == asked.partition(":")[0]
+        assert host_of(said) == host_of(asked)
+
+
+def with_port(authority: str, port: str) -> tuple[str, int]:
+    """Split an authority; without a port it has the usual one."""
+    found = re.fullmatch(r"(.*?)(?::([0-9]+))?", authority, re.DOTALL)
+    assert found is not None
+    return found[1], int(found[2] or port)
+
+
+def host_of(origin: str) -> str:
+    return with_port(origin.partition("://")[2].rstrip("/"), "0")[0]
 
 
 # -- markup and names ----------------------------------------------------------------------
@@ -320,6 +348,7 @@ def markup(action: str, id: str, name: str, value: str, sender: str) -> None:
 
 SIGNING = Flask(__name__)
 SIGNING.secret_key = "for the tests"
+POSITION = "9f86d081884c7d65-42"
 
 
 @target(narrow=False)
@@ -335,11 +364,11 @@ def names(one: str, other: str) -> None:
     assert channel not in (stream_channel(one + other), stream_channel(one, other, ""))
     assert not channel.startswith("turbo:user:")
     signer = StreamSigner(SIGNING)
-    signed = signer.sign(channel)
+    signed = signer.permit(channel, POSITION)
     assert re.fullmatch(r"[A-Za-z0-9_.-]+", signed)
-    assert signer.unsign(signed) == channel
+    assert signer.permitted(signed)[:2] == (channel, POSITION)
     payload, signed_at, signature = signed.rsplit(".", 2)
-    longer = signer.sign(stream_channel(one, other, "")).rsplit(".", 2)[0]
+    longer = signer.permit(stream_channel(one, other, ""), POSITION).rsplit(".", 2)[0]
     for forged in (
         one,
         signed[1:],
@@ -348,7 +377,9 @@ def names(one: str, other: str) -> None:
         f"{payload}.{signed_at}.{one}",
     ):
         with pytest.raises(Forged):
-            signer.unsign(forged)
+            signer.permitted(forged)
+        with pytest.raises(Forged):
+            signer.permitted(f"{signed}~{forged}")
 
 
 # -- links ---------------------------------------------------------------------------------

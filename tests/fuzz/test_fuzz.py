@@ -12,8 +12,6 @@ from tests.fuzz.__main__ import fuzz
 from tests.fuzz.inputs import CORPUS, seeds_of
 from tests.fuzz.targets import TARGETS
 
-pytestmark = pytest.mark.timeout(180)
-
 EXAMPLES = 150
 
 
@@ -27,11 +25,13 @@ def test_what_is_known_holds(name: str) -> None:
         TARGETS[name].holds(*seed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_what_is_like_it_or_like_nothing_holds(name: str) -> None:
     assert fuzz(name, EXAMPLES) == EXAMPLES
 
 
+@pytest.mark.slow
 def test_it_is_run_for_as_long_as_is_said_and_fails_where_something_does_not_hold() -> None:
     command = [sys.executable, "-m", "tests.fuzz"]
     done = subprocess.run([*command, "1", "names"], cwd=ROOT, capture_output=True, text=True)

@@ -5,6 +5,7 @@ Each is made once and then only read: together they take half a minute.
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tests.builds import ROOT, build, run
 from tests.turbo_js import turbo_tarball
 
 EXTRAS = "redis,metrics,sqlalchemy"
+OF_README = re.findall(r"# pip install ([\w-]+)$", (ROOT / "README.rst").read_text(), re.MULTILINE)
 UNREACHABLE = ("NewConnectionError", "NameResolutionError", "Temporary failure in name")
 
 
@@ -57,7 +59,7 @@ def tracked() -> list[str]:
     """The files that git has of the checkout."""
     command = ["git", "-C", str(ROOT), "ls-files", "-z"]
     try:
-        listed = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        listed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.CalledProcessError) as exc:
         pytest.skip(f"not a checkout of git: {exc}")
     return listed.stdout.rstrip("\0").split("\0")
@@ -85,12 +87,12 @@ def wheel(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """The wheel with all extras for users, and what pip chooses with it."""
+    """The wheel with all extras for users, what pip chooses with it, and what README asks for."""
     folder = tmp_path_factory.mktemp("installed")
     venv.create(folder / "venv")
     made = Environment(folder, "")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", made.python]
-    ran = run([*pip, "install", f"{wheel}[{EXTRAS}]"], folder, timeout=170)
+    ran = run([*pip, "install", f"{wheel}[{EXTRAS}]", *OF_README], folder, timeout=170)
     if any(reason in ran.stdout for reason in UNREACHABLE):
         pytest.skip("pip does not reach its index")
     assert ran.returncode == 0, ran.stdout

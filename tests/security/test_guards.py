@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.cookies import SimpleCookie
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -14,15 +16,21 @@ import pytest
 from flask_sockets2.turbo.markup import stream_tag, with_sender
 from tests.clients import http
 from tests.processes import Server, servers_in
+from tests.test_readme import ROOT, python_blocks
 from tests.wire_client import TEXT, TIMEOUT, Response, WireClient, connect, frame, request
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
+SECURITY = ROOT / "docs" / "security.rst"
+
 APPLICATION = """
 import logging
+import os
+from cachelib import FileSystemCache
 from flask import Flask, request, session
-from flask_sockets2 import Sockets
+from flask_session import Session
+from flask_sockets2 import Sockets, Turbo
 from flask_sockets2.sse import sse
 
 logging.basicConfig()
@@ -31,7 +39,12 @@ logging.getLogger("flask_sockets2").setLevel(logging.DEBUG)
 app = Flask(__name__)
 app.secret_key = "for the tests"
 app.config["SOCKETS_HANDSHAKE_TIMEOUT"] = 2.0
+if os.environ.get("SESSIONS"):  # on the server
+    app.config["SESSION_TYPE"] = "cachelib"
+    app.config["SESSION_CACHELIB"] = FileSystemCache(os.environ["SESSIONS"])
+    Session(app)
 sockets = Sockets(app)
+turbo = Turbo(app)
 app.register_blueprint(sse, url_prefix="/events")
 
 
@@ -51,6 +64,19 @@ def login():
     session.clear()
     session["user"] = request.form["user"]
     return "welcome"
+
+
+@app.post("/logout")
+def logout():
+    session.clear()
+    return "goodbye"
+
+
+@app.get("/streams")
+def streams():
+    bind = request.args.get("bind", "user")
+    element = turbo.stream_from("room", 5, bind=bind)
+    return {"stream": element, "address": sse.url("news", bind=bind)}
 
 
 @sockets.route("/who")
@@ -157,6 +183,47 @@ def test_a_cookie_from_before_the_login_is_nobody_after_it(server: Server) -> No
     assert who(server, planted) == "None"
 
 
+ON_THE_SERVER = """
+from cachelib import FileSystemCache
+from flask_session import Session
+
+app.config.update(SESSION_TYPE="cachelib", SESSION_CACHELIB=FileSystemCache("sessions"))
+Session(app)
+
+
+@app.get("/")
+def page():
+    session.setdefault("basket", "empty")
+    return "<p>"
+
+
+@sockets.route("/who")
+def who(ws):
+    ws.send(str(session.get("user")))
+"""
+
+
+def test_with_flask_session_a_cookie_from_before_the_login_is_nobody_after_it(
+    gunicorn: Callable[..., Server],
+) -> None:
+    """By the program of the page, with the line for Flask-Session in it."""
+    source = python_blocks(SECURITY.read_text())[0]
+    regenerate = "app.session_interface.regenerate(session)"
+    assert f"# {regenerate}" in source
+    server = gunicorn(source.replace(f"# {regenerate}", regenerate) + ON_THE_SERVER)
+    planted = cookie_of(http(server.url("/"))[2])
+    form = urlencode({"user": "ann"}).encode()
+    with WireClient(server.port) as client:
+        head = "POST /login HTTP/1.1\r\nHost: a\r\nContent-Type: application/x-www-form-urlencoded"
+        head += f"\r\nCookie: {planted}\r\nContent-Length: {len(form)}\r\n\r\n"
+        client.send(head.encode() + form)
+        answer = client.response()
+    assert answer.status == 302
+    cookie = answer.headers["set-cookie"].partition(";")[0]
+    assert who(server, cookie) == "ann"
+    assert who(server, planted) == "None"
+
+
 def test_a_handshake_logs_nobody_in(server: Server) -> None:
     """What a handler puts into the session after the 101 goes nowhere: no cookie of its."""
     answer = asked(server, "/who")
@@ -168,6 +235,50 @@ def test_a_handshake_logs_nobody_in(server: Server) -> None:
         assert client.message() == b"ann"
     with connect(server.port, "/who") as client:
         assert client.message() == b"None"
+
+
+# -- names that are stolen -----------------------------------------------------------------
+
+
+def log_in(server: Server, user: str) -> str:
+    """The cookie of a browser in which a user has logged in."""
+    form = urlencode({"user": user}).encode()
+    return cookie_of(http(server.url("/login"), data=form)[2])
+
+
+def statuses(server: Server, page: dict[str, str], cookie: str) -> list[int]:
+    """What is answered to the names of a page: a handshake, and two requests for events."""
+    match = re.search('name="([^"]*)"', page["stream"])
+    assert match is not None
+    stream = f"/turbo-stream?s={match[1]}&at="
+    found = [asked(server, stream, Cookie=cookie).status]
+    for path in (stream, page["address"]):
+        with WireClient(server.port) as client:
+            head = f"GET {path} HTTP/1.1\r\nHost: a\r\nAccept: text/event-stream\r\n"
+            client.send(f"{head}Cookie: {cookie}\r\n\r\n".encode())
+            found.append(int(client._take(12, time.monotonic() + TIMEOUT)[9:]))
+    return found
+
+
+@pytest.mark.parametrize("bind", ["user", "session"])
+@pytest.mark.parametrize("sessions", ["in the cookie", "on the server"])
+def test_names_are_of_no_use_after_the_logout_nor_to_whoever_gets_hold_of_them(
+    bind: str, sessions: str, tmp_path: Path, gunicorn: Callable[..., Server]
+) -> None:
+    environ = {} if sessions == "in the cookie" else {"SESSIONS": str(tmp_path / "sessions")}
+    server = gunicorn(APPLICATION, environ=environ)
+    ann, bob = log_in(server, "ann"), log_in(server, "bob")
+    _, text, headers = http(server.url(f"/streams?bind={bind}"), headers={"Cookie": ann})
+    if "Set-Cookie" in headers:  # the session has a token now
+        ann = cookie_of(headers)
+    page = json.loads(text)
+    assert statuses(server, page, ann) == [101, 200, 200]
+    for stranger in (bob, "session=none"):
+        assert statuses(server, page, stranger) == [403, 403, 403]
+    gone = cookie_of(http(server.url("/logout"), data=b"", headers={"Cookie": ann})[2])
+    assert statuses(server, page, gone) == [403, 403, 403]
+    if sessions == "on the server":  # one in a cookie is what it was, for whoever has kept it
+        assert statuses(server, page, ann) == [403, 403, 403]
 
 
 # -- tokens in URLs ------------------------------------------------------------------------

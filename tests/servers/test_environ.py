@@ -99,14 +99,15 @@ def test_the_servers_socket_is_taken_and_it_keeps_a_sink(key: str) -> None:
         peer.send(close_frame())
         taken.connection.finish()
         peer.closing()
-        written: list[str] = []
-        body: Any = taken.release(lambda status, headers: written.append(status))
+        files = psutil.Process().num_fds()
+        taken.release()
         assert sock.fileno() == number
+        sock.settimeout(TIMEOUT)
         sock.sendall(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+        sock.sendall(bytes(2**24))  # which no buffer holds
         assert sock.recv(100) == b""
-        assert list(body) == []
-        body.close()
-        assert written == ["101 Switching Protocols"]
+        sock.close()
+        wait_until(lambda: psutil.Process().num_fds() < files, "the sink to be closed", 30.0)
 
 
 def test_bytes_behind_the_head_are_taken_along() -> None:
@@ -144,6 +145,63 @@ def test_the_development_server_serves_pages_and_websockets(flask_run: StartServ
     assert "AssertionError" not in server.output
 
 
+WRAPPED = """
+    inner = app.wsgi_app
+    app.wsgi_app = lambda environ, start: inner(environ, lambda *given: start(*given))
+"""
+
+PROXIED = (
+    SOURCE
+    + """
+    from werkzeug.middleware.proxy_fix import ProxyFix
+    app.wsgi_app = ProxyFix(app.wsgi_app)
+"""
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("middleware", ["", WRAPPED], ids=["", "middleware"])
+@pytest.mark.parametrize("worker", ["gthread", "gevent", "gevent_pywsgi", "sync", "flask run"])
+def test_behind_a_refusal_nothing_is_read_as_a_request(
+    worker: str, middleware: str, gunicorn: StartServer, flask_run: StartServer
+) -> None:
+    """What a client sends there are frames. gunicorn drops a ``Connection`` of an application.
+
+    Most middleware has a ``start_response`` of its own, so that ours is not gunicorn's.
+    """
+    source = f"{PROXIED}{middleware}"
+    if worker == "flask run":
+        server = flask_run(source)
+    else:
+        server = gunicorn(source, worker=worker, args=["--threads", "4"])
+    behind = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    for asked, status in (
+        (request("/refuses"), 401),
+        (request("/nowhere"), 404),
+        (request("/"), 400),
+        (request("/echo", {"Origin": "http://evil.example"}), 403),
+        (request("/echo", {"Sec-WebSocket-Version": "8"}), 426),
+        (request("/echo", {"Host": "a b"}), 400),
+        (request("/refuses", {"Content-Length": "0"}), 401),
+        (request("/refuses", {"Content-Length": "5"}) + b"abcde", 400),
+        (request("/refuses", {"Transfer-Encoding": "chunked"}) + b"0\r\n\r\n", 400),
+        (request("//evil.com/echo", {"SCRIPT_NAME": "//evil.com"}), 400),
+    ):
+        if worker in ("flask run", "gevent_pywsgi") and b"SCRIPT_NAME" in asked:
+            continue  # to them this is a header field like any other
+        with WireClient(server.port) as client:
+            client.send(asked + behind)
+            came = client.rest()
+        head = came.partition(b"\r\n\r\n")[0].lower()
+        assert came.startswith(b"HTTP/1.1 %d " % status), came
+        assert came.count(b"HTTP/1.1 ") == 1
+        if not (middleware and worker in ("gthread", "gevent", "sync")):  # keep-alive, it says
+            assert b"\r\nconnection: close" in head
+            assert b"keep-alive" not in head
+    assert http(server.url("/"))[:2] == (200, "page")
+    assert "Traceback" not in server.output
+
+
 def test_the_debugger_leaves_a_websocket_alone(flask_run: StartServer) -> None:
     """pain 59"""
     server = flask_run(SOURCE, args=["--debugger", "--no-reload"], environ={"FLASK_DEBUG": "1"})
@@ -167,9 +225,7 @@ def test_ctrl_c_ends_the_development_server_with_a_connection_open(
     """pain 60"""
     server = flask_run(SOURCE)
     with connect(server.port) as client:
-        started = time.monotonic()
         server.terminate(signal.SIGINT)
-        assert time.monotonic() - started < 3.0
         client.rest()
     assert "Traceback" not in server.output
 
@@ -194,15 +250,13 @@ def test_the_reloader_reloads_on_a_change_and_ends_on_ctrl_c_with_a_connection_o
     def reloaded() -> bool:
         return accepts(server.port) and http(server.url("/"))[1] == "changed"
 
-    wait_until(reloaded, "the changed page", 15.0)
+    wait_until(reloaded, "the changed page")
     children = psutil.Process(server.process.pid).children(recursive=True)
     with connect(server.port) as client:
-        started = time.monotonic()
         os.killpg(server.process.pid, signal.SIGINT)
         server.process.wait(TIMEOUT)
         _, alive = psutil.wait_procs(children, timeout=TIMEOUT)
         assert alive == []
-        assert time.monotonic() - started < 4.0
         client.rest()
 
 
@@ -243,7 +297,7 @@ def test_a_forked_child_that_ends_leaves_its_parents_websockets_open(
 
         child = multiprocessing.get_context("fork").Process(target=len, args=("job",))
         child.start()
-        child.join(10)
+        child.join(60)
         return str(child.exitcode)
     """
     server = flask_run(source)
@@ -275,7 +329,7 @@ def test_at_exit_all_silent_peers_together_are_waited_for_once(
             taken.connection.accept()
         started = time.monotonic()
         environ_module._close_all()
-        assert 0.4 < time.monotonic() - started < 2.0
+        assert 0.4 < time.monotonic() - started < 15  # each of them would be 30 s
         assert Connection.opened() == []
         for peer in peers:
             assert peer.response().status == 101

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import count
@@ -36,6 +35,7 @@ StartServer = Callable[..., Server]
 
 SOURCE = """
 import gc
+import ssl
 import time
 import weakref
 
@@ -66,7 +66,7 @@ def hold(ws, name):
         "greenlet": getcurrent(),
         "handler": ws.handler,
     }
-    held[name] = {part: weakref.ref(it) for part, it in parts.items() if it is not None}
+    held[name] = {part: weakref.ref(it) for part, it in parts.items() if it}
 
 
 @sockets.route("/listen/<name>")
@@ -171,6 +171,12 @@ def state(name):
         "subscribers": sockets.subscribers(name),
         **sockets.stats(),
     }
+
+
+@app.get("/over-tls")
+def over_tls():
+    gc.collect()
+    return str(sum(isinstance(it, ssl.SSLSocket) for it in gc.get_objects()))
 """
 
 THREADS = "--threads=12"
@@ -205,12 +211,15 @@ class Listeners(Site):
     def ended(self, path: str = "/listen") -> list[Any]:
         """Wait for the end of a connection; code and reason."""
         path = f"{path}/{self.name}"
-        wait_until(lambda: path in self.state()["noted"], f"the end of {path}", TIMEOUT)
+        wait_until(lambda: path in self.state()["noted"], f"the end of {path}")
         state = self.state()
         assert path not in state["opened"]
         assert state["subscribers"] == 0
         how: list[Any] = state["noted"][path]
         return how
+
+
+GRACE = str(2 * int(TIMEOUT))  # longer than a test waits for the end of a server
 
 
 def start(servers: Servers, kind: str) -> Server:
@@ -219,7 +228,8 @@ def start(servers: Servers, kind: str) -> Server:
     if kind.startswith("gunicorn --threads"):
         return servers.gunicorn(SOURCE, worker=None, args=[THREADS])
     if kind.startswith("gunicorn"):
-        return servers.gunicorn(SOURCE, worker=kind.partition(" -k ")[2] or "flask_sockets2.worker")
+        worker = kind.partition(" -k ")[2] or "flask_sockets2.worker"
+        return servers.gunicorn(SOURCE, worker=worker, args=["--graceful-timeout", GRACE])
     return script(servers, SERVE[kind])
 
 
@@ -441,6 +451,25 @@ def secure(servers: Servers, kind: str, certificate: Certificate) -> Server:
     return server
 
 
+def processes_of(server: Server) -> list[psutil.Process]:
+    main = psutil.Process(server.process.pid)
+    return [main, *main.children(recursive=True)]
+
+
+def open_files(server: Server) -> int:
+    """How many descriptors the server's processes have: also of sockets that are shut down."""
+    return sum(process.num_fds() for process in processes_of(server))
+
+
+def is_connected(server: Server) -> bool:
+    """Whether anybody has a connection to the server."""
+    return any(
+        connection.status != psutil.CONN_LISTEN
+        for process in processes_of(server)
+        for connection in process.net_connections("tcp")
+    )
+
+
 @pytest.mark.parametrize(
     ("kind", "left"),
     [
@@ -472,6 +501,9 @@ def test_a_listener_over_tls(
         assert client.response().status == 101
         return client
 
+    state()  # what the first request opens is not the listeners'
+    wait_until(lambda: not is_connected(server), "its connection to be closed")
+    before = open_files(server)
     with listener() as client, listener() as other:
         wait_until(lambda: state()["held"] == left, "the request to be gone")
         ask("/publish/news", b"x" * 300_000)
@@ -486,6 +518,8 @@ def test_a_listener_over_tls(
         assert other.message() == b"hello"
         other.reset()
     wait_until(lambda: state()["opened"] == [], "the other one's end")
+    wait_until(lambda: open_files(server) == before, "their sockets to be closed")
+    wait_until(lambda: ask("/over-tls") == "1", "nothing but the request that asks")
     # pywsgi's own server has one for who looked whether it accepts, and spoke no TLS.
     assert server.output.count("Traceback") == (kind == "our handler")
 
@@ -647,18 +681,16 @@ def test_a_server_that_stops_closes_its_listeners_with_1001(
         site.wait_for_subscribers(2)
         site.publish("the last")
         assert [one.message(), other.message()] == [b"the last"] * 2
-        begun = time.monotonic()
         server.process.send_signal(signum)
         going_away([one, other])
         assert server.process.wait(TIMEOUT) == 0
-        assert time.monotonic() - begun < 4.0  # gunicorn's graceful timeout is 5 s
     assert "Traceback" not in server.output
 
 
 def test_a_listener_that_does_not_answer_the_close_is_not_waited_for_long(
     server_factory: Servers,
 ) -> None:
-    server = server_factory.gunicorn(SOURCE, args=["--graceful-timeout", "30"])
+    server = server_factory.gunicorn(SOURCE, args=["--graceful-timeout", GRACE])
     site = Listeners(server)
     with site.connect() as client:
         site.wait_for_subscribers()
@@ -695,7 +727,7 @@ def test_a_worker_that_is_replaced_closes_its_listeners_with_1001(
             assert [one.message(), other.message()] == [b"hello"] * 2
             assert [one.message(), other.message()] == [b"hello"] * 2
         going_away([one, other])
-    wait_until(lambda: old not in workers(server) and workers(server), "a new worker", TIMEOUT)
+    wait_until(lambda: old not in workers(server) and workers(server), "a new worker")
     with site.connect() as client:
         site.wait_for_subscribers()
         site.publish("of the new one")
@@ -715,10 +747,8 @@ def test_threads_that_hold_listeners_do_not_keep_a_server_from_stopping(
     site = Listeners(server)
     with site.connect() as client:
         site.wait_for_subscribers()
-        begun = time.monotonic()
         server.process.send_signal(signal.SIGINT)
         server.process.wait(TIMEOUT)
-        assert time.monotonic() - begun < 5.0
         # 1001, unless gunicorn's master is faster: it kills when that time is over.
         assert client.rest() in (b"", b"\x88\x11\x03\xe9server shutdown")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import urllib.request
+from collections import Counter
 from collections.abc import Callable
 
 import psutil
@@ -15,7 +16,9 @@ from .checker import Fault
 
 __all__ = ["client_connections", "lasting_keys", "left_behind", "open_in_metrics"]
 
-_MOST_DESCRIPTORS = 40  # of a worker beyond those of a new one: 32 go to the broker at once
+# Of a worker beyond those of a new one: 32 connections to the broker at once, that of the listener,
+# files of metrics, and the hubs of threads.
+_MOST_DESCRIPTORS = 64
 _OPEN = re.compile(r"^flask_sockets2_(?:connections\{.*\}|streams) ([0-9.]+)$", re.MULTILINE)
 _ROOMS = 3
 
@@ -45,7 +48,18 @@ def left_behind(
     wait("left behind", "people", lambda: _present(server))
     worst = lambda: max(worker.num_fds() for worker in workers())  # noqa: E731
     wait("descriptors", "descriptors of a worker", worst, fresh + _MOST_DESCRIPTORS)
+    if faults and faults[-1].kind == "descriptors":
+        faults += [
+            Fault("descriptors", str(each.pid), "", _descriptors(each)) for each in workers()
+        ]
     return faults
+
+
+def _descriptors(process: psutil.Process) -> str:
+    """What a process has open, and how many of each."""
+    sockets = Counter(f"{c.status} {c.laddr} {c.raddr}" for c in process.net_connections("all"))
+    files = Counter(each.path for each in process.open_files())
+    return f"{dict(files)}, {dict(sockets)}"
 
 
 def client_connections(process: psutil.Process, port: int) -> int:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Page"]
 
 _STREAM = re.compile(
-    r'<meta name="turbo-stream-from" content="([^"]*)" data-position="([^"]*)">'
+    r'<meta name="turbo-stream-from" content="([^"]*)" data-position="([^"]*)"'
     r'|<turbo-stream-from name="([^"]*)" position="([^"]*)" hidden>'
 )
 _UNKNOWN = "-"  # the broker was away when the page was made: a browser loads it again

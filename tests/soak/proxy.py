@@ -11,7 +11,7 @@ from tests.proxies import AS_DOCUMENTED, nginx_in_front
 
 __all__ = ["Proxy"]
 
-_RESTART_TIMEOUT = 20.0  # seconds
+_RESTART_TIMEOUT = 60.0  # seconds
 
 
 class Proxy:

@@ -31,6 +31,7 @@ APPLICATION = Path(__file__).with_name("application.py").read_text()
 
 _CALM = 1.0  # seconds of publishing after the last fault
 _PROCESS_TIMEOUT = 60.0  # seconds for an answer of the other processes
+_LONGER = 400.0  # seconds that it may go on until all is counted that is to be
 
 _SHARES = {
     "listeners": 0.3,
@@ -49,6 +50,8 @@ class Options:
     :ivar clients: listeners of channels, where ``kinds`` does not say who else.
     :ivar rate: messages published in a second.
     :ivar workers: of the server; of several the broker is Redis, of one it is memory.
+    :ivar least: numbers that "deliveries" or some of :attr:`Seen.counts` must reach before it ends:
+        on a slow machine that takes longer.
     :ivar pause: seconds between two faults on average, None for no faults.
     :ivar drop_one_in: deliveries that the server loses, by the application's own doing.
     :ivar plant: the application breaks what its features promise, now and then.
@@ -69,7 +72,8 @@ class Options:
     pause: float | None = 2.0
     drop_one_in: int | None = None
     plant: bool = False
-    patience: float = 40.0
+    patience: float = 60.0
+    least: Mapping[str, int] = field(default_factory=dict)
     kinds: Mapping[str, int] = field(default_factory=dict)
     spared: float = 0.6
     proxied: bool = False
@@ -184,7 +188,7 @@ class _Run:
             _process(swarm.run, self._clients()) as clients,
             _process(publisher.run, self._stream()) as publishing,
         ):
-            self._torment()
+            self._torment(clients)
             time.sleep(_CALM)
             begun = time.monotonic()
             clients.ask("stay")
@@ -220,13 +224,18 @@ class _Run:
             (fresh, self._most_descriptors()),
         )
 
-    def _torment(self) -> None:
+    def _torment(self, clients: _Asked) -> None:
         options, begun = self._options, time.monotonic()
         until = begun + options.seconds
         if options.proxied:
             spared_from = until - options.seconds * options.spared
             self._damage.until(spared_from, options.pause)
         self._damage.until(until, options.pause, spare_workers=options.proxied)
+        while time.monotonic() < until + _LONGER and not self._is_enough(clients.ask("counts")):
+            self._damage.until(time.monotonic() + 1, options.pause, spare_workers=options.proxied)
+
+    def _is_enough(self, counts: Mapping[str, int]) -> bool:
+        return all(counts.get(what, 0) >= least for what, least in self._options.least.items())
 
     def _clients(self) -> swarm.Plan:
         options = self._options

@@ -83,6 +83,7 @@ class Seen:
 def run(plan: Plan, pipe: Connection) -> None:
     """Let clients come and go until told otherwise through the pipe.
 
+    ``"counts"`` asks what was counted so far.
     ``"stay"``: who is connected stays, all others connect. ``"settled"`` asks how many are not yet,
     ``("level", {channel: position})`` how many have not seen that, ``"together"`` how many do not
     know who is there. ``"leave"``: all go and none comes back, ``"gone"`` asks how many are still
@@ -138,6 +139,8 @@ class Swarm:
                 self.staying = True
             case "settled":
                 return sum(not client.settled for client in self._clients)
+            case "counts":
+                return {**self.seen.counts, "deliveries": self.seen.deliveries.total()}
             case "together":
                 return sum(not room.agrees for room in self._rooms())
             case "leave":

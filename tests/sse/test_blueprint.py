@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import math
 import threading
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from flask import Blueprint, Flask, has_app_context, has_request_context, render_template_string
@@ -192,6 +194,51 @@ def test_who_comes_back_gets_each_event_once_and_in_order(app: Flask) -> None:
         assert newer.data(1) == ["6"]
 
 
+@pytest.mark.parametrize("name", ["lastEventId", "lastEventID", "Last-Event-ID", "lasteventid"])
+def test_an_id_in_the_query_is_newer_than_where_the_address_begins(app: Flask, name: str) -> None:
+    """As event-source-polyfill and reconnecting-eventsource have it, and clients of Mercure."""
+    with Reader(app).opened() as reader:
+        publish(*map(str, range(24)))
+        reader.data(14)
+        last = reader.last_id
+        earlier, own = last.replace("-14", "-3"), "é&="
+    rest = [str(number) for number in range(14, 24)]
+    start = "last_event_id=start"
+    for query in (
+        f"{name}={last}",
+        f"{start}&{name}={last}",
+        f"{name}={last}&{start}",  # as a cache that sorts them
+        f"{start}&{name}={earlier}&{name}={last}",
+        f"{start}&{name}={last}&{name}=",
+        f"last_event_id={earlier}&last_event_id={last}&{name}=",
+    ):
+        with Reader(app, f"/stream?{query}") as again:
+            assert again.data(10) == rest, query
+    with Reader(app, f"/stream?{start}&{name}={earlier}", last_event_id=last) as newest:
+        assert newest.data(10) == rest
+    publish("own", id=own)
+    publish("after")
+    with Reader(app, f"/stream?{start}&{name}={quote(own, safe='')}") as again:
+        assert again.data(1) == ["after"]
+
+
+@pytest.mark.parametrize("name", ["lastEventId", "lastEventID"])
+def test_an_id_in_the_query_gives_a_signed_address_no_more(app: Flask, name: str) -> None:
+    app.config["SSE_OPEN_CHANNELS"] = False
+    publish("before", channel="news")
+    with app.test_request_context():
+        url = sse.url("news")
+    here = str(state_of(app).channels.position("sse:news"))
+    publish("1", "2", channel="news")
+    seen = here.replace("-1", "-2")
+    with Reader(app, f"{url}&{name}={seen}") as reader:
+        assert reader.data(1) == ["2"]
+    with Reader(app, f"{url}&{name}={here.replace('-1', '-0')}") as reader:
+        assert reader.next().type == "gap"
+    with Reader(app, f"{url}&{name}=start") as reader:
+        assert reader.data(2) == ["1", "2"]
+
+
 def test_who_is_cut_off_before_any_event_misses_none(app: Flask) -> None:
     with Reader(app).opened() as reader:
         last = reader.last_id
@@ -373,8 +420,66 @@ def test_a_program_that_only_publishes_need_not_register_it() -> None:
 def test_publishing_from_an_application_that_serves_without_it_names_the_remedy() -> None:
     app = Flask(__name__)
     app.test_client().get("/")
-    with app.app_context(), pytest.raises(RuntimeError, match=r"register_blueprint\(sse\)"):
-        sse.publish("x")
+    for _ in range(2):
+        with app.app_context(), pytest.raises(RuntimeError, match=r"register_blueprint\(sse\)"):
+            sse.publish("x")
+
+
+OF_NO_BLUEPRINT = {
+    "stream": lambda: sse.stream(),
+    "url": lambda: sse.url(),
+    "signed": lambda: sse.url("news"),
+    "publish": lambda: str(sse.publish("x")),
+    "position": lambda: sse.position(),
+    "mine": lambda: ServerSentEventsBlueprint("mine", __name__).stream(),
+}
+
+
+@pytest.mark.parametrize("view", OF_NO_BLUEPRINT)
+@pytest.mark.parametrize("way", ["nothing", "sockets", "published"])
+def test_without_the_blueprint_a_view_answers_the_first_request_as_all_later_ones(
+    view: str, way: str
+) -> None:
+    """The first request of an application left something behind that the second one took."""
+    app = Flask(__name__)
+    app.secret_key = "for the tests"
+    if way == "sockets":
+        Sockets(app)
+    elif way == "published":
+        with app.app_context():
+            sse.publish("when it starts")
+    app.add_url_rule("/", "view", OF_NO_BLUEPRINT[view])
+    errors: list[str] = []
+
+    @app.errorhandler(RuntimeError)
+    def note(error: RuntimeError) -> tuple[str, int]:
+        errors.append(str(error))
+        return "", 500
+
+    statuses = []
+    for _ in range(3):
+        response = app.test_client().get("/")
+        statuses.append(response.status_code)
+        response.close()
+    of_channels = view in ("publish", "position") and way != "nothing"
+    assert statuses == [200 if of_channels else 500] * 3
+    assert all("register_blueprint(" in error for error in errors)
+    assert way != "nothing" or "flask_sockets2" not in app.extensions
+
+
+def test_a_view_of_ones_own_asks_as_the_blueprints_does() -> None:
+    mine = ServerSentEventsBlueprint("mine", __name__)
+    mine.add_url_rule("", endpoint="stream", view_func=mine.stream)
+    mine.authorize(lambda channel: channel == "news")
+    app = Flask(__name__)
+    app.register_blueprint(mine, url_prefix="/mine")
+    app.add_url_rule("/own", "own", mine.stream)
+    for _ in range(2):
+        for path in ("/mine", "/own"):
+            with Reader(app, f"{path}?channel=news").opened() as reader, app.app_context():
+                mine.publish("x", channel="news")
+                assert reader.data(1) == ["x"]
+            assert app.test_client().get(f"{path}?channel=other").status_code == 403
 
 
 def test_without_an_application_flask_says_what_is_missing() -> None:
@@ -382,29 +487,11 @@ def test_without_an_application_flask_says_what_is_missing() -> None:
         sse.publish("x")
 
 
-@pytest.mark.parametrize(
-    ("setting", "value"),
-    [
-        ("SSE_HEARTBEAT", 0),
-        ("SSE_HEARTBEAT", "15"),
-        ("SSE_RETRY", -1),
-        ("SSE_RETRY", 1.5),
-        ("SSE_OPEN_CHANNELS", "yes"),
-        ("SSE_INTEROP", "off"),
-    ],
-)
-def test_a_setting_that_makes_no_sense_is_refused_at_registration(setting: str, value: Any) -> None:
-    app = Flask(__name__)
-    app.config[setting] = value
-    with pytest.raises(ValueError, match=setting):
-        app.register_blueprint(sse, url_prefix="/stream")
-
-
 # -- Redis' settings -------------------------------------------------------------------------------
 
 
 def test_a_redis_url_that_is_none_is_refused_at_once() -> None:
-    with pytest.raises(BrokerError, match="without a scheme"):
+    with pytest.raises(ValueError, match=r"^REDIS_URL: .* without a scheme"):
         make_app(REDIS_URL="localhost:6379")
 
 
@@ -458,6 +545,47 @@ def test_redis_away_is_503_with_when_to_come_back_and_an_error_of_ours() -> None
         sse.publish("x")
 
 
+# -- where a page begins ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("last", [-1, 1.5, "1", None, True, math.nan, 10**30])
+def test_a_number_of_events_that_is_none_is_named(app: Flask, last: Any) -> None:
+    for ask in (sse.position, sse.url):
+        with (
+            app.test_request_context("/"),
+            pytest.raises(ValueError, match=r"^last= must be a whole number, at least 0, got "),
+        ):
+            ask("a", last=last)
+
+
+@pytest.mark.parametrize(
+    "since", ["junk", "Start", "0123456789abcdef-1,-", "0123456789abcdef", 5, b"-", ["-"], "-,"]
+)
+def test_an_id_that_no_position_has_is_an_error_of_the_page(app: Flask, since: Any) -> None:
+    with app.test_request_context("/"):
+        with pytest.raises(
+            ValueError, match=r"^since= must be what sse\.position\(\) returned for"
+        ):
+            sse.url("a", since=since)
+        with pytest.raises(ValueError, match=r"^since= must be .* for the same 3 channels"):
+            sse.url("a", "b", "c", since=since)
+
+
+def test_an_id_of_as_many_channels_is_taken(app: Flask) -> None:
+    with app.test_request_context("/"):
+        for since in (
+            None,
+            "",
+            "start",
+            "-,-",
+            sse.position("a", "b"),
+            sse.position("a", "a", "b"),
+        ):
+            assert sse.url("a", "b", since=since).startswith("/stream?channel=a&channel=b")
+        with pytest.raises(ValueError, match=r"^since= must be"):
+            sse.url("a", since=sse.position("a", "b"))
+
+
 # -- messages --------------------------------------------------------------------------------------
 
 
@@ -476,7 +604,7 @@ def test_messages_are_those_that_come_after_the_first_next(app: Flask) -> None:
     publish("a\nb")
     publish({"x": 1}, type="t", id=5, retry=9)
     publish("")
-    thread.join(5)
+    thread.join(60)
     assert found == [Message("a\nb"), Message({"x": 1}, "t", 5, 9), Message("")]
     messages.close()  # type: ignore[attr-defined]
     assert state_of(app).channels.subscribers("sse:sse") == 0

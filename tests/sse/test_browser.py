@@ -21,13 +21,11 @@ if TYPE_CHECKING:
 
 StartServer = Callable[..., Server]
 
-PATIENCE = 20.0  # seconds; for what comes after several attempts
-
 
 def load(page: Page, base: str, stream: str = "/stream") -> None:
     """Load the page, and wait until its stream is open."""
     page.goto(f"{base}/page?stream={quote(stream)}")
-    wait_until(lambda: page.evaluate("opened") == 1, "the stream", PATIENCE)
+    wait_until(lambda: page.evaluate("opened") == 1, "the stream")
 
 
 def events(page: Page) -> list[list[str]]:
@@ -58,7 +56,7 @@ def bytes_of_streams(page: Page) -> list[int]:
 
 def wait_for_data(page: Page, *data: str) -> None:
     try:
-        wait_until(lambda: [d for _, d, _ in events(page)] == list(data), "events", PATIENCE)
+        wait_until(lambda: [d for _, d, _ in events(page)] == list(data), "events")
     except TimeoutError as exc:
         raise AssertionError(f"{exc}: {events(page)}") from None
 
@@ -74,7 +72,7 @@ def test_typed_events_come_as_they_were_published(
     site.publish("")
     site.publish("unheard", query="?type=another")
     site.publish("last", query="?id=own")
-    wait_until(lambda: len(events(page)) == 4, "all events", PATIENCE)
+    wait_until(lambda: len(events(page)) == 4, "all events")
     got = events(page)
     assert [each[:2] for each in got] == [
         ["greeting", "hello"],
@@ -85,8 +83,10 @@ def test_typed_events_come_as_they_were_published(
     assert (got[0][2], got[3][2]) == ("0", "own")
 
 
-@pytest.mark.parametrize("stream", ["/stream", "/stream?channel=sse&channel=b"])
-@pytest.mark.parametrize("own_id", ["", "?id=own"])
+@pytest.mark.parametrize(
+    "stream", ["/stream", pytest.param("/stream?channel=sse&channel=b", marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize("own_id", ["", pytest.param("?id=own", marks=pytest.mark.slow)])
 def test_after_the_server_was_killed_every_event_has_come_once_and_in_order(
     gunicorn: StartServer,
     unused_port: int,
@@ -161,7 +161,7 @@ def test_a_browser_comes_back_after_about_the_time_that_is_set(
             }"""
         )
         network.drop()
-        wait_until(lambda: page.evaluate("log.length == 2"), "the stream to be back", PATIENCE)
+        wait_until(lambda: page.evaluate("log.length == 2"), "the stream to be back")
         (lost, at), (back, later) = page.evaluate("log")
     assert (lost, back) == ("lost", "back")
     waited = later - at

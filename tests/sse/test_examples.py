@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import pytest
 
 from tests.brokers.servers import RedisServer
 from tests.processes import Server, wait_until
+from tests.sse.away import Proxy
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -20,15 +22,44 @@ StartServer = Callable[..., Server]
 
 ROOT = Path(__file__).parents[2]
 
-PATIENCE = 20.0  # seconds
 
 # Nothing is logged or done but by the tests.
 SERVED = """
+    from threading import Event
+    from time import sleep
+
     from examples import demo, log, progress
 
     log.started.acquire()
-    progress.SECONDS = 4
+    goes_on = Event()
     app = demo.app
+
+
+    class Time:
+        rows = 0
+
+        def sleep(self, seconds):
+            "Stop in the middle of a job, where a test asks for that."
+            Time.rows += 1
+            if app.config["STOPS"] and Time.rows > progress.ROWS / 4:
+                goes_on.wait()
+            sleep(0.002)
+
+
+    progress.time = Time()
+    app.config["STOPS"] = False
+
+
+    @app.get("/stop")
+    def stop():
+        app.config["STOPS"] = True
+        return ""
+
+
+    @app.get("/go-on")
+    def go_on():
+        goes_on.set()
+        return ""
 
 
     @app.get("/say/<part>/<text>")
@@ -58,7 +89,7 @@ def server(gunicorn: StartServer) -> Server:
 
 
 def wait_for_state(page: Page, words: str) -> None:
-    wait_until(lambda: page.inner_text("#state") == words, f"the state {words!r}", PATIENCE)
+    wait_until(lambda: page.inner_text("#state") == words, f"the state {words!r}")
 
 
 def lines(page: Page) -> list[tuple[str, str]]:
@@ -71,7 +102,7 @@ def lines(page: Page) -> list[tuple[str, str]]:
 
 def wait_for_lines(page: Page, *wanted: tuple[str, str]) -> None:
     try:
-        wait_until(lambda: lines(page) == list(wanted), f"the lines {wanted}", PATIENCE)
+        wait_until(lambda: lines(page) == list(wanted), f"the lines {wanted}")
     except TimeoutError as exc:
         raise AssertionError(f"{exc}: {lines(page)}") from None
 
@@ -113,6 +144,7 @@ def test_the_log_shows_what_was_and_what_comes_of_the_parts_that_are_chosen(
     wait_for_lines(page, ("courier", "first"), ("kitchen", "third"), ("courier", "heard"))
 
 
+@pytest.mark.slow
 def test_the_log_goes_on_after_its_server_was_killed(
     gunicorn: StartServer, unused_port: int, broker: RedisServer, page: Page
 ) -> None:
@@ -131,6 +163,7 @@ def test_the_log_goes_on_after_its_server_was_killed(
     wait_for_lines(page, ("shop", "before"), ("shop", "meanwhile"))
 
 
+@pytest.mark.slow
 def test_the_log_of_a_server_that_forgot_everything_says_so(
     gunicorn: StartServer, unused_port: int, page: Page
 ) -> None:
@@ -145,6 +178,20 @@ def test_the_log_of_a_server_that_forgot_everything_says_so(
     wait_for_lines(page, ("shop", "before"), ("", "some lines are lost"))
 
 
+@pytest.mark.slow
+def test_the_log_goes_on_after_its_proxy_had_no_server(server: Server, page: Page) -> None:
+    with closing(Proxy(server.port)) as proxy:
+        page.goto(proxy.url("/log/?part=shop"))
+        wait_for_state(page, "live")
+        proxy.leave(502)
+        wait_for_state(page, "lost; it comes back")
+        wait_until(lambda: proxy.refused >= 3, "several attempts")
+        say(page, server, "shop", "meanwhile")
+        proxy.status = 0
+        wait_for_state(page, "live")
+        wait_for_lines(page, ("shop", "meanwhile"))
+
+
 def percent(page: Page) -> int:
     text = page.inner_text("#percent").removesuffix(" %")
     return int(text) if text.isdigit() else -1
@@ -153,23 +200,39 @@ def percent(page: Page) -> int:
 def test_the_bar_of_a_running_job_is_right_after_a_reload_and_in_another_window(
     server: Server, page: Page, browser: Browser
 ) -> None:
+    assert page.request.get(server.url("/stop")).ok
     page.goto(server.url("/progress/"))
     page.click("button:text-is('Begin')")
     page.wait_for_url("**/progress/jobs/*")
-    wait_until(lambda: percent(page) >= 20, "some progress", PATIENCE)
+    wait_until(lambda: percent(page) == 25, "some progress")
     page.reload()
-    wait_until(lambda: percent(page) >= 20, "the bar to be where it was", 2.0)
-    assert percent(page) < 100
+    wait_until(lambda: percent(page) == 25, "the bar to be where it was")
     other = browser.new_page()
     other.goto(page.url)
-    wait_until(lambda: percent(other) >= 20, "the bar in the other window", 2.0)
+    wait_until(lambda: percent(other) == 25, "the bar in the other window")
+    assert page.request.get(server.url("/go-on")).ok
     for window in (page, other):
-        wait_until(lambda window=window: percent(window) == 100, "the end", PATIENCE)
+        wait_until(lambda window=window: percent(window) == 100, "the end")
         assert window.inner_text("#words") == "done: row 400 of 400"
         assert window.get_attribute("#bar", "value") == "400"
     page.reload()
-    wait_until(lambda: percent(page) == 100, "the end after a reload", PATIENCE)
+    wait_until(lambda: percent(page) == 100, "the end after a reload")
     wait_for_state(page, "ended")
+    other.close()
+
+
+def test_the_address_of_a_job_is_of_no_use_in_another_browser(
+    server: Server, page: Page, browser: Browser
+) -> None:
+    page.goto(server.url("/progress/"))
+    page.click("button:text-is('Begin')")
+    page.wait_for_url("**/progress/jobs/*")
+    wait_until(lambda: percent(page) >= 1, "some progress")
+    address = page.get_attribute("#job", "data-stream")
+    other = browser.new_page()
+    other.goto(server.url("/progress/"))
+    ask = "(url) => fetch(url).then((answer) => (answer.body.cancel(), answer.status))"
+    assert [window.evaluate(ask, address) for window in (page, other)] == [200, 403]
     other.close()
 
 
@@ -180,6 +243,24 @@ def test_a_job_that_fails_says_so(server: Server, page: Page) -> None:
     page.wait_for_selector("#job[data-state=failed]")
     assert page.inner_text("#words") == "failed: row 241 is no address"
     assert percent(page) == 60
+
+
+def test_the_page_of_a_job_whose_server_was_started_anew_says_so(
+    gunicorn: StartServer, unused_port: int, page: Page
+) -> None:
+    first = serve(gunicorn, port=unused_port)
+    assert page.request.get(first.url("/stop")).ok
+    page.goto(first.url("/progress/"))
+    page.click("button:text-is('Begin')")
+    page.wait_for_url("**/progress/jobs/*")
+    wait_until(lambda: percent(page) == 25, "some progress")
+    os.killpg(first.process.pid, signal.SIGKILL)
+    first.process.wait()
+    serve(gunicorn, port=unused_port)
+    page.wait_for_selector("#words:text-is('Nothing is known of this job any more.')")
+    assert percent(page) == -1
+    assert page.get_attribute("#bar", "value") is None
+    assert page.get_attribute("#state", "data-state") == "unknown"
 
 
 def test_of_a_job_that_never_was_nothing_is_said(server: Server, page: Page) -> None:
@@ -202,5 +283,5 @@ def test_a_page_whose_stream_is_refused_is_loaded_again(server: Server, page: Pa
         page.clock.fast_forward(10_000)
         return bool(loads)
 
-    wait_until(reloaded, "the page to be loaded again", PATIENCE)
+    wait_until(reloaded, "the page to be loaded again")
     page.unroute("**/stream?*")

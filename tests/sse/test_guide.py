@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,11 @@ from flask_sockets2 import sse as package
 from flask_sockets2.brokers.base import BrokerOptions
 from flask_sockets2.extension import state_of
 from flask_sockets2.signing import MAX_AGE
-from flask_sockets2.sse import PubSub, access, interop, progress, settings, sse
+from flask_sockets2.sse import Progress, PubSub, access, interop, progress, settings, sse
 from tests.brokers.servers import RedisServer
 from tests.clients import http
 from tests.processes import Server, wait_until
+from tests.sse.away import Proxy
 from tests.sse.reader import Reader
 from tests.test_docs import PAGES, ROOT, blocks, run
 
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 GUIDE = ROOT / "docs" / "sse.rst"
 MIGRATION = ROOT / "docs" / "migrating-from-flask-sse.rst"
+SCRIPT = next(block for block in blocks(GUIDE, "javascript") if "function follow(" in block)
 TEXT = " ".join((GUIDE.read_text() + MIGRATION.read_text()).split())
 
 DEFAULTS = {
@@ -64,10 +67,12 @@ def test_the_first_stream_brings_its_greeting_and_looks_as_it_is_shown(
     blocks = [
         block.strip().split("\n") for block in re.sub("^ +", "", shown, flags=re.M).split("\n\n")
     ]
-    found = re.search(r'new EventSource\("(.*?)"\)', client.get("/").text)
+    found = re.search(r'follow\("(.*?)"', client.get("/").text)
     assert found is not None
     guide.app.config["SSE_HEARTBEAT"] = 0.1
     with Reader(guide.app, json.loads(f'"{found[1]}"')) as reader:
+        with client.session_transaction() as session:
+            session["role"] = "editor"
         assert client.post("/send").text == "Message sent!"
         for block in filter(any, blocks):
             lines = reader.block().split("\n")
@@ -103,7 +108,8 @@ def test_the_import_is_told_by_another_process(
 ) -> None:
     guide.app.config["SOCKETS_BROKER_URL"] = broker.url
     guide.import_rows(broker.url, "7", ["a", "b"])
-    stream = client.get("/import/7").json["stream"]  # type: ignore[index]
+    (stream,) = re.findall(r"follow\((\".*?\")", client.get("/import/7").text)
+    stream = json.loads(stream)
     with Reader(guide.app, stream) as reader:
         assert reader.next().json() == {"state": "done", "value": 2, "total": 2, "text": "row 2"}
     guide.app.extensions["flask_sockets2"].channels.close()
@@ -166,14 +172,14 @@ def test_the_numbers_of_the_guide_are_those_of_the_code() -> None:
     for sentence in (
         f"``SOCKETS_HISTORY_SIZE`` messages ({options.history_size})",
         f"``SOCKETS_HISTORY_TTL`` seconds ({options.history_ttl:.0f})",
-        f"several channels, up to {access.MOST_CHANNELS}",
-        f"(``interval={progress._INTERVAL}``)",
+        f"A stream may have up to {access.MOST_CHANNELS} channels",
+        f"(``interval={progress.INTERVAL}``)",
         f"A listener that is {PubSub().maxsize} messages behind",
     ):
         assert sentence in TEXT, sentence
     assert interop._KEPT == 300
     assert "for five minutes after the last one" in TEXT
-    assert 1 / progress._INTERVAL == 5
+    assert 1 / progress.INTERVAL == 5
     assert "five a second at most" in TEXT
 
 
@@ -186,14 +192,185 @@ def test_streams_and_websockets_share_channels_by_the_name_that_is_given() -> No
     assert state_of(app).channels.position("sse:news").offset == 1
 
 
+def test_two_blueprints_have_the_channels_that_are_shown(guide: SimpleNamespace) -> None:
+    assert 'event of ``mail.publish("Hello", channel="news")`` is on ``sse.mail:news``' in TEXT
+    with guide.app.app_context():
+        guide.mail.publish("Hello", channel="news")
+        channels = state_of(guide.app).channels
+        assert channels.position("sse.mail:news").offset == 1
+        assert channels.position("sse:news").offset == 0
+
+
 # -- in a browser ------------------------------------------------------------------------------
 
 
-def test_the_page_of_the_guide_shows_its_greeting(
+@pytest.fixture
+def script(tmp_path: Path) -> None:
+    """The script of the guide, where its pages look for it."""
+    (tmp_path / "static").mkdir()
+    (tmp_path / "static" / "events.js").write_text(SCRIPT)
+
+
+def test_the_script_of_the_guide_is_that_of_the_examples() -> None:
+    assert (ROOT / "examples" / "static" / "events.js").read_text().strip() == SCRIPT.strip()
+
+
+@pytest.mark.usefixtures("script")
+def test_the_page_of_the_guide_stays_and_goes_on_while_the_proxy_has_no_server(
     gunicorn: Callable[..., Server], page: Page
 ) -> None:
     source = "".join(blocks(GUIDE, "python")[:2])
+    source += "\n\n@app.before_request\ndef login():\n    session['role'] = 'editor'\n"
     server = gunicorn(source)
+    shown = page.locator("#greetings li")
+
+    def greet(number: int) -> None:
+        assert http(server.url("/send"), data=b"")[0] == 200
+        wait_until(lambda: shown.all_inner_texts() == ["Hello!"] * number, f"{number} greetings")
+
+    def tried_again() -> bool:
+        page.clock.fast_forward(1000)
+        return proxy.refused >= 5
+
+    page.clock.install()
+    with closing(Proxy(server.port)) as proxy:
+        page.goto(proxy.url("/"))
+        greet(1)
+        proxy.leave(502)
+        wait_until(tried_again, "several attempts")
+        assert http(server.url("/send"), data=b"")[0] == 200
+        proxy.status = 0
+        page.clock.fast_forward(120_000)
+        greet(3)
+
+
+HIDE = """(hidden) => {
+    Object.defineProperty(Document.prototype, "hidden", { value: hidden, configurable: true });
+    document.dispatchEvent(new Event("visibilitychange"));
+}"""
+
+
+@pytest.mark.usefixtures("script")
+def test_hidden_tabs_leave_the_connections_to_the_one_that_is_seen(
+    gunicorn: Callable[..., Server], page: Page
+) -> None:
+    """Chromium opens six connections to a server over HTTP/1.1."""
+    source = "".join(blocks(GUIDE, "python")[:2])
+    source += "\n\n@app.before_request\ndef login():\n    session['role'] = 'editor'\n"
+    source += "from flask_sockets2.extension import state_of\n"
+    source += "app.add_url_rule('/n', 'n', lambda: str(len(state_of().streams)))\n"
+    server = gunicorn(source)
+
+    def open_streams(number: int) -> None:
+        wait_until(lambda: http(server.url("/n"))[1] == str(number), f"{number} streams")
+
     page.goto(server.url("/"))
+    open_streams(1)
+    page.evaluate(HIDE, True)
+    open_streams(0)
+    page.context.add_init_script(f"({HIDE})(true)")
+    for _ in range(6):
+        page.context.new_page().goto(server.url("/"))
     assert http(server.url("/send"), data=b"")[0] == 200
-    wait_until(lambda: page.inner_text("#greetings") == "Hello!", "the greeting", 10)
+    assert http(server.url("/n"))[1] == "0"
+    for each in page.context.pages:  # one after the other is seen, and shows what it missed
+        each.evaluate(HIDE, False)
+        each.wait_for_selector("#greetings li:text-is('Hello!')")
+        open_streams(1)
+        each.evaluate(HIDE, True)
+    page.evaluate(HIDE, False)
+    assert http(server.url("/send"), data=b"")[0] == 200
+    shown = page.locator("#greetings li")
+    wait_until(lambda: shown.all_inner_texts() == ["Hello!"] * 2, "each greeting once")
+    page.context.close()
+
+
+@pytest.mark.usefixtures("script")
+def test_the_page_of_the_guide_moves_its_bar(
+    gunicorn: Callable[..., Server], page: Page, broker: RedisServer
+) -> None:
+    source = next(block for block in blocks(GUIDE, "python") if "Flask(__name__)" in block)
+    source += next(block for block in blocks(GUIDE, "python") if "IMPORT = " in block)
+    source += f"\n\napp.config['SOCKETS_BROKER_URL'] = {broker.url!r}\n"
+    source += "from flask_sockets2.extension import state_of\n"
+    server = gunicorn(
+        source + "app.add_url_rule('/n', 'n', lambda: str(len(state_of().streams)))\n"
+    )
+    with Progress(broker.url, "job:7", total=400, interval=0) as bar:
+        bar.update(100, "row 100")
+        page.goto(server.url("/import/7"))
+        wait_until(lambda: page.inner_text("#text") == "row 100, running", "the newest state")
+        assert page.evaluate("bar.position") == 0.25
+        bar.advance(text="row 101")
+        wait_until(lambda: page.inner_text("#text") == "row 101, running", "the next step")
+    wait_until(lambda: page.inner_text("#text") == "row 101, done", "the end")
+    assert page.evaluate("bar.position") == 1
+    wait_until(lambda: http(server.url("/n"))[1] == "0", "the stream to be closed")
+
+
+# -- several hosts -------------------------------------------------------------------------
+
+
+def status_at(app: Flask, host: str, path: str, **headers: str) -> int:
+    """The status that a stream is answered with at a host."""
+    with app.test_client().get(path, base_url=f"http://{host}", headers=headers) as response:
+        return response.status_code
+
+
+def test_each_shop_has_its_stream_at_its_own_host(guide: SimpleNamespace) -> None:
+    for host in "a.example.com", "b.example.com":
+        address = guide.shops.test_client().get("/", base_url=f"http://{host}").json["stream"]
+        assert address.startswith("/stream?")
+        assert status_at(guide.shops, host, address) == 200
+
+
+def test_without_rules_for_hosts_the_stream_is_at_the_host_of_each_page() -> None:
+    app = Flask(__name__)
+    app.config["SECRET_KEY"] = "for the tests"
+    app.register_blueprint(sse, url_prefix="/stream")
+    app.add_url_rule("/", "page", lambda: sse.url("news"))
+    for host in "example.com", "www.example.com":
+        address = app.test_client().get("/", base_url=f"http://{host}").text
+        assert address.startswith("/stream?")
+        assert status_at(app, host, address) == 200
+
+
+@pytest.mark.parametrize(
+    ("subdomains", "expected"),
+    [([None], "example.com"), (["live"], "live.example.com"), (["live", "two"], "two.example.com")],
+)
+def test_with_rules_for_subdomains_the_stream_is_at_the_one_that_was_registered_last(
+    subdomains: list[str | None], expected: str
+) -> None:
+    app = Flask(__name__, subdomain_matching=True)
+    app.config.update(SECRET_KEY="for the tests", SERVER_NAME="example.com")
+    for number, subdomain in enumerate(subdomains):
+        app.register_blueprint(sse, url_prefix="/stream", name=f"n{number}", subdomain=subdomain)
+    app.add_url_rule("/", "page", lambda: sse.url("news"), subdomain="www")
+    address = app.test_client().get("/", base_url="http://www.example.com").text
+    assert address.startswith(f"http://{expected}/stream?")
+    path = address.removeprefix(f"http://{expected}")
+    assert status_at(app, "www.example.com", path) == 404
+    page = {"Origin": "http://www.example.com"}
+    assert status_at(app, expected, path, **page) == 403
+    app.config["SOCKETS_ALLOWED_ORIGINS"] = [page["Origin"]]
+    assert status_at(app, expected, path, **page) == 200
+
+
+def test_the_page_of_a_shop_opens_its_stream_in_a_browser(
+    guide: SimpleNamespace, gunicorn: Callable[..., Server], unused_port: int, page: Page
+) -> None:
+    (block,) = [each for each in blocks(GUIDE, "python") if "subdomain_matching" in each]
+    source = block.replace("example.com", f"localhost:{unused_port}")
+    imports = "from flask import Flask, request\n"
+    imports += "from flask_sockets2.sse import ServerSentEventsBlueprint\n"
+    gunicorn(imports + source, target="app:shops", port=unused_port)
+    page.goto(f"http://a.localhost:{unused_port}/")
+    assert (
+        page.evaluate("""() => new Promise((resolve) => {
+        const source = new EventSource(JSON.parse(document.body.innerText).stream);
+        source.onopen = () => resolve("open");
+        source.onerror = () => resolve("refused");
+    })""")
+        == "open"
+    )

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ import flask_sse
 import pytest
 from flask import Flask
 
+from flask_sockets2 import BrokerError
 from flask_sockets2.extension import state_of
 from flask_sockets2.sse import Message, sse
 from flask_sockets2.sse.interop import Interop
@@ -59,7 +61,6 @@ def wait_until_heard(broker: RedisServer, *names: str) -> None:
         wait_until(
             lambda: all(number == 1 for _, number in client.pubsub_numsub(*names)),
             f"one to listen to {names}",
-            TIMEOUT,
         )
 
 
@@ -174,7 +175,7 @@ def test_the_channels_wanted_first_make_room_for_new_ones(
         wait_until_heard(broker, "a", "b")
     with Reader(ours, "/stream?channel=c&channel=d").opened(), broker.client() as client:
         wait_until_heard(broker, "c", "d")
-        wait_until(lambda: client.pubsub_numsub("a") == [(b"a", 0)], "room", TIMEOUT)
+        wait_until(lambda: client.pubsub_numsub("a") == [(b"a", 0)], "room")
 
 
 def test_threads_that_need_it_first_at_once_have_the_same(
@@ -248,6 +249,16 @@ def test_a_redis_that_is_away_costs_the_count_and_not_the_event(
     interop.close()
 
 
+def test_a_redis_that_is_away_is_a_line_in_the_log(
+    ours: Flask, broker: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Reader(ours).opened():
+        wait_until_heard(broker, "sse")
+        broker.kill()
+        line = "what others publish is not heard just now: "
+        wait_until(lambda: line in caplog.text, "a line in the log")
+
+
 def test_nothing_of_it_happens_unless_redis_is_theirs_too(broker: RedisServer) -> None:
     app = Flask(__name__)
     app.config["SOCKETS_BROKER_URL"] = broker.url
@@ -265,8 +276,8 @@ def test_nothing_of_it_happens_unless_redis_is_theirs_too(broker: RedisServer) -
 
 def test_asking_for_it_without_redis_is_an_error() -> None:
     app = Flask(__name__)
-    app.config["SSE_INTEROP"] = True
     app.register_blueprint(sse, url_prefix="/stream")
+    app.config["SSE_INTEROP"] = True  # too late for an error at the start
     with app.app_context(), pytest.raises(ValueError, match="SSE_REDIS_URL"):
         sse.publish("x")
 
@@ -314,7 +325,7 @@ def test_of_several_workers_one_listens_and_another_takes_over(
     os.kill(listening, signal.SIGKILL)
     clients.pop(listening).sock.close()
     with broker.client() as redis:
-        wait_until(lambda: redis.pubsub_numsub("sse")[0][1] == 0, "nobody to listen", TIMEOUT)
+        wait_until(lambda: redis.pubsub_numsub("sse")[0][1] == 0, "nobody to listen")
     wait_until_heard_again(broker)
     they_publish(theirs, "again")
     for client in clients.values():
@@ -325,7 +336,7 @@ def test_of_several_workers_one_listens_and_another_takes_over(
 
 def wait_until_heard_again(broker: RedisServer) -> None:
     with broker.client() as redis:
-        wait_until(lambda: redis.pubsub_numsub("sse")[0][1] == 1, "another to listen", 20)
+        wait_until(lambda: redis.pubsub_numsub("sse")[0][1] == 1, "another to listen")
 
 
 def test_the_payload_of_ours_is_theirs_but_for_a_space(ours: Flask, broker: RedisServer) -> None:
@@ -337,3 +348,20 @@ def test_the_payload_of_ours_is_theirs_but_for_a_space(ours: Flask, broker: Redi
         payload = pubsub.get_message(timeout=TIMEOUT)["data"]
     assert json.loads(payload) == {"data": "x", "type": "t"}
     assert payload.endswith(b"} ")
+
+
+@pytest.mark.parametrize("url", ["redis://localhost,password=secret", "redis://localhost:secret"])
+def test_a_url_that_cannot_be_read_is_refused_without_its_password(url: str) -> None:
+    app = Flask(__name__)
+    app.config.update(SSE_REDIS_URL=url, SOCKETS_BROKER_URL="memory://")
+    with pytest.raises(ValueError, match=r"^SSE_REDIS_URL: expected a URL such as") as named:
+        app.register_blueprint(sse, url_prefix="/stream")
+    assert "secret" not in "".join(traceback.format_exception(named.value))
+    del app.config["SSE_REDIS_URL"]
+    app.register_blueprint(sse, url_prefix="/stream")
+    app.config["SSE_REDIS_URL"] = url  # too late for an error at the start
+    with app.app_context():
+        for use in (lambda: sse.publish("hello"), lambda: sse.redis):
+            with pytest.raises(BrokerError, match="expected a URL such as") as refused:
+                use()
+            assert "secret" not in "".join(traceback.format_exception(refused.value))

@@ -99,7 +99,7 @@ def test_the_blueprint_has_one_rule_and_its_name() -> None:
 
 
 def test_access_is_controlled_by_before_request() -> None:
-    """ "Advanced": access control."""
+    """ "Advanced": access control; channels are opened by the setting, and not by the function."""
     controlled = ServerSentEventsBlueprint("sse", __name__)
     controlled.add_url_rule(rule="", endpoint="stream", view_func=controlled.stream)
 
@@ -109,6 +109,7 @@ def test_access_is_controlled_by_before_request() -> None:
             abort(403)
 
     app = Flask(__name__)
+    app.config["SSE_OPEN_CHANNELS"] = True
     app.register_blueprint(controlled, url_prefix="/sse")
     client = app.test_client()
     assert client.get("/sse?channel=analytics").status_code == 403

@@ -61,7 +61,7 @@ def test_who_waits_is_ended_by_unsubscribe_and_by_close() -> None:
 
         threading.Thread(target=listen, daemon=True).start()
         end()
-        assert done.wait(5)
+        assert done.wait(60)
     PubSub.close("a")
     assert PubSub.pubSubByChannel == {}
 

@@ -269,6 +269,62 @@ def test_while_paused_nothing_is_read(kind: Threads) -> None:
         wait_until(lambda: len(recorder.data) == sent, "the bytes")
 
 
+def calling(function: Callable[[], None], told: threading.Event, transport: Any) -> None:
+    """Have the hub or the selector thread call a function whenever it is told to."""
+
+    def look() -> None:
+        if told.is_set():
+            function()
+            told.clear()
+        if not transport.closed:
+            transport.call_later(0.002, look)
+
+    look()
+
+
+def test_while_paused_a_reset_is_the_end_when_it_is_looked_for(kind: Threads) -> None:
+    look = threading.Event()
+
+    def body(transport: Any) -> None:
+        transport.pause()
+        calling(transport.look_for_reset, look, transport)
+
+    with transport_on(kind, body) as (peer, transport, recorder):
+        peer.send(b"not read")
+        look.set()
+        wait_until(lambda: not look.is_set(), "a look")
+        assert not transport.closed
+        peer.reset()
+        look.set()
+        wait_until(lambda: recorder.ends, "the end")
+        assert transport.closed
+    assert (recorder.ends, recorder.data) == (1, b"")
+
+
+def test_while_paused_the_end_of_the_peers_stream_is_not_looked_for(kind: Threads) -> None:
+    """What came before it is read first, and the peer may still read."""
+    look, resume = threading.Event(), threading.Event()
+
+    def look_and_answer(transport: Any) -> None:
+        transport.look_for_reset()
+        transport.write(b"heard")
+
+    def body(transport: Any) -> None:
+        transport.pause()
+        calling(lambda: look_and_answer(transport), look, transport)
+        calling(transport.resume, resume, transport)
+
+    with transport_on(kind, body) as (peer, transport, recorder):
+        peer.send(b"the last words")
+        peer.sock.shutdown(socket.SHUT_WR)
+        look.set()
+        assert taken(peer, 5) == b"heard"
+        assert not transport.closed
+        resume.set()
+        wait_until(lambda: recorder.ends, "the end")
+    assert (recorder.ends, recorder.data) == (1, b"the last words")
+
+
 def test_a_peer_that_takes_nothing_is_reported(kind: Threads) -> None:
     """pain 78"""
 
@@ -283,10 +339,10 @@ def test_a_peer_that_takes_little_by_little_is_not(kind: Threads) -> None:
     def body(transport: Any) -> None:
         transport.write(bytes(100_000))
 
-    with transport_on(kind, body, small_buffers=True, send_timeout=0.3) as (peer, _, recorder):
+    with transport_on(kind, body, small_buffers=True, send_timeout=1.5) as (peer, _, recorder):
         for _ in range(20):
             taken(peer, 5000)
-            assert not recorder.stalled.wait(0.03)
+            assert not recorder.stalled.wait(0.1)
 
 
 def test_functions_are_called_soon_in_order_and_later_by_time(kind: Threads) -> None:
@@ -378,12 +434,13 @@ def test_tls_writes_to_a_slow_peer_in_order(kind: Threads, certificate: Certific
         assert taken(peer, 300_000) == expected
 
 
-def test_tls_says_that_it_ends(kind: Threads, certificate: Certificate) -> None:
+@pytest.mark.parametrize("linger", [True, False])
+def test_tls_says_that_it_ends(linger: bool, kind: Threads, certificate: Certificate) -> None:
     """Without its notice a client takes the end for an attack."""
 
     def body(transport: Any) -> None:
         transport.write(b"last")
-        transport.finish()
+        transport.finish(linger)
 
     with transport_on(kind, body, tls=certificate) as (peer, _, recorder):
         assert peer.rest() == b"last"
@@ -412,6 +469,30 @@ def test_read_ahead_takes_what_is_there_and_waits_for_nothing() -> None:
         sock.setblocking(False)
         assert read_ahead(reader) == b"behind it"
         assert read_ahead(reader) == b""
+
+
+class Endless(io.RawIOBase):
+    """A socket whose peer sends without a pause."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self.reads += 1
+        assert self.reads < 10, "it reads on as long as the peer sends"
+        buffer[:] = bytes(len(buffer))
+        return len(buffer)
+
+
+def test_read_ahead_leaves_what_a_peer_goes_on_sending_to_the_transport() -> None:
+    reader = io.BufferedReader(raw := Endless(), 64)
+    assert reader.read(4) == bytes(4)
+    assert read_ahead(reader) == bytes(60)
+    assert raw.reads == 1
 
 
 def test_read_ahead_ends_with_the_stream() -> None:

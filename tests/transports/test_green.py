@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -142,3 +144,102 @@ def test_a_closed_transport_leaves_no_watcher_behind() -> None:
     wait_until(lambda: done, "the hub to end")
     thread.join(TIMEOUT)
     assert done == [True]
+
+
+def test_calls_are_made_in_order_and_sockets_are_looked_at_in_between() -> None:
+    def run() -> list[Any]:
+        came: list[Any] = []
+
+        def work(number: int) -> None:
+            end = time.monotonic() + 0.01
+            while time.monotonic() < end:
+                pass
+            came.append(number)
+
+        class Noting(Recorder):
+            def data_received(self, data: bytes) -> None:
+                came.append(data)
+
+        peer, sock, transport = started(Noting())
+        with peer, sock:
+            calls = [transport.call_next(lambda n=n: work(n)) for n in range(10)]  # type: ignore[misc]
+            calls[3].cancel()
+            calls[0].cancel()
+            calls[0].cancel()
+            peer.send(b"in between")
+            until(lambda: len(came) == 9)
+            transport.close()
+        return came
+
+    came = in_a_hub(run)
+    at = came.index(b"in between")
+    assert at < 3
+    assert came[:at] + came[at + 1 :] == [1, 2, 4, 5, 6, 7, 8, 9]
+
+
+def test_a_call_that_raises_keeps_no_other_from_being_made() -> None:
+    def run() -> list[int]:
+        came: list[int] = []
+        told: list[type[BaseException]] = []
+        hub = gevent.get_hub()
+        hub.handle_error = lambda context, kind, value, tb: told.append(kind)
+
+        def fail() -> None:
+            raise ZeroDivisionError
+
+        peer, sock, transport = started(Recorder())
+        with peer, sock:
+            transport.call_next(fail)
+            transport.call_next(lambda: came.append(1))
+            until(lambda: came)
+            transport.close()
+        assert told == [ZeroDivisionError]
+        return came
+
+    assert in_a_hub(run) == [1]
+
+
+def test_what_nobody_has_time_for_stays_in_the_kernel() -> None:
+    """Otherwise many peers at once could fill the memory before anything of it is counted."""
+
+    def run() -> list[tuple[int, int]]:
+        came: list[tuple[int, int]] = []
+
+        class Busy(Recorder):
+            def __init__(self, number: int) -> None:
+                super().__init__()
+                self.number = number
+
+            def data_received(self, data: bytes) -> None:
+                came.append((self.number, len(data)))
+                end = time.monotonic() + 0.01
+                while time.monotonic() < end:
+                    pass
+                transports[self.number].pause()
+
+        ends = [started(Busy(number)) for number in range(5)]
+        transports = [transport for _, _, transport in ends]
+        for transport in transports:
+            transport.pause()
+        for peer, own, _ in ends:
+            peer.send(b"x" * 5000)
+            until(lambda own=own: len(own._sock.recv(5000, socket.MSG_PEEK)) == 5000)  # type: ignore[misc]
+        for transport in transports:
+            transport.resume()
+        until(lambda: len(came) == 5)
+        for transport in transports:
+            transport.read_now()  # its reading is paused
+        assert len(came) == 5
+        for transport in transports:
+            transport.resume()
+            transport.read_now()
+        for peer, own, transport in ends:
+            transport.close()
+            peer.close()
+            own.close()
+        return came
+
+    came = in_a_hub(run)
+    assert [size for _, size in came[:5]] == [5000, 257, 257, 257, 257]
+    first = came[0][0]
+    assert came[5:] == [(number, 5000 - 257) for number in range(5) if number != first]

@@ -28,7 +28,7 @@ def run_program(source: str) -> str:
         [sys.executable, "-W", "error", "-W", FORKS, "-c", dedent(source)],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=60,
         cwd=ROOT,
         check=False,
     )
@@ -202,7 +202,7 @@ def test_at_exit_comes_before_threads_are_waited_for(pool: bool) -> None:
 
         def wait():
             waits.set()
-            print(transport.wait(timeout=15), flush=True)
+            print(transport.wait(timeout=60), flush=True)
 
         def wake():
             with transport.lock:
@@ -210,7 +210,7 @@ def test_at_exit_comes_before_threads_are_waited_for(pool: bool) -> None:
 
         at_exit(wake)
         {start}
-        assert waits.wait(5)
+        assert waits.wait(60)
         while transport.waiting is None:
             pass
         """

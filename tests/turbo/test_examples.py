@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from flask_sockets2.turbo import npm
-from tests.processes import Server, wait_until
+from tests.processes import Server, in_a_process, wait_until
 from tests.turbo.browser import Network, Window, turbo_js
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def add(page: Page, text: str) -> int:
     page.fill("#new input", text)
     status = submit(page, "#new button")
     if status != 422:
-        wait_until(lambda: page.input_value("#new input") == "", "an empty form", 10)
+        wait_until(lambda: page.input_value("#new input") == "", "an empty form")
     return status
 
 
@@ -106,7 +106,7 @@ def items(page: Page) -> list[str]:
 
 
 def wait_for_items(page: Page, *texts: str) -> None:
-    wait_until(lambda: items(page) == list(texts), f"{texts} in the list", 10)
+    wait_until(lambda: items(page) == list(texts), f"{texts} in the list")
 
 
 def test_the_demo_leads_to_each_of_them(server: Server, open_window: Callable[..., Window]) -> None:
@@ -126,9 +126,10 @@ def updates(window: Window) -> None:
     """Wait until the box shows another time than now."""
     shown = window.page.inner_text("#load time")
     assert re.fullmatch(r"\d\d:\d\d:\d\d", shown)
-    wait_until(lambda: window.page.inner_text("#load time") != shown, "an update", 15)
+    wait_until(lambda: window.page.inner_text("#load time") != shown, "an update")
 
 
+@pytest.mark.slow
 def test_the_load_averages_update_by_themselves_on_both_pages(
     server: Server, open_window: Callable[..., Window]
 ) -> None:
@@ -145,6 +146,7 @@ def test_the_load_averages_update_by_themselves_on_both_pages(
     assert other.loaded_once
 
 
+@pytest.mark.slow
 def test_the_load_averages_go_on_after_their_server_was_killed_and_restarted(
     gunicorn: StartServer,
     unused_port: int,
@@ -163,7 +165,7 @@ def test_the_load_averages_go_on_after_their_server_was_killed_and_restarted(
     shown = window.page.inner_text("#load time")
     gunicorn(SERVED, port=unused_port, environ=environ)
     window.wait_for_state("connected")
-    wait_until(lambda: window.page.inner_text("#load time") != shown, "what it missed", 5)
+    wait_until(lambda: window.page.inner_text("#load time") != shown, "what it missed")
     updates(window)
     assert window.loaded_once
     window.console.clear()
@@ -217,6 +219,7 @@ def test_an_empty_text_is_answered_with_422_and_the_page_says_why(
     assert window.loaded_once
 
 
+@pytest.mark.slow
 def test_what_another_one_has_removed_vanishes_here_too(
     server: Server, open_window: Callable[..., Window]
 ) -> None:
@@ -234,6 +237,7 @@ def test_what_another_one_has_removed_vanishes_here_too(
     assert window.page.inner_text("#flashes") == "Somebody has removed that."
 
 
+@pytest.mark.slow
 def test_without_javascript_forms_are_answered_with_303_and_other_windows_see_it(
     server: Server, open_window: Callable[..., Window]
 ) -> None:
@@ -273,9 +277,28 @@ def wait_for_columns(window: Window, *columns: list[str]) -> None:
         return found
 
     try:
-        wait_until(lambda: shown() == list(columns), f"{columns}", 10)
+        wait_until(lambda: shown() == list(columns), f"{columns}")
     except TimeoutError as exc:
         raise AssertionError(f"{exc}; it shows {shown()}") from None
+
+
+def test_the_board_counts_its_own_window_before_that_is_connected() -> None:
+    in_a_process(check_the_first_count)
+
+
+def check_the_first_count() -> None:
+    from examples.orders import app, count_lookers, turbo
+
+    def position() -> str:
+        with app.test_request_context():
+            return str(turbo.position("lookers"))
+
+    before = position()
+    page = app.test_client().get("/").text
+    assert '<b id="lookers">1</b>' in page
+    with app.app_context():
+        count_lookers()
+    assert position() == before  # it has told nobody that there are none
 
 
 def test_orders_in_two_browsers(server: Server, open_window: Callable[..., Window]) -> None:
@@ -301,6 +324,7 @@ def test_orders_in_two_browsers(server: Server, open_window: Callable[..., Windo
     assert guest.loaded_once
 
 
+@pytest.mark.slow
 def test_the_page_of_an_order_gets_nothing_of_others(
     server: Server, open_window: Callable[..., Window]
 ) -> None:
@@ -317,6 +341,7 @@ def test_the_page_of_an_order_gets_nothing_of_others(
     assert "Ada, your Funghi has been ordered." in ada.page.inner_text("#progress")
 
 
+@pytest.mark.slow
 def test_a_board_that_refreshes_keeps_its_elements_and_its_scrolling(
     server: Server, open_window: Callable[..., Window]
 ) -> None:
@@ -338,6 +363,7 @@ def test_a_board_that_refreshes_keeps_its_elements_and_its_scrolling(
     assert kitchen.loaded_once
 
 
+@pytest.mark.slow
 def test_two_cooks_who_press_at_once_do_not_send_an_order_on_twice(
     server: Server, open_window: Callable[..., Window]
 ) -> None:
@@ -367,6 +393,7 @@ def test_an_order_without_a_name_is_answered_with_422(
     assert guest.loaded_once
 
 
+@pytest.mark.slow
 def test_the_board_tells_how_many_windows_show_it(
     server: Server, open_window: Callable[..., Window]
 ) -> None:

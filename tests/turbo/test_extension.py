@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
+from hashlib import sha256
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -14,7 +15,8 @@ from jinja2 import DictLoader
 from werkzeug.local import LocalProxy
 
 import flask_sockets2
-from flask_sockets2 import BrokerError, Position
+from flask_sockets2 import BrokerError, Position, Sockets, WebSocketRejected
+from flask_sockets2.extension import state_of
 from flask_sockets2.turbo import Turbo
 from flask_sockets2.turbo.testing import capture_broadcasts
 
@@ -37,6 +39,16 @@ def app() -> Flask:
 @pytest.fixture
 def turbo(app: Flask) -> Turbo:
     return Turbo(app)
+
+
+def test_an_application_that_has_served_is_refused_each_time() -> None:
+    app = Flask(__name__)
+    app.test_client().get("/")
+    turbo = Turbo()
+    for _ in range(3):
+        with pytest.raises(AssertionError, match="already handled its first request"):
+            turbo.init_app(app)
+    assert list(app.extensions) == ["flask_sockets2.misspelt"]
 
 
 def test_it_is_one_class_under_both_names() -> None:
@@ -127,9 +139,55 @@ def test_what_is_no_stream_says_so(turbo: Turbo) -> None:
             turbo.push(stream)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("markup", "told"),
+    [
+        ("hello", True),
+        ("<turbo-stream-from name='a'></turbo-stream-from>", True),
+        ("<TURBO-STREAM action='x'></TURBO-STREAM>", False),
+        (["", "<turbo-stream>"], False),
+        ("", False),
+        ([], False),
+    ],
+)
+def test_debug_mode_tells_of_a_push_that_no_page_shows(
+    app: Flask, turbo: Turbo, markup: Any, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    pushes: list[Callable[[], Any]] = [
+        lambda: turbo.push(markup),
+        lambda: turbo.broadcast_to("room", 5, stream=markup),
+    ]
+    for push in pushes:
+        for debug in (False, True):
+            app.debug = debug
+            caplog.clear()
+            push()
+            named = [each for each in caplog.messages if "has no <turbo-stream>" in each]
+            assert len(named) == (told and debug)
+
+
 def test_a_broadcast_takes_its_content_by_keyword(turbo: Turbo) -> None:
-    with pytest.raises(TypeError, match=r"broadcast_append_to\(\) takes the parts"):
+    with pytest.raises(TypeError, match=r"broadcast_append_to\(\) has no target: .* by keyword"):
         turbo.broadcast_append_to("list", 1, "<li>", "items")
+
+
+@pytest.mark.parametrize(
+    "action", ["append", "prepend", "replace", "update", "before", "after", "remove"]
+)
+def test_a_broadcast_without_a_target_says_how_to_name_one(turbo: Turbo, action: str) -> None:
+    options = {} if action == "remove" else {"content": "x"}
+    with pytest.raises(TypeError, match=rf"^broadcast_{action}_to\(\) has no target: .*targets="):
+        getattr(turbo, f"broadcast_{action}_to")("room", 5, **options)
+
+
+@pytest.mark.parametrize(
+    "position", ["junk", "start", 5, "0123456789abcdef", "0123456789abcdef-1,-", b"-", True]
+)
+def test_a_position_that_is_none_is_an_error_of_the_page(
+    app: Flask, turbo: Turbo, position: Any
+) -> None:
+    with app.test_request_context("/"), pytest.raises(ValueError, match=r"^position= must be .*"):
+        turbo.stream_from("room", 5, position=position)
 
 
 # -- answers -------------------------------------------------------------------------------------
@@ -224,6 +282,7 @@ def test_who_can_be_pushed_to(turbo: Turbo) -> None:
 
 
 def test_a_push_goes_to_the_channels_of_its_recipients(turbo: Turbo) -> None:
+    turbo.user_id(lambda: None)
     with capture_broadcasts(turbo) as broadcasts:
         turbo.push("<a>")
         turbo.push("<b>", to=5)
@@ -236,13 +295,48 @@ def test_a_push_goes_to_the_channels_of_its_recipients(turbo: Turbo) -> None:
     ]
 
 
+def test_a_push_to_a_user_needs_to_know_who_the_users_are(app: Flask, turbo: Turbo) -> None:
+    for to in 5, "ann", ["ann", 5], LocalProxy(lambda: 5):
+        with pytest.raises(RuntimeError, match=r"^cannot push to a user: .* @turbo\.user_id$"):
+            turbo.push("<x>", to=to)
+    turbo.push("<x>", to=[])
+    turbo.push("<x>")
+    assert not turbo.can_push(to="ann")
+    assert turbo.sock is not None
+    with pytest.raises(RuntimeError, match=r"@sockets\.user_id, or with @turbo\.user_id$"):
+        turbo.sock.disconnect(user="ann")
+
+    turbo.user_id(lambda: None)
+    turbo.push("<x>", to="ann")
+    turbo.sock.disconnect(user="ann")
+
+
+@pytest.mark.parametrize(("extension", "streams"), [("turbo", 2), ("sockets", 1)])
+def test_the_function_of_turbo_alone_gives_pages_the_stream_of_their_user_and_ends_it(
+    extension: str, streams: int
+) -> None:
+    app = app_with()
+    sockets = Sockets(app)
+    turbo = Turbo(app)
+    sockets.route("/news")(lambda ws: ws.subscribe("news") and None)
+    (turbo if extension == "turbo" else sockets).user_id(lambda: "ann")
+    with app.test_request_context():
+        assert str(turbo.turbo()).count('name="turbo-stream-from"') == streams
+    with sockets.test_client(app).connect("/news") as ws:
+        sockets.disconnect(user="ann", code=4401)
+        assert ws.receive(timeout=60) is None
+        assert ws.close_code == 4401
+
+
 def test_a_recipient_who_is_named_twice_gets_it_once(turbo: Turbo) -> None:
+    turbo.user_id(lambda: None)
     with capture_broadcasts(turbo, to=5) as broadcasts:
         turbo.push("<x>", to=[5, "5", 6, 5])
     assert [each.markup for each in broadcasts] == ["<x>"]
 
 
 def test_only_a_replace_of_one_target_has_a_key(turbo: Turbo) -> None:
+    turbo.user_id(lambda: None)
     with capture_broadcasts(turbo) as broadcasts:
         turbo.push(turbo.replace("x", "load"))
         turbo.push(turbo.update("x", "load"), to=[1, 2])
@@ -287,11 +381,12 @@ def test_any_streams_can_be_broadcast(turbo: Turbo) -> None:
 
 @pytest.mark.parametrize(
     ("header", "expected"),
-    [("1-2", "1-2"), ('x"><b>', 'x"><b>'), ("", None), ("x" * 101, None), (None, None)],
+    [("1-2", sha256(b"1-2").hexdigest()[:32]), ("", None), ("x" * 101, None), (None, None)],
 )
 def test_the_page_that_has_sent_a_request_can_be_left_out(
     header: str | None, expected: str | None, app: Flask, turbo: Turbo
 ) -> None:
+    """Nobody is told the id itself, who could then send it and hide messages from that page."""
     headers = {} if header is None else {"X-Turbo-Request-Id": header}
     with app.test_request_context("/", headers=headers), capture_broadcasts(turbo) as broadcasts:
         turbo.broadcast_replace_to("room", content="x", target="a", exclude_sender=True)
@@ -302,8 +397,9 @@ def test_the_page_that_has_sent_a_request_can_be_left_out(
         turbo.broadcast_refresh_to("third room", request_id="7")
     found = [each.attributes for each in broadcasts.actions]
     senders = [each.get("data-sender") for each in found]
-    assert senders == [expected, expected, None, None, None, None, None]
-    assert [each.get("request-id") for each in found[4:]] == [expected, None, "7"]
+    third = sha256(b"7").hexdigest()[:32]
+    assert senders == [expected, expected, None, None, expected, None, third]
+    assert not any("request-id" in each for each in found)
     assert broadcasts[0].key == "replace a" or expected  # known without the attribute, too
 
 
@@ -488,7 +584,7 @@ def test_a_page_without_a_broker_says_that_it_is_stale(caplog: pytest.LogCapture
     with app.test_request_context("/"), caplog.at_level(logging.ERROR):
         assert 'data-position="-"' in turbo()
         assert ' position="-"' in turbo.stream_from("room")
-    assert caplog.messages[0].startswith("a page has no positions and will be loaded again: ")
+    assert caplog.messages[0].startswith("a page has no positions and will be told of a gap: ")
 
 
 def test_a_broker_that_is_away_is_asked_once_for_a_page(
@@ -501,10 +597,11 @@ def test_a_broker_that_is_away_is_asked_once_for_a_page(
         asked.append(channels)
         raise BrokerError("away")
 
-    monkeypatch.setattr(turbo.sock, "positions", fail)
+    monkeypatch.setattr(state_of(app).channels, "positions", fail)
     with app.test_request_context():
-        assert turbo.position("room", 0) == "-"
-        page = turbo.turbo() + turbo.stream_from("room", 1) + turbo.stream_from("room", 2)
+        assert str(turbo.position("room", 0)) == "-"
+        page = turbo.turbo(url="/turbo.js")
+        page += turbo.stream_from("room", 1) + turbo.stream_from("room", 2)
     assert page.count('position="-"') == 3
     assert (len(asked), len(caplog.records)) == (1, 1)
 
@@ -536,6 +633,54 @@ def test_pages_of_other_hosts_and_subdomains_can_connect(
     with client.get(module, base_url=base) as response:
         assert response.status_code == 200
     assert client.get("/turbo-stream", base_url=base).status_code == 426
+    with Sockets().test_client(client).connect("/turbo-stream", base_url=base) as ws:
+        assert not ws.closed
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("www.example.com", 101),
+        ("WWW.example.com", 101),
+        ("ann.example.org", 101),
+        ("static.example.com", 101),
+        ("www.example.com.evil.example", 403),
+        ("evil.example", 403),
+        ("example.com", 403),
+        ("www.example.com:8000", 403),
+        ("127.0.0.1", 403),
+    ],
+)
+@pytest.mark.parametrize("server_name", [None, "example.com"])
+def test_where_rules_name_their_hosts_only_pages_of_these_connect(
+    server_name: str | None, host: str, expected: int
+) -> None:
+    """A name that a stranger has bound to our address is of no rule but our own."""
+    app = Flask(__name__, host_matching=True, static_host="static.example.com")
+    app.config.update(SECRET_KEY="secret", SERVER_NAME=server_name)
+    Turbo(app)
+    app.add_url_rule("/", "page", lambda: "page", host="www.example.com")
+    app.add_url_rule("/", "tenant", lambda tenant: tenant, host="<tenant>.example.org")
+    base = f"http://{host}"
+    client: Any = app.test_client()
+    events = {"Accept": "text/event-stream", "Sec-Fetch-Site": "same-origin"}
+    with client.get("/turbo-stream?s=turbo:all", base_url=base, headers=events) as response:
+        assert response.status_code == (200 if expected == 101 else 403)
+    try:
+        with Sockets().test_client(app).connect("/turbo-stream", base_url=base, origin=base):
+            status = 101
+    except WebSocketRejected as refused:
+        status = refused.response.status_code
+    assert status == expected
+
+
+def test_an_application_with_pages_at_every_host_has_their_connections_there() -> None:
+    app = Flask(__name__, host_matching=True, static_host="static.example.com")
+    Turbo(app)
+    app.add_url_rule("/", "page", lambda host: host, host="<host>")
+    base = "http://any.example"
+    with Sockets().test_client(app).connect("/turbo-stream", base_url=base, origin=base) as ws:
+        assert not ws.closed
 
 
 def test_a_page_may_have_turbo_js_alone(app: Flask, turbo: Turbo) -> None:

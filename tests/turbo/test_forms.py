@@ -155,7 +155,9 @@ def answers(app: Flask, turbo: Turbo) -> None:
 
     @app.route("/answer/<int:status>", methods=["GET", "POST", "DELETE"])
     def answer(status: int) -> Any:
-        return "<p>text</p>", status, {"Content-Type": request.args.get("type", "text/html")}
+        kind = request.args.get("type", "text/html")
+        body = "<p>text</p>" if kind == "text/html" else str(turbo.remove(target="gone"))
+        return body, status, {"Content-Type": kind}
 
     @app.route("/other", methods=["POST"])
     def other() -> str:
@@ -235,11 +237,10 @@ def test_a_page_has_its_layout(client: FlaskClient) -> None:
 def test_a_frame_comes_without_the_layout(client: FlaskClient) -> None:
     for _ in range(2):  # the second time from what is kept
         response = client.get("/page", headers={"Turbo-Frame": "todo"})
-        assert response.text == (
-            "<!doctype html>\n<html><head>"
-            '<meta name="turbo-visit-control" content="reload"></head>'
-            '<body><turbo-frame id="todo">&lt;Milk&gt;</turbo-frame></body></html>'
-        )
+        head, body = response.text.split("</head>")
+        assert head.startswith("<html><head><script ")
+        assert head.endswith('<meta name="turbo-visit-control" content="reload">')
+        assert body == '<body><turbo-frame id="todo">&lt;Milk&gt;</turbo-frame></body></html>'
 
 
 @pytest.mark.usefixtures("page")
@@ -262,6 +263,72 @@ def test_a_layout_may_have_other_blocks(app: Flask, turbo: Turbo) -> None:
     with app.test_request_context("/", headers={"Turbo-Frame": "todo"}):
         text = render_template("page.html")
     assert "Head</head><body>Beside</body>" in text
+
+
+@pytest.mark.parametrize(
+    ("full", "text"),
+    [
+        (
+            "<title>{% block title %}T{% endblock %}</title><body class='{{ 1 }}'>N",
+            "<title>P</title>",
+        ),
+        ("{% extends 'root.html' %}{% block head %}H{% endblock %}<body>", "<title>P</title>H"),
+        (' {%- extends "root.html" -%}{%block nav%}{{ 1 // 0 }}{%endblock%}', "<title>P</title>"),
+        ("{% block all %}<body>{% block content %}{% endblock %}{% endblock %}", "<!doctype html>"),
+        ("<h1>no body</h1>{% block content %}{% endblock %}", "<!doctype html>"),
+        ("{% block content %}{% endblock %}<body>", ""),
+    ],
+)
+def test_the_head_of_a_frame_is_that_of_its_layout(
+    app: Flask, turbo: Turbo, full: str, text: str
+) -> None:
+    root = (
+        "<title>{% block title %}T{% endblock %}</title>{% block head %}{% endblock %}"
+        "<body>{% block nav %}N{% endblock %}{% block content %}{% endblock %}"
+    )
+    page = (
+        "{% extends turbo.layout('full.html') %}{% block title %}P{% endblock %}"
+        "{% block content %}C{% endblock %}"
+    )
+    templates = {"root.html": root, "full.html": full, "page.html": page}
+    app.jinja_loader = DictLoader(templates)
+    with app.test_request_context("/", headers={"Turbo-Frame": "todo"}):
+        found = render_template("page.html")
+        assert found.startswith(text)
+        assert "N" not in found
+        assert found.count("C") == 1
+
+
+@pytest.mark.parametrize("reloads", [False, True])
+def test_a_layout_that_was_changed_is_read_again(
+    app: Flask, turbo: Turbo, client: FlaskClient, reloads: bool
+) -> None:
+    app.jinja_env.auto_reload = reloads
+    templates = {"page.html": "{% extends turbo.layout('full.html') %}"}
+    app.jinja_loader = DictLoader(templates)
+    app.add_url_rule("/", "index", lambda: render_template("page.html"))
+    for head in ("one", "two"):
+        templates["full.html"] = f"{head}<body>"
+        text = client.get("/", headers={"Turbo-Frame": "todo"}).text
+        assert text.startswith(head if reloads else "one")
+
+
+def test_a_page_that_is_loaded_again_keeps_the_flashes_until_then(
+    app: Flask, turbo: Turbo, client: FlaskClient
+) -> None:
+    app.jinja_loader = DictLoader(
+        {"login.html": "{{ turbo.page_requires_reload() }}{{ get_flashed_messages() }}"}
+    )
+    app.add_url_rule("/login", "login", lambda: render_template("login.html"))
+    app.add_url_rule("/flash", "flash", lambda: str(flash("Log in.")))
+    client.get("/flash")
+    for headers, text in (
+        ({"X-Turbo-Request-Id": "1", "Turbo-Frame": "a"}, "Log in."),
+        ({"X-Turbo-Request-Id": "2"}, "Log in."),
+        ({}, "Log in."),
+        ({}, "[]"),
+    ):
+        assert text in client.get("/login", headers=headers).text
 
 
 def test_a_layout_refuses_what_is_no_name_of_a_block(app: Flask, turbo: Turbo) -> None:

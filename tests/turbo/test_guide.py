@@ -22,12 +22,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from flask_wtf import CSRFProtect
+from itsdangerous import TimestampSigner
 from jinja2 import DictLoader
+from werkzeug.test import TestResponse
 
 from flask_sockets2 import Limits, Publisher, Turbo, WebSocketRejected
 from flask_sockets2.brokers.base import BrokerOptions
+from flask_sockets2.settings import max_channels_of
 from flask_sockets2.signing import MAX_AGE
 from flask_sockets2.turbo import endpoint, every, names, npm, refresh
+from flask_sockets2.turbo.markup import sender_of
 from flask_sockets2.turbo.testing import (
     STREAM_HEADERS,
     assert_turbo_stream,
@@ -47,7 +52,7 @@ TEXT = TURBO.read_text()
 MODULE = (ROOT / "flask_sockets2" / "turbo" / "static" / "turbo-streams.js").read_text()
 MEMBERS = "def members_only"
 ELEMENT = re.compile(r'<turbo-stream-from name="([^"]+)" position="([^"]+)"')
-META = re.compile(r'<meta name="turbo-stream-from" content="([^"]+)" data-position="([^"]*)">')
+META = re.compile(r'<meta name="turbo-stream-from" content="([^"]+)" data-position="([^"]*)"')
 
 
 def templates() -> dict[str, str]:
@@ -176,6 +181,25 @@ def test_a_room_reaches_who_may_have_it(guide: SimpleNamespace, client: FlaskCli
     name, position = found(ELEMENT, client.get("/rooms/2").text)
     with sockets.connect(f"/turbo-stream?s={name}&at={position}"):
         pass
+    with client.session_transaction() as session:
+        session.clear()
+    name, position = found(ELEMENT, client.get("/rooms/1").text)
+    with pytest.raises(WebSocketRejected) as refusal:
+        sockets.connect(f"/turbo-stream?s={name}&at={position}")
+    assert refusal.value.response.status_code == 403
+
+
+def test_each_reader_fetches_the_frame_that_is_pushed(
+    guide: SimpleNamespace, client: FlaskClient
+) -> None:
+    with guide.app.test_request_context(), capture_broadcasts(guide.turbo) as broadcasts:
+        guide.show_last(1)
+    (action,) = broadcasts.actions
+    assert 'src="/rooms/1/last"' in action.content
+    log_in(client, "ada")
+    assert client.get("/rooms/1/last").text == (
+        '<turbo-frame id="last">Hello., for ada</turbo-frame>'
+    )
 
 
 def test_the_sender_is_left_out(guide: SimpleNamespace, client: FlaskClient) -> None:
@@ -184,7 +208,7 @@ def test_the_sender_is_left_out(guide: SimpleNamespace, client: FlaskClient) -> 
         response = client.post("/todos/1", data={"text": "Oat milk"}, headers=headers)
     assert_turbo_stream(response, action="replace", target="todo-1", text="Oat milk")
     (action,) = broadcasts.actions
-    assert action.attributes["data-sender"] == "4711"
+    assert action.attributes["data-sender"] == sender_of("4711")
 
 
 def test_the_board_is_refreshed_by_morphing(guide: SimpleNamespace, client: FlaskClient) -> None:
@@ -277,6 +301,28 @@ def test_the_element_at_the_top_is_what_a_builder_returns() -> None:
     assert block.strip() == Turbo(Flask("top")).append("<li>Milk</li>", "todos")
 
 
+def test_a_page_renews_its_token(
+    guide: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, client: FlaskClient
+) -> None:
+    CSRFProtect(guide.app)
+    token = re.compile(r'<meta name="csrf-token" content="([^"]+)">')
+
+    def add(token: str, **headers: str) -> TestResponse:
+        headers = {"X-CSRF-Token": token, **headers}
+        return client.post("/todos", data={"text": "Tea"}, headers=headers)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TimestampSigner, "get_timestamp", lambda signer: 1)
+        (expired,) = token.findall(client.get("/").text)
+    assert add(expired).status_code == 400
+    answer = add(expired, **STREAM_HEADERS)
+    assert answer.status_code == 400
+    assert_turbo_stream(answer, action="update", target="flashes", text="send the form again")
+    assert_turbo_stream(answer, action="replace", targets='meta[name="csrf-token"]')
+    (renewed,) = token.findall(answer.text)
+    assert add(renewed).status_code == 303
+
+
 # -- commands ----------------------------------------------------------------------------------
 
 
@@ -293,7 +339,7 @@ def test_the_command_fetches_a_copy_and_says_what_to_set(tmp_path: Path) -> None
         stderr=subprocess.STDOUT,
         check=False,
         text=True,
-        timeout=30,
+        timeout=60,
     )
     assert ran.returncode == 0, ran.stdout
     assert (tmp_path / "static" / "vendor" / npm.UMD).is_file()
@@ -324,7 +370,7 @@ def test_the_numbers_of_the_guide_are_those_of_the_code() -> None:
     assert f"{Limits().max_message_size // 2**20} MiB" in text
     assert f"``TURBO_STREAM_MAX_AGE`` seconds ({MAX_AGE:,.0f}, a day)" in text
     assert (refresh.PAUSE, every.LEASE) == (0.5, 15.0)
-    assert f"has at most {endpoint._MAX_STREAMS:,} streams" in text
+    assert f"has at most {max_channels_of({}):,} streams (``SOCKETS_MAX_CHANNELS``)" in text
     assert f"``{endpoint._EVENTS_ENDPOINT}``" in text
     assert "within half a second" in text
     assert "within fifteen seconds and an interval" in text
@@ -342,7 +388,7 @@ def test_the_numbers_of_the_guide_are_those_of_the_code() -> None:
         ("RELOAD_PAUSE = 60_000", "refused again within a minute"),
         ("REFUSALS = new Set([400, 401, 403, 404, 410, 413])", "400, 401, 403, 404, 410 or 413"),
         ("code >= 4400 && code < 4500", "a code from 4400 to 4499"),
-        ("LONGEST_QUERY = 3072", "up to 3 KiB of them"),
+        ("LONGEST_QUERY = 3072", "first 3 KiB of names"),
     ],
 )
 def test_the_browser_does_what_the_guide_says(constant: str, sentence: str) -> None:
@@ -353,7 +399,7 @@ def test_the_browser_does_what_the_guide_says(constant: str, sentence: str) -> N
 def test_the_guide_names_all_states_and_events() -> None:
     states = set(re.findall(r'setState\((?:[^"()]*\? )?"(\w+)"', MODULE))
     states |= set(re.findall(r'setState\([^)]*: "(\w+)"\)', MODULE))
-    assert states == {"connecting", "connected", "offline", "refused"}
+    assert states == {"connecting", "connected", "offline", "refused", "failed"}
     events = set(re.findall(r'tell\("(\w+)"', MODULE))
     assert events == {"connected", "disconnected", "gap"}
     named = set(re.findall(r"``([^`]+)``", TEXT))
@@ -380,9 +426,6 @@ FOR_THE_TEST = """
 
 
 LOGINS = """
-    OPEN.add("become")
-
-
     @app.get("/become")
     def become():
         session.clear()
@@ -416,14 +459,16 @@ def wait_for_state(page: Page, state: str) -> None:
 def test_two_browsers_see_a_room_and_the_console_is_empty(
     gunicorn: Callable[..., Server], site: str, page: Page, browser: Browser
 ) -> None:
-    server = gunicorn(site)
+    server = gunicorn(site + dedent(LOGINS))
     console: list[str] = []
     page.on("console", lambda message: console.append(message.text))
+    page.goto(server.url("/become?user=ada"))
     page.goto(server.url("/rooms/1"))
     wait_for_state(page, "connected")
     context = browser.new_context()
     try:
         other = context.new_page()
+        other.goto(server.url("/become?user=bob"))
         other.goto(server.url("/rooms/1"))
         wait_for_state(other, "connected")
         page.fill("input", "Hi there")
@@ -452,6 +497,20 @@ def test_the_forms_of_the_list_work(gunicorn: Callable[..., Server], site: str, 
     assert page.locator("#todos li").count() == 2
 
 
+def test_a_form_whose_token_has_expired_keeps_what_was_typed(
+    gunicorn: Callable[..., Server], site: str, page: Page
+) -> None:
+    server = gunicorn(site + "\nfrom flask_wtf import CSRFProtect\nCSRFProtect(app)\n")
+    page.goto(server.url("/"))
+    page.evaluate("document.querySelector('meta[name=csrf-token]').content = 'expired'")
+    page.fill("input", "Tea")
+    page.click("text=Add")
+    page.wait_for_selector("#flashes :text('send the form again')")
+    assert page.input_value("input") == "Tea"
+    page.click("text=Add")
+    page.wait_for_selector("#todo-3:has-text('Tea')")
+
+
 def test_the_notice_is_there_while_the_page_is_offline(
     gunicorn: Callable[..., Server], site: str, page: Page, unused_port: int
 ) -> None:
@@ -475,7 +534,8 @@ def test_who_is_logged_out_meanwhile_comes_to_the_login_page(
     (tmp_path / "templates" / "login.html").write_text("<h1>Log in</h1>")
     (members,) = [block for block in blocks(TURBO, "python") if MEMBERS in block]
     options: dict[str, Any] = {"port": unused_port, "args": ["--graceful-timeout", "1"]}
-    server = gunicorn(site + members + dedent(LOGINS), **options)
+    opened = "\nOPEN.add('become')\n"
+    server = gunicorn(site + members + opened + dedent(LOGINS), **options)
     page.goto(server.url("/become?user=ada"))
     page.goto(server.url("/"))
     wait_for_state(page, "connected")

@@ -10,7 +10,7 @@ from flask import Flask, render_template_string, url_for
 from jinja2 import Undefined
 from markupsafe import Markup
 
-from flask_sockets2.turbo import library
+from flask_sockets2.turbo import Turbo, library
 from flask_sockets2.turbo.library import VERSION, hashed_name, library_tag, vendored_path
 from flask_sockets2.turbo.npm import INTEGRITY, UMD
 
@@ -46,6 +46,32 @@ def test_without_a_copy_it_is_the_pinned_version_from_the_cdn_with_its_hash(app:
         f'integrity="{INTEGRITY[UMD]}" crossorigin="anonymous"></script>'
     )
     assert isinstance(tag, Markup)
+
+
+@pytest.mark.usefixtures("without_copy")
+def test_the_first_page_without_a_copy_says_what_it_depends_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    for _ in range(2):
+        app = Flask(__name__)
+        app.config["TURBO_JS_URL"] = "/static/turbo.js"
+        Turbo(app)
+        with app.test_request_context("/"):
+            render_template_string("{{ turbo() }}")
+            del app.config["TURBO_JS_URL"]
+            render_template_string("{{ turbo(version='8.0.1') }}{{ turbo(url='/turbo.js') }}")
+            assert caplog.messages == []
+            for _ in range(3):
+                assert CDN in render_template_string("{{ turbo() }}")
+        assert len(caplog.messages) == 1
+        assert "Run 'flask turbo vendor', and set TURBO_JS_URL as it says" in caplog.messages[0]
+        caplog.clear()
+
+
+@pytest.mark.usefixtures("copy")
+def test_a_page_with_a_copy_says_nothing(app: Flask, caplog: pytest.LogCaptureFixture) -> None:
+    library_tag(app)
+    assert caplog.messages == []
 
 
 def test_a_copy_in_the_package_comes_before_the_cdn(app: Flask, copy: Path) -> None:

@@ -103,3 +103,6 @@ def test_a_sender_is_named_in_the_first_tag() -> None:
     marked = with_sender(markup, 'x"\\1')
     assert marked == markup.replace("<turbo-stream ", '<turbo-stream data-sender="x&#34;\\1" ', 1)
     assert with_sender("<turbo-stream-from>", "1") == "<turbo-stream-from>"
+    commented = "<!-- a <turbo-stream> -->\ntext <TURBO-STREAM action='x'>"
+    marked = commented.replace("STREAM", 'STREAM data-sender="1"')
+    assert with_sender(commented, "1") == marked

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from enum import IntEnum, StrEnum
 from typing import Any
 from uuid import UUID
@@ -26,6 +28,7 @@ from flask_sockets2.turbo.names import (
 
 UUID_TEXT = "12345678-1234-5678-1234-567812345678"
 NOW = 1_000_000
+POSITION = "9f86d081884c7d65-42"
 
 
 class Kind(StrEnum):
@@ -131,9 +134,25 @@ def signed_at(
 
 def test_what_was_signed_is_known_again() -> None:
     signer = StreamSigner(app_with())
-    name = signer.sign("turbo:stream:ü:5")
-    assert signer.unsign(name) == "turbo:stream:ü:5"
-    assert StreamSigner(app_with()).unsign(name) == "turbo:stream:ü:5"
+    name = signer.permit("turbo:stream:ü:5", POSITION)
+    assert signer.permitted(name)[:2] == ("turbo:stream:ü:5", POSITION)
+    assert StreamSigner(app_with()).permitted(name)[:2] == ("turbo:stream:ü:5", POSITION)
+
+
+@pytest.mark.parametrize("part", [UUID_TEXT, "x" * 200, "ü"])
+def test_the_script_of_a_page_can_read_a_name(part: str) -> None:
+    """It compares the channels of two pages, whose names differ."""
+    channel = stream_channel("room", part)
+    name = StreamSigner(app_with()).permit(channel, POSITION)
+    payload = name.split(".")[0]
+    assert json.loads(base64.urlsafe_b64decode(payload + "==")) == [channel, POSITION]
+
+
+@pytest.mark.parametrize("name", [5, None, [], [5], ["a", 5], ["a", "b", "c", "d"], {"a": "b"}])
+def test_what_was_signed_and_is_no_name_is_forged(name: Any) -> None:
+    signer = StreamSigner(app_with())
+    with pytest.raises(Forged, match="no name of a stream"):
+        signer.permitted(signer.sign(name))
 
 
 def test_a_key_that_was_replaced_counts_as_long_as_it_is_named() -> None:

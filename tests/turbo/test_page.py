@@ -65,13 +65,12 @@ def test_a_page_has_turbo_js_our_module_and_the_stream_of_all() -> None:
     assert [tag for tag, _ in tags.found] == ["script", "script", "meta"]
     assert tags.found[0][1] == {"src": "/turbo.js", "data-turbo-eval": "false"}
     module = module_of(tags)
-    assert module.keys() == {"type", "src", "data-url", "data-turbo-track"}
-    assert module["data-turbo-track"] == "reload"
-    assert module["data-url"] == "/turbo-stream"
+    assert module.keys() == {"type", "src"}
     assert re.fullmatch(r"/_flask_sockets2/turbo-streams-[0-9a-f]{16}\.js", str(module["src"]))
     [meta] = metas(tags)
     assert meta["name"] == "turbo-stream-from"
     assert meta["content"] == "turbo:all"
+    assert meta["data-url"] == "/turbo-stream"
     assert POSITION.fullmatch(str(meta["data-position"]))
 
 
@@ -128,6 +127,73 @@ def test_turbo_js_finds_the_nonce_before_it_runs(route: str | None) -> None:
     assert "csp-nonce" not in app.test_client().get("/page").text
 
 
+WHOLE = "<!doctype html><title>x</title>"
+STREAM = "{{ turbo.stream_from('room', 5) }}"
+
+
+@pytest.mark.parametrize(
+    ("page", "headers", "told"),
+    [
+        (f"{WHOLE}{STREAM}", {}, True),
+        (f"<HTML>{STREAM}</HTML>", {}, True),
+        (f"<html>{{{{ turbo(connect=False) }}}}{STREAM}", {}, True),
+        (f"{WHOLE}{{{{ turbo() }}}}{STREAM}", {}, False),
+        (f"{WHOLE}{STREAM}{{{{ turbo(user=False) }}}}", {}, False),
+        (f"<turbo-frame id=a>{STREAM}</turbo-frame>", {"Turbo-Frame": "a"}, False),
+        (f"{WHOLE}<turbo-frame id=a>{STREAM}</turbo-frame>", {"Turbo-Frame": "a"}, False),
+        (f"<li>{STREAM}</li>", {}, False),  # a script puts it into a page
+        (f"<header>{STREAM}</header>", {}, False),
+        (WHOLE, {}, False),
+    ],
+)
+def test_debug_mode_tells_of_a_page_whose_streams_nothing_connects(
+    page: str, headers: dict[str, str], told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = app_with()
+    Turbo(app)
+    for debug in (False, True):
+        app.debug = debug
+        answer = app.test_client().get("/page", query_string={"template": page}, headers=headers)
+        assert answer.status_code == 200
+        named = [each for each in caplog.messages if "put {{ turbo() }} into its <head>" in each]
+        assert len(named) == (told and debug)
+
+
+def test_debug_mode_tells_of_a_page_with_streams_and_no_connection_at_all(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = app_with(TURBO_WEBSOCKET_ROUTE=None)
+    Turbo(app)
+    app.debug = True
+    page_of(app, f"<html>{{{{ turbo() }}}}{STREAM}")
+    assert "set TURBO_WEBSOCKET_ROUTE if it is None" in caplog.text
+
+
+def test_a_page_that_is_streamed_is_not_looked_at(caplog: pytest.LogCaptureFixture) -> None:
+    app = app_with()
+    turbo = Turbo(app)
+    app.debug = True
+    app.add_url_rule("/parts", view_func=lambda: iter(["<html>", turbo.stream_from("room")]))
+    assert "turbo-stream-from" in app.test_client().get("/parts").text
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"), [("hello", True), ("", False), ('<turbo-stream action="x">', False)]
+)
+def test_debug_mode_tells_of_an_answer_that_is_no_stream(
+    answer: str, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = app_with()
+    turbo = Turbo(app)
+    app.add_url_rule("/answer", view_func=lambda: turbo.stream(answer))
+    for debug in (False, True):
+        app.debug = debug
+        assert app.test_client().get("/answer").text == answer
+        named = [each for each in caplog.messages if "no <turbo-stream>" in each]
+        assert len(named) == (told and debug)
+
+
 def test_the_module_is_told_of_debug_mode() -> None:
     app = app_with()
     Turbo(app)
@@ -138,9 +204,9 @@ def test_the_module_is_told_of_debug_mode() -> None:
 def test_urls_begin_where_the_application_is_mounted() -> None:
     app = app_with(TURBO_WEBSOCKET_ROUTE="/streams")
     Turbo(app)
-    module = module_of(page_of(app, base_url="http://localhost/shop/"))
-    assert module["data-url"] == "/shop/streams"
-    assert str(module["src"]).startswith("/shop/_flask_sockets2/")
+    tags = page_of(app, base_url="http://localhost/shop/")
+    assert metas(tags)[0]["data-url"] == "/shop/streams"
+    assert str(module_of(tags)["src"]).startswith("/shop/_flask_sockets2/")
 
 
 def test_it_renders_in_a_thread_that_has_no_request() -> None:
@@ -149,8 +215,8 @@ def test_it_renders_in_a_thread_that_has_no_request() -> None:
     turbo.user_id(lambda: request.args["user"])
     with app.app_context():
         tags = Tags(render_template_string("{{ turbo() }}"))
-    assert module_of(tags)["data-url"] == "/turbo-stream"
-    assert [meta["content"] for meta in metas(tags)] == ["turbo:all"]
+    [meta] = metas(tags)
+    assert (meta["content"], meta["data-url"]) == ("turbo:all", "/turbo-stream")
 
 
 # -- users ---------------------------------------------------------------------------------------
@@ -162,8 +228,9 @@ def test_a_page_of_a_user_carries_that_signed() -> None:
     turbo.user_id(lambda: 5)
     everybody, user = metas(page_of(app))
     assert everybody["content"] == "turbo:all"
-    assert StreamSigner(app).unsign(str(user["content"])) == "turbo:user:5"
-    assert POSITION.fullmatch(str(user["data-position"]))
+    position = str(user["data-position"])
+    assert POSITION.fullmatch(position)
+    assert StreamSigner(app).permitted(str(user["content"]))[:2] == ("turbo:user:5", position)
 
 
 def test_without_a_key_the_connection_asks_who_it_is() -> None:
@@ -174,6 +241,7 @@ def test_without_a_key_the_connection_asks_who_it_is() -> None:
         "name": "turbo-stream-from",
         "content": "turbo:user",
         "data-position": "",
+        "data-url": "/turbo-stream",
     }
 
 
@@ -223,16 +291,20 @@ def test_a_stream_is_an_element_with_a_signed_name() -> None:
     [(tag, attributes)] = page_of(app, "{{ turbo.stream_from('room', 5) }}").found
     assert tag == "turbo-stream-from"
     assert "hidden" in attributes
-    assert StreamSigner(app).unsign(str(attributes["name"])) == "turbo:stream:room:5"
-    assert POSITION.fullmatch(str(attributes["position"]))
+    position = str(attributes["position"])
+    assert POSITION.fullmatch(position)
+    assert StreamSigner(app).permitted(str(attributes["name"]))[:2] == (
+        "turbo:stream:room:5",
+        position,
+    )
 
 
 def test_its_position_can_be_given() -> None:
     app = app_with()
     Turbo(app)
-    template = "{{ turbo.stream_from('room', position='\"<') }}"
+    template = "{{ turbo.stream_from('room', position='0123456789abcdef-7') }}"
     [(_, attributes)] = page_of(app, template).found
-    assert attributes["position"] == '"<'
+    assert attributes["position"] == "0123456789abcdef-7"
 
 
 def test_without_a_key_a_stream_names_the_setting() -> None:

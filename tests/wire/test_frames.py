@@ -45,7 +45,14 @@ def test_the_length_is_built_in_as_few_bytes_as_it_needs(size: int, header: byte
         (b"\x81\xfe\x00\x7e", 8, 126),
         (b"\x81\xfe\xff\xff", 8, 65_535),
         (b"\x81\xff" + (65_536).to_bytes(8, "big"), 14, 65_536),
-        (b"\x81\xff" + (2**64 - 1).to_bytes(8, "big"), 14, 2**64 - 1),
+        (b"\x81\xff" + (2**63 - 1).to_bytes(8, "big"), 14, 2**63 - 1),
+        # §5.2: in more bytes than it needs, or with its highest bit set
+        (b"\x81\xfe\x00\x00", 8, -1),
+        (b"\x81\xfe\x00\x7d", 8, -1),
+        (b"\x81\xff" + (0).to_bytes(8, "big"), 14, -1),
+        (b"\x81\xff" + (65_535).to_bytes(8, "big"), 14, -1),
+        (b"\x81\xff" + (2**63).to_bytes(8, "big"), 14, -1),
+        (b"\x81\xff" + (2**64 - 1).to_bytes(8, "big"), 14, -1),
     ],
 )
 @pytest.mark.parametrize("before", [b"", b"\x8a\x80mask"])
