@@ -52,6 +52,10 @@ def answer():
         return {"error": "too many"}, 429
     if kind == "empty":
         return "", 429
+    if kind == "errors":
+        return "<turbo-frame id=f><p id=errors>not valid</p></turbo-frame>", 422
+    if kind == "refresh":
+        return turbo.stream(turbo.refresh())
     if kind == "file":
         return Response("a,b", mimetype="text/csv", headers={"Content-Disposition": "attachment"})
     return redirect("/", 303)
@@ -247,3 +251,173 @@ def test_a_listener_that_never_resumes_a_refresh_ends_no_other(site: Site) -> No
 def test_a_page_of_xhtml_is_a_page(site: Site) -> None:
     site.open(body="<br/>")
     site.refresh(type="application/xhtml+xml")
+
+
+def test_errors_that_are_hidden_hold_up_nothing(site: Site) -> None:
+    frame = (
+        "<turbo-frame id=f style='display: contents'>"
+        "<form action='/answer?kind=errors' method=post><button>Send</button></form></turbo-frame>"
+    )
+    site.open(body=f"<div id=modal>{frame}</div>")
+    site.page.click("button")
+    site.page.wait_for_selector("#errors")
+    site.change(number=100)
+    site.push('<turbo-stream action="refresh"></turbo-stream>')
+    site.page.wait_for_selector("body[data-turbo-stream-outdated]")
+    site.window.wait_for_rest()
+    assert site.page.inner_text("#state") == "0"
+    site.page.evaluate("document.querySelector('#modal').style.display = 'none'")
+    site.page.wait_for_selector("#state:text-is('100')", timeout=50_000)
+
+
+def test_a_form_in_a_dialog_may_ask_for_a_refresh(site: Site) -> None:
+    form = "<form action='/answer?kind=refresh' method=post><button>Save</button></form>"
+    site.open(method="morph", body=f"<dialog id=d>{form}</dialog>")
+    site.page.evaluate("document.querySelector('#d').showModal()")
+    site.change(number=100)
+    site.page.click("#d button")
+    site.page.wait_for_selector("#state:text-is('100')")
+    assert not site.page.evaluate("document.querySelector('#d').open")
+
+
+@pytest.mark.parametrize(
+    ("made", "change"),
+    [
+        (
+            "<div id=e contenteditable></div>",
+            [("type", "x"), ("press", "Backspace")],
+        ),
+        ("<select id=e><option>a<option>b</select>", [("press", "ArrowDown")]),
+        ("<input id=e type=checkbox>", [("press", "Space")]),
+    ],
+    ids=["an editor, emptied again", "a select", "a checkbox"],
+)
+def test_what_a_script_has_made_holds_up_nothing(
+    site: Site, made: str, change: list[tuple[str, str]]
+) -> None:
+    site.open(body="<div id=place></div>")
+    site.page.evaluate("(html) => { document.querySelector('#place').innerHTML = html }", made)
+    for method, key in change:
+        getattr(site.page, method)("#e", key)
+    site.refresh()
+
+
+@pytest.mark.parametrize("method", ["replace", "morph"])
+def test_a_new_number_against_sending_twice_makes_no_other_form(site: Site, method: str) -> None:
+    form = "<form><input type=hidden name=idempotency_key value={}><input name=text></form>"
+    site.open(method=method, body=form.format(1))
+    site.page.fill("[name=text]", "typed")
+    site.refresh(body=form.format(2))
+    assert site.page.input_value("[name=text]") == "typed"
+    assert site.page.input_value("[name=idempotency_key]") == "2"
+
+
+WIDGET = """
+<select id=s><option>a<option>b</select>
+<script>
+function replaceSelect() {
+  const select = document.querySelector("#s");
+  if (select.isReplaced) return;
+  select.isReplaced = true;
+  select.style = "position: absolute; width: 1px; height: 1px; padding: 0; border: 0";
+  select.insertAdjacentHTML("afterend", `<b id=w>${select.selectedOptions[0].text}</b>`);
+}
+</script>
+"""
+
+
+@pytest.mark.parametrize("method", ["replace", "morph"])
+def test_a_script_that_replaces_a_select_begins_with_its_choice(site: Site, method: str) -> None:
+    """As Select2, Choices and Tom Select do it, also with an option that the user has made."""
+    site.open(method=method, body=WIDGET)
+    begin = "replaceSelect(); document.addEventListener('turbo:render', replaceSelect)"
+    site.page.evaluate(begin)
+    for choice in ("b", "c"):
+        site.page.evaluate(
+            """(choice) => {
+                const select = document.querySelector("#s");
+                const isThere = [...select.options].some((option) => option.value === choice);
+                if (!isThere) select.add(new Option(choice));
+                select.value = choice;
+                select.dispatchEvent(new Event("change", { bubbles: true }));
+            }""",
+            choice,
+        )
+        for _ in range(2):
+            site.refresh()
+            assert site.page.input_value("#s") == choice
+            if method == "replace":
+                assert site.page.inner_text("#w") == choice
+            else:  # the same element, which the script does not replace again
+                assert site.page.evaluate("document.querySelector('#s').clientWidth") > 1
+
+
+@pytest.mark.parametrize("method", ["replace", "morph"])
+def test_details_around_a_changed_field_stay_open(site: Site, method: str) -> None:
+    inner = "<details id=inner><summary>more</summary><input name=text></details>"
+    body = f"<details id=outer><summary>all</summary>{inner}</details><details id=other></details>"
+    site.open(method=method, body=body)
+    site.page.click("#outer > summary")
+    site.page.click("#inner > summary")
+    site.page.fill("[name=text]", "typed")
+    site.refresh()
+    assert site.page.locator("[name=text]:visible").input_value() == "typed"
+    assert site.page.locator("#other[open]").count() == 0
+
+
+@pytest.mark.parametrize("method", ["replace", "morph"])
+def test_scripts_are_told_of_fields_that_were_kept(site: Site, method: str) -> None:
+    fields = "<input name=text><textarea name=more></textarea>"
+    form = f"<form>{fields}<button disabled>Send</button></form>"
+    site.open(method=method, body=form)
+    site.page.evaluate(
+        """() => {
+            document.addEventListener("input", ({ target }) => {
+                target.form.querySelector("button").disabled = target.value === "";
+            });
+            document.addEventListener("turbo-stream:fields-kept", ({ detail }) => {
+                for (const field of detail.fields) {
+                    field.dispatchEvent(new Event("input", { bubbles: true }));
+                }
+                window.kept = detail.fields.map((field) => field.name);
+            });
+        }"""
+    )
+    site.refresh()
+    assert site.page.evaluate("window.kept") is None
+    site.page.fill("[name=text]", "typed")
+    site.refresh()
+    assert site.page.evaluate("window.kept") == ["text"]
+    assert site.page.is_enabled("button")
+
+
+@pytest.mark.parametrize(
+    ("stream", "typed"),
+    [
+        ('action="replace" target="field-1"', [1]),
+        ('action="update" targets=".row"', [0, 2]),
+        ('action="update" targets=".row"', [1]),
+    ],
+    ids=["the field itself", "some of several targets", "one of several targets"],
+)
+def test_a_stream_that_morphs_keeps_text_in_each_target(
+    site: Site, stream: str, typed: list[int]
+) -> None:
+    row = "<p class=row><input name=text id=field-{}></p>"
+    row = row if "field" in stream else "<p class=row><input name=text></p>"
+    new = "<input name=text title=new" + (" id=field-1>" if "field" in stream else ">")
+    site.open(body="".join(row.format(n) for n in range(3)))
+    fields = site.page.locator("[name=text]")
+    for n in typed:
+        fields.nth(n).fill(f"typed {n}")
+    template = f"<template>{new}</template>"
+    site.push(f'<turbo-stream {stream} method="morph">{template}</turbo-stream>')
+    site.push(
+        '<turbo-stream action="update" target="state"><template>end</template></turbo-stream>'
+    )
+    site.page.wait_for_selector("#state:text-is('end')")
+    values = [fields.nth(n).input_value() for n in range(3)]
+    assert values == [f"typed {n}" if n in typed else "" for n in range(3)]
+    assert site.page.locator("[data-turbo-permanent], [id^=turbo-stream-kept]").count() == 0
+    untouched = [fields.nth(n).get_attribute("title") for n in range(3) if n not in typed]
+    assert untouched == ([None, None] if "field" in stream else ["new"] * (3 - len(typed)))

@@ -814,17 +814,22 @@ async function render(data) {
 // moment of the change it is what Turbo calls permanent, by an id that both have.
 
 const CONTROLS = "input, textarea, select";
-const FIELDS = `${CONTROLS}, [contenteditable]:not([contenteditable=false])`;
+const EDITOR = "[contenteditable]:not([contenteditable=false])";
+const FIELDS = `${CONTROLS}, ${EDITOR}`;
+const EMBEDDED = "audio, canvas, hr, iframe, img, svg, table, video"; // what needs no text to be seen
 const NO_TEXT = "[type=hidden], [type=submit], [type=button], [type=image], [type=reset]";
 const PERMANENT = "data-turbo-permanent";
 const AS_RENDERED = "[data-turbo-stream-reset], [data-turbo-permanent][id]"; // by the application
 const KEPT = "turbo-stream-kept-"; // the beginning of ids
 
 const touched = new WeakSet(); // fields in which something was typed or chosen
+const rendered = new WeakMap(); // what was in an editor when it first had the focus
+const defaults = new WeakMap(); // of choices that were carried into a new version of their field
 const sent = new WeakMap(); // what was in a field when its form was sent, and taken
 let composing; // the field in which an input method composes
 
 const isEditor = (field) => !field.matches(CONTROLS);
+const isText = (field) => !field.matches("select, [type=checkbox], [type=radio], [type=range]");
 
 function valueOf(field) {
   if (isEditor(field)) return field.innerHTML;
@@ -845,11 +850,23 @@ function defaultOf(field) {
   return chosen.join();
 }
 
+/** What an editor holds; browsers leave a <br> in one that was emptied. */
+function contentOf(editor) {
+  const isEmpty = editor.textContent.trim() === "" && !editor.querySelector(EMBEDDED);
+  return isEmpty ? "" : editor.innerHTML;
+}
+
+function noteEditor({ target }) {
+  const editor = target.closest(EDITOR);
+  if (editor && !rendered.has(editor)) rendered.set(editor, contentOf(editor));
+}
+
 function isChanged(field) {
   if (field.closest(AS_RENDERED)) return false;
   const value = valueOf(field);
-  const isDefault = isEditor(field) ? !touched.has(field) : value === defaultOf(field);
-  return !isDefault && value !== sent.get(field);
+  if (value === sent.get(field)) return false;
+  if (isEditor(field)) return touched.has(field) && contentOf(field) !== rendered.get(field);
+  return value !== (defaults.get(field) ?? defaultOf(field));
 }
 
 /** Ids that more than one element of the same version has: forms of many rows, mostly. */
@@ -876,8 +893,8 @@ class Fields {
   within(root, outer) {
     const fields = new Map();
     const counts = new Map();
-    for (const field of root.querySelectorAll(FIELDS)) {
-      if (field.matches(NO_TEXT)) continue;
+    for (const field of [root, ...root.querySelectorAll(FIELDS)]) {
+      if (!field.matches?.(FIELDS) || field.matches(NO_TEXT)) continue;
       const name = this.#nameOf(field, outer);
       const count = counts.get(name) ?? 0;
       counts.set(name, count + 1);
@@ -908,7 +925,7 @@ class Fields {
 /** Where a form leads, and for which of many things. */
 function nameOf(form) {
   const hidden = [...form.querySelectorAll("input[type=hidden]")];
-  const facts = hidden.filter(({ name }) => !/csrf|token/i.test(name));
+  const facts = hidden.filter(({ name }) => !/csrf|token|nonce|idempoten/i.test(name));
   return [form.id, form.getAttribute("action"), ...facts.map(({ name, value }) => [name, value])];
 }
 
@@ -927,41 +944,84 @@ function changedFields(root, newRoot, outer) {
       pairs.set(form || field, form ? newField.closest("form") : newField);
     } else if (newFrame) {
       pairs.set(frame, newFrame);
-    } else if (touched.has(field)) {
-      pairs.set(field, undefined);
+    } else if (touched.has(field) && isText(field)) {
+      pairs.set(field, undefined); // a script makes a choice again with what it has made
     }
   }
   return pairs;
 }
 
-/** Have Turbo leave changed fields as they are; returns what ends that. */
-function keepFields(root, newRoot, outer) {
-  const pairs = [...changedFields(root, newRoot, outer)].filter(
-    ([element, other]) => other && element.id === other.id,
-  );
-  const elements = pairs.map(([element]) => element);
-  const kept = pairs.filter(([element]) =>
-    elements.every((each) => each === element || !each.contains(element)),
-  );
+/** Have Turbo leave the changed fields of these pairs as they are; returns what ends that. */
+function keepFields(changed, newRoot) {
+  const pairs = changed.filter(([element, other]) => other && element.id === other.id);
+  const elements = new Set(pairs.map(([element]) => element));
+  const kept = pairs.filter(([element]) => !isWithin(element.parentElement, elements));
   const repeated = kept.length > 0 ? repeatedIds(document, newRoot) : new Set();
-  const ids = kept.map(([element]) => element.getAttribute("id"));
-  kept.forEach(([element, other], n) => {
-    if (element.id === "" || repeated.has(element.id)) element.id = other.id = KEPT + n;
+  const ids = new Map(); // of before, by those of now
+  for (const [element, other] of kept) {
+    keepOpen(element, other);
+    if (isReplaced(element)) {
+      carryChoice(element, other);
+      continue;
+    }
+    if (!other.hasAttribute(PERMANENT)) {
+      const id = other.getAttribute("id");
+      if (!id || repeated.has(id)) other.id = KEPT + ids.size;
+      ids.set(other.id, id);
+      other.setAttribute(PERMANENT, "");
+    }
+    element.id = other.id;
     element.setAttribute(PERMANENT, "");
-    other.setAttribute(PERMANENT, "");
-  });
+  }
   const focusAgain = keepFocus();
   return () => {
-    kept.forEach(([element], n) => {
-      element.removeAttribute(PERMANENT);
-      if (ids[n] === null) {
-        element.removeAttribute("id");
-      } else {
-        element.id = ids[n];
+    for (const [id, old] of ids) {
+      for (const element of document.querySelectorAll(`[id="${CSS.escape(id)}"]`)) {
+        element.removeAttribute(PERMANENT);
+        if (old === null) {
+          element.removeAttribute("id");
+        } else {
+          element.id = old;
+        }
       }
-    });
+    }
     focusAgain();
+    const fields = kept.map(([element, other]) => (element.isConnected ? element : other));
+    if (fields.length > 0) tell("fields-kept", { fields });
   };
+}
+
+function isWithin(element, elements) {
+  for (let each = element; each; each = each.parentElement) if (elements.has(each)) return true;
+  return false;
+}
+
+/** What the user has opened around a field stays open. */
+function keepOpen(element, other) {
+  const around = (each) => each.parentElement?.closest("details");
+  let [details, newDetails] = [around(element), around(other)];
+  while (details && newDetails) {
+    if (details.open) newDetails.open = true;
+    [details, newDetails] = [around(details), around(newDetails)];
+  }
+}
+
+/** Whether a script shows something else in its place, which goes with the old version. */
+function isReplaced(field) {
+  const { width, height } = field.getBoundingClientRect();
+  return field.matches("select") && (width <= 1 || height <= 1);
+}
+
+/** Make the choice in the new version of a <select>, so that a script begins with it. */
+function carryChoice(select, newSelect) {
+  const before = defaultOf(newSelect);
+  const chosen = new Map([...select.selectedOptions].map((option) => [option.value, option.text]));
+  for (const option of newSelect.options) {
+    option.selected = chosen.has(option.value);
+    chosen.delete(option.value);
+  }
+  for (const [value, text] of chosen) newSelect.add(new Option(text, value, false, true));
+  for (const each of [select, newSelect]) defaults.set(each, before);
 }
 
 /** Return what puts the focus and the selection where they are now. */
@@ -986,13 +1046,16 @@ function keepFocus() {
   };
 }
 
-/** Keep what is typed in the target of a stream that changes only what differs. */
+/** Keep what is typed in the targets of a stream that changes only what differs. */
 function keepFieldsOf(stream) {
-  const [target, ...others] = stream.getAttribute("method") === "morph" ? stream.targetElements : [];
+  const targets = stream.getAttribute("method") === "morph" ? stream.targetElements : [];
   const { content } = stream.querySelector("template") ?? {};
-  if (!target || others.length > 0 || !content) return () => {};
-  const outer = stream.action === "update" ? target : target.parentElement;
-  return keepFields(target, content, outer);
+  if (targets.length === 0 || !content) return () => {};
+  const changed = targets.flatMap((target) => {
+    const outer = stream.action === "update" ? target : target.parentElement;
+    return [...changedFields(target, content, outer)];
+  });
+  return keepFields(changed, content);
 }
 
 const sending = new WeakMap(); // by submission, what is in the fields of its form
@@ -1243,10 +1306,11 @@ function refreshAgain() {
 async function refresh() {
   clearTimeout(refreshTimer);
   refreshTimer = undefined;
-  // It will be visible, or connected, or the form with the errors will be gone.
+  // It will be visible, or connected.
   const isConnected = current !== undefined || isOwnWish;
-  if (fetching || document.hidden || !isConnected || !isOutdated() || showsErrors()) return;
-  if (isBusy()) {
+  if (fetching || document.hidden || !isConnected || !isOutdated()) return;
+  const isOwn = isOwnWish;
+  if (isBusy(isOwn) || showsErrors()) {
     refreshTimer = setTimeout(refresh, BUSY_DELAY);
     return;
   }
@@ -1259,7 +1323,7 @@ async function refresh() {
   fetching = true;
   isOwnWish = false;
   const answer = await fetchPage(url);
-  while (isBusy()) await new Promise((resolve) => setTimeout(resolve, BUSY_DELAY));
+  while (isBusy(isOwn)) await new Promise((resolve) => setTimeout(resolve, BUSY_DELAY));
   fetching = false;
   if (changes !== before || location.href !== url || document.hidden || showsErrors()) {
     covered = { url: "", seen: new Map() };
@@ -1387,7 +1451,8 @@ function isOurs() {
 let endOfKeeping = () => {};
 
 function beforeShown(newBody) {
-  if (isOurs()) endOfKeeping = keepFields(document.body, newBody);
+  if (!isOurs()) return;
+  endOfKeeping = keepFields([...changedFields(document.body, newBody)], newBody);
 }
 
 /** After Turbo has shown a page: is it ours, and is it as new as it has to be? */
@@ -1447,8 +1512,8 @@ function closeDialogs() {
   }
 }
 
-/** Whether something is under way that the next page would end. */
-function isBusy() {
+/** Whether something is under way that the next page would end; a form in a dialog may want that. */
+function isBusy(isOwn) {
   const visit = window.Turbo.navigator?.currentVisit;
   const isVisiting = visit !== undefined && visit !== left;
   if (!isVisiting && document.querySelector("turbo-frame[busy]") === null) {
@@ -1456,14 +1521,20 @@ function isBusy() {
   } else {
     busySince ??= performance.now();
   }
-  if (submitting.size > 0 || composing?.isConnected || document.querySelector(MODAL)) return true;
+  if (submitting.size > 0 || composing?.isConnected) return true;
+  if (!isOwn && document.querySelector(MODAL)) return true;
   return performance.now() - busySince < PATIENCE;
 }
+
+// A frame with display: contents has no box of its own.
+const isHidden = (element) =>
+  "checkVisibility" in element &&
+  ![element, ...element.children].some((each) => each.checkVisibility());
 
 /** Whether the page shows what the user has to correct, which no other page would. */
 function showsErrors() {
   for (const each of withErrors) {
-    if (!each.isConnected) withErrors.delete(each);
+    if (!each.isConnected || isHidden(each)) withErrors.delete(each);
   }
   return withErrors.size > 0;
 }
@@ -1589,6 +1660,7 @@ function start() {
   document.addEventListener("turbo:submit-end", noteSent);
   document.addEventListener("turbo:submit-start", onSubmitStart);
   document.addEventListener("turbo:submit-end", onSubmitEnd);
+  document.addEventListener("focusin", noteEditor);
   document.addEventListener("input", ({ target }) => touched.add(target));
   document.addEventListener("compositionstart", ({ target }) => (composing = target));
   document.addEventListener("compositionend", () => (composing = undefined));
