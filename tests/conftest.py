@@ -64,9 +64,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is repeated on a server that is neither ours nor ``flask run`` is slow."""
+    """Mark tests as slow that repeat a test on another server, or that start a server of their own
+    or use a browser and are not marked as quick."""
     for item in items:
-        if OTHER_SERVERS.search(item.name):
+        starts = {"server_factory", "browser"}.intersection(getattr(item, "fixturenames", ()))
+        is_quick = item.get_closest_marker("quick") is not None
+        if OTHER_SERVERS.search(item.name) or (starts and not is_quick):
             item.add_marker(pytest.mark.slow)
 
 

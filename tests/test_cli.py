@@ -196,6 +196,7 @@ def test_it_needs_no_application(gunicorn: StartServer, tmp_path: Path) -> None:
     assert "The WebSocket works." in ran.stdout
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("scheme", ["ws", "http"])
 def test_success_tells_what_was_negotiated(gunicorn: StartServer, scheme: str) -> None:
     server = gunicorn(PROGRAM)
@@ -763,6 +764,7 @@ def test_json_may_come_from_standard_input(last: Callable[..., dict[str, Any]]) 
     assert last("-", "--json", input=b'{"n": 1}\n')["data"] == {"n": 1}
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("since", [[], ["--since", ""]], ids=["by default", "empty"])
 def test_listen_prints_what_is_published_later(
     redis_server: RedisServer, server_factory: Servers, channel_app: Flask, since: list[str]
@@ -835,6 +837,7 @@ def flask_command(
     )
 
 
+@pytest.mark.slow
 def test_channels_are_reached_without_an_application(
     redis_server: RedisServer, tmp_path: Path
 ) -> None:
@@ -873,6 +876,7 @@ def test_a_url_may_stand_in_the_environment(redis_server: RedisServer, tmp_path:
     assert (result.returncode, result.stderr) == (0, "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [("publish", "news", "x"), ("listen", "news"), ("top",)])
 def test_without_an_application_the_url_is_asked_for(
     command: tuple[str, ...], tmp_path: Path
@@ -890,6 +894,7 @@ def test_a_setting_beside_that_of_the_application_is_refused(channel_app: Flask)
         assert f"{options[0]} goes with --url" in result.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("url", ["redis://:s3cret@127.0.0.1:1", "redis://:s3/cret@localhost"])
 def test_a_url_that_is_of_no_use_is_named_without_its_password(url: str, tmp_path: Path) -> None:
     for command in (("publish", "news", "x"), ("listen", "news"), ("top", "--once")):
@@ -899,6 +904,7 @@ def test_a_url_that_is_of_no_use_is_named_without_its_password(url: str, tmp_pat
         assert "cret" not in result.stdout + result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["sockets", "turbo", "firehose", ""])
 def test_the_summary_of_each_command_is_whole(group: str, tmp_path: Path) -> None:
     result = flask_command(tmp_path, *filter(None, [group]), "--help")

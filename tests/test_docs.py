@@ -731,6 +731,7 @@ def test_the_task_publishes_from_outside_of_the_application(
     assert [json.loads(each.data)["headline"] for each in news] == ["It rains", "It pours"]
 
 
+@pytest.mark.slow
 def test_the_commands_publish_and_listen(broker_url: str, tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text("\n".join(blocks(CHANNELS, "python")))
     block, alone = [block for block in blocks(CHANNELS, "console") if "publish" in block]
@@ -1133,6 +1134,7 @@ def test_a_page_says_seconds_as_the_code_does() -> None:
     assert f"largest size,** {limits.max_message_size // 2**20} MiB" in text
 
 
+@pytest.mark.quick
 def test_the_nginx_block_of_the_deployment_page_works(
     gunicorn: Callable[..., Server], server_factory: Servers
 ) -> None:
@@ -1412,6 +1414,7 @@ def test_a_task_reaches_the_inbox_of_its_user(
         page["app"].extensions["flask_sockets2"].channels.close()
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_page_about_jobs_publish_and_listen(
     broker_url: str, tmp_path: Path
 ) -> None:

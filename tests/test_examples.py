@@ -121,6 +121,7 @@ def message(number: str, text: str) -> str:
     return json.dumps({"id": number, "text": text})
 
 
+@pytest.mark.quick
 def test_the_chat_example_tells_every_member_what_one_says(
     example: Callable[[str], Server],
 ) -> None:
@@ -398,6 +399,7 @@ def in_two_workers(server: Server, ada: Page, bob: Page) -> tuple[int, int]:
     return first, second
 
 
+@pytest.mark.quick
 def test_two_windows_in_two_workers_chat_and_see_who_is_there(
     chat_in_workers: Server, window: Callable[..., Page]
 ) -> None:
@@ -636,6 +638,7 @@ DEMO = {
 }
 
 
+@pytest.mark.slow
 def test_each_page_of_the_demo_leads_home_and_to_its_source() -> None:
     in_a_process(check_links)
 

@@ -66,12 +66,14 @@ def test_the_page_about_servers_names_those_that_are_tested_here() -> None:
     assert len(ENDINGS) == 3
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("words", GUNICORN, ids=" ".join)
 def test_the_first_program_works_under_gunicorn(words: list[str], gunicorn: StartServer) -> None:
     *args, target = words
     assert_it_works(gunicorn(PROGRAM, worker=None, args=args, target=target))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("words", FLASK, ids=" ".join)
 def test_the_first_program_works_under_flask(words: list[str], flask_run: StartServer) -> None:
     assert_it_works(flask_run(PROGRAM, args=words[1:]))
@@ -83,6 +85,7 @@ def test_the_first_program_works_under_flask_run_without_the_reloader(
     assert_it_works(flask_run(PROGRAM))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("ending", ENDINGS, ids=["server", "handler", "gevent-websocket"])
 def test_the_first_program_works_as_a_program_of_its_own(
     ending: str, pywsgi_server: StartServer, unused_port: int
@@ -192,6 +195,7 @@ def test_a_vote_is_pushed_to_the_pages(programs: dict[str, Any]) -> None:
     assert_turbo_stream(markup, action="update", target="votes", text="1")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("javascript", [True, False], ids=["turbo.js", "no JavaScript"])
 def test_the_button_of_the_page_votes_in_a_browser(
     javascript: bool, browser: Browser, gunicorn: StartServer

@@ -77,6 +77,7 @@ def run_with_broker(source: str, url: str, prefix: str, *, patch: str = "") -> N
 # -- names and bytes on the server -------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(
     kind=st.sampled_from([TEXT, BINARY, JSON]),
     data=st.binary(max_size=50),

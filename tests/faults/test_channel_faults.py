@@ -250,6 +250,7 @@ class Flood:
 # -- the broker --------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 def test_a_broker_that_is_killed_in_a_flood_costs_a_gap_and_no_more(served: Site) -> None:
     with served.listen("news") as one, served.listen("news") as other:
         with Flood(served, "news") as flood:
@@ -476,6 +477,7 @@ def test_a_channel_that_everybody_leaves_holds_nobody_up(
     wait_until(lambda: len(watch.waits) > echoes + 10, "ten echoes")
 
 
+@pytest.mark.slow
 def test_a_handler_that_publishes_without_end_holds_nobody_up(
     watched: tuple[Site, Bystander],
 ) -> None:
@@ -525,6 +527,7 @@ def test_a_forged_position_is_a_gap(well: Site, forged: str) -> None:
         listener.expect_silence(0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["disconnect", "drop_oldest", "coalesce"])
 def test_who_never_reads_in_a_flood_is_no_burden(
     watched: tuple[Site, Bystander], policy: str

@@ -94,6 +94,7 @@ def test_a_continuation_whose_length_is_too_much_is_1009_at_once(target: Target)
         assert client.closing()[0] == 1009
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 1000, 65536])
 def test_endless_fragments_are_1009(target: Target, size: int) -> None:
     """Pain 80"""
@@ -108,6 +109,7 @@ def test_endless_fragments_are_1009(target: Target, size: int) -> None:
     target.wait_until_alone()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compressed", [False, True])
 def test_endless_empty_fragments_cost_nothing_but_their_time(
     target: Target, compressed: bool
@@ -128,6 +130,7 @@ def test_endless_empty_fragments_cost_nothing_but_their_time(
             assert client.message() == b"12345"  # too short to gain by compressing
 
 
+@pytest.mark.slow
 def test_a_million_fragments_are_one_message(target: Target) -> None:
     with target.connect("/length") as client:
         client.send(frame(TEXT, b"x", fin=False))

@@ -18,6 +18,7 @@ needs_linux = pytest.mark.skipif(
 SMALL = 16384  # bytes that the kernel of a peer that does not read keeps for it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("start", "answer"), [(0, b""), (request().index(b"Host: 127") + 9, b"HTTP/1.1 408 ")]
 )

@@ -175,6 +175,7 @@ def server(
     return gunicorn(APP, environ=ALWAYS, **WORKERS[request.param])
 
 
+@pytest.mark.quick
 def test_the_hint_is_there_before_the_view_works(
     server: Server, client_of: Callable[[Server], Client], request: pytest.FixtureRequest
 ) -> None:

@@ -139,6 +139,7 @@ CONNECT = """
 """
 
 
+@pytest.mark.quick
 def test_a_page_of_another_site_connects_to_nothing_in_a_browser(
     server: Server, page: Page
 ) -> None:

@@ -127,6 +127,7 @@ def test_bytes_behind_the_head_are_taken_along() -> None:
 # -- flask run -----------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 def test_the_development_server_serves_pages_and_websockets(flask_run: StartServer) -> None:
     """pain 58, pain 59"""
     server = flask_run(SOURCE)

@@ -147,6 +147,7 @@ WebSocketServer(("127.0.0.1", PORT), app, handler_class=Handler).serve_forever()
     assert http(run(source).url("/"))[:2] == (200, "True")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("first", ["", PATCHED], ids=["plain", "patched"])
 @pytest.mark.parametrize("kind", SERVE)
 def test_an_application_is_served(kind: str, first: str, run: Run) -> None:

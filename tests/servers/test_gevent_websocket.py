@@ -89,6 +89,7 @@ def offered(server: Server, path: str, names: str | None) -> str | None:
         return response.headers.get("sec-websocket-protocol")
 
 
+@pytest.mark.slow
 @on(*OURS, *OTHERS, "gevent-websocket")
 @pytest.mark.parametrize(
     ("names", "selected"),
@@ -321,6 +322,7 @@ app = Resource(OrderedDict([("/chat", Chat), ("/", flask_app)]))
 """
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("kind", ["our server", "gunicorn -k flask_sockets2.worker"])
 def test_a_resource_of_gevent_websocket_is_served(kind: str, server_factory: Servers) -> None:
     server = start(server_factory, kind, RESOURCE)

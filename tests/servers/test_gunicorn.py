@@ -141,6 +141,7 @@ GRACE = str(2 * int(TIMEOUT))  # longer than a test waits for the end of a serve
 # -- serving -------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 def test_pages_and_websockets_are_served_without_a_warning(gunicorn: StartServer) -> None:
     """pain 61: nothing is patched too late."""
     server = gunicorn(SOURCE, environ={"PYTHONWARNINGS": "always"})
@@ -452,6 +453,7 @@ def test_once_a_websocket_is_accepted_there_are_no_early_hints(hinting: Server) 
 # -- stopping ------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 def test_sigterm_closes_websockets_in_batches_and_ends_after_the_last(
     gunicorn: StartServer,
 ) -> None:

@@ -446,6 +446,7 @@ def failing(
     yield from start(request.param, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("said", ["%01", "%1b[31m", "%00", "%7f", "a%0bb"])
 @pytest.mark.parametrize("path", ["header", "status"])
 def test_a_control_character_that_an_application_puts_into_a_head_is_its_error(
@@ -503,6 +504,7 @@ PARTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", PARTS)
 def test_a_client_that_resets_its_connection_makes_no_error(case: str, server: Server) -> None:
     resets(server, PARTS[case])
@@ -579,6 +581,7 @@ def test_what_clients_bring_about_is_a_line_of_information_once_a_second(server:
 # -- TLS -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_no_tls_makes_no_error(secure: Server) -> None:
     record = b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00"
     for sent in (head(), b"\0" * 100, record, record[:3], b"\x16\x03\x01\xff\xff" + b"x" * 70_000):
@@ -636,6 +639,7 @@ def assert_serves(server: Server) -> None:
     assert http(server.url("/served"), context=context)[0] == 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", PARTS)
 def test_a_client_that_resets_its_connection_under_tls_makes_no_error(
     case: str, secure: Server

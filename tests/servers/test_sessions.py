@@ -350,6 +350,7 @@ def check_a_logout_and_a_login(server: Server) -> None:
     assert browser.user() == "ada"
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("kind", SERVERS)
 def test_the_end_of_a_websocket_undoes_neither_logout_nor_login_under_any_server(
     kind: str, server_factory: Servers

@@ -61,6 +61,7 @@ def wait_for_data(page: Page, *data: str) -> None:
         raise AssertionError(f"{exc}: {events(page)}") from None
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("worker", ["flask_sockets2.worker", "gthread"])
 def test_typed_events_come_as_they_were_published(
     gunicorn: StartServer, worker: str, page: Page

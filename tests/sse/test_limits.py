@@ -327,6 +327,7 @@ def test_what_a_user_has_is_ended_and_nothing_else(path: str, app: Flask, socket
     wait_until(lambda: sockets.stats()["streams"] == 0, "nobody to be there")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", KINDS)
 def test_an_old_stream_ends(path: str, app: Flask) -> None:
     app.config["SOCKETS_MAX_CONNECTION_AGE"] = 1

@@ -35,6 +35,7 @@ def start(servers: Servers, how: str = "flask_sockets2.worker", **config: object
     return Site(servers.gunicorn(SOURCE, worker=how, args=args, environ=environ))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("how", EVERY_SERVER)
 def test_events_come_and_are_resumed_on_every_server(how: str, server_factory: Servers) -> None:
     site = start(server_factory, how)
@@ -279,6 +280,7 @@ def test_each_event_comes_once_and_in_order_over_restarts_of_the_server(
         assert len(of_channel) <= number
 
 
+@pytest.mark.quick
 def test_all_workers_streams_get_what_any_of_them_publishes(
     server_factory: Servers, broker: RedisServer
 ) -> None:

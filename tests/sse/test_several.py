@@ -254,6 +254,7 @@ TWO = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("query", ["?channel=news", "?channel=sse"])
 @pytest.mark.parametrize("how", ["gunicorn", "flask_run"])
 def test_what_is_published_behind_a_hook_is_read_behind_it(

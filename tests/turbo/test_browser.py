@@ -91,6 +91,7 @@ def open_connections(server: Server, number: int) -> None:
     wait_until(lambda: counts(server)["open"] == number, f"{number} open connections")
 
 
+@pytest.mark.slow
 def test_a_page_under_a_strict_policy_shows_what_is_pushed_and_its_console_is_empty(
     server: Server, window: Window
 ) -> None:
@@ -107,6 +108,7 @@ def test_a_page_under_a_strict_policy_shows_what_is_pushed_and_its_console_is_em
 BREAKS_TURBO = {"addEventListener", "body", "createElement", "documentElement", "querySelector"}
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("breaks", [False, True])
 def test_user_content_hides_nothing_of_the_document(
     server: Server, browser: Browser, breaks: bool
@@ -141,6 +143,7 @@ def test_user_content_hides_nothing_of_the_document(
     assert {url.split("?")[0] for url in connected} == {server.ws_url("/turbo-stream")}
 
 
+@pytest.mark.slow
 def test_a_page_with_a_base_is_refreshed_at_its_own_address(server: Server, window: Window) -> None:
     path = "/page/home?room=1&content=" + quote('<base href="/page/b">')
     window.go(path)
@@ -161,6 +164,7 @@ def test_a_page_with_a_base_is_refreshed_at_its_own_address(server: Server, wind
     assert window.loaded_once
 
 
+@pytest.mark.quick
 def test_what_is_pushed_between_rendering_and_connecting_is_on_the_page(
     server: Server, window: Window
 ) -> None:
@@ -205,6 +209,7 @@ def test_a_page_whose_server_was_killed_and_restarted_shows_all_that_came_meanwh
     assert counts(second)["pages"] == 0
 
 
+@pytest.mark.slow
 def test_a_page_of_a_server_that_has_forgotten_everything_is_refreshed_once(
     gunicorn: StartServer,
     unused_port: int,
@@ -255,6 +260,7 @@ def test_gaps_that_do_not_end_do_not_let_the_page_refresh_without_a_pause(
     assert since["pages"] == 2
 
 
+@pytest.mark.quick
 def test_visits_among_pages_with_the_same_streams_keep_the_connection(
     server: Server, window: Window
 ) -> None:
@@ -307,6 +313,7 @@ def test_the_streams_change_with_a_visit(server: Server, window: Window) -> None
     open_connections(server, 1)
 
 
+@pytest.mark.quick
 def test_back_and_forward_show_what_came_meanwhile_over_exactly_one_connection(
     server: Server, window: Window
 ) -> None:
@@ -539,6 +546,7 @@ def test_two_elements_of_a_stream_are_asked_for_by_the_name_of_the_older_one(
     assert window.loaded_once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["morph", "replace"])
 def test_a_permanent_element_of_a_page_without_positions_is_told_of_one_gap(
     gunicorn: StartServer,
@@ -639,6 +647,7 @@ def test_a_refresh_by_morphing_keeps_the_streams(server: Server, window: Window)
     assert window.page.get_attribute("turbo-stream-from", "connected") == ""
 
 
+@pytest.mark.quick
 def test_where_websockets_are_blocked_it_is_the_same_over_server_sent_events(
     server: Server, network: Network, open_window: Callable[..., Window]
 ) -> None:
@@ -817,6 +826,7 @@ def test_a_network_that_stands_still_for_a_while_loses_nothing(
     assert window.loaded_once
 
 
+@pytest.mark.quick
 def test_a_network_that_is_cut_loses_nothing_and_the_page_says_so(
     server: Server, network: Network, open_window: Callable[..., Window]
 ) -> None:
@@ -846,6 +856,7 @@ def test_a_network_that_is_cut_loses_nothing_and_the_page_says_so(
     assert window.loaded_once
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["opened", "events"])
 def test_a_page_whose_connections_grow_old_loses_nothing(
     way: str,
@@ -872,6 +883,7 @@ def test_a_page_whose_connections_grow_old_loses_nothing(
         assert since["pages"] == 0
 
 
+@pytest.mark.slow
 def test_a_page_beyond_a_limit_waits_as_it_is_told_and_then_comes(
     gunicorn: StartServer, environ: dict[str, str], open_window: Callable[..., Window]
 ) -> None:
@@ -900,6 +912,7 @@ def test_a_page_beyond_a_limit_waits_as_it_is_told_and_then_comes(
     assert window.loaded_once
 
 
+@pytest.mark.slow
 def test_attempts_become_seldom(network: Network, open_window: Callable[..., Window]) -> None:
     window = open_window(network)
     window.page.add_init_script("Math.random = () => 0")  # the shortest: half of each delay
@@ -1014,6 +1027,7 @@ def test_the_reload_of_one_page_keeps_no_other_from_its_own(server: Server, wind
     wait_until(lambda: since["pages"] == 4, "the reload of the other page")
 
 
+@pytest.mark.quick
 def test_without_turbo_js_the_page_has_failed_and_says_why(server: Server, window: Window) -> None:
     since, blocked = Since(server), [True]
     window.page.route("**/turbo.js", lambda route: route.abort() if blocked else route.fallback())
@@ -1105,6 +1119,7 @@ def test_users_who_are_given_the_same_page_of_a_cache_are_all_connected(
         window.wait_for("document.querySelectorAll('#log li').length === 2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("query", ["room=1", "rooms=200"])
 @pytest.mark.parametrize("way", ["websocket", "event-stream"])
 @pytest.mark.parametrize("then", [None, "bob"])
@@ -1209,6 +1224,7 @@ def expire(server: Server, window: Window, room: int) -> None:
     )
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(("query", "room"), [("room=1", 1), ("rooms=200", 199)])
 def test_names_that_have_expired_are_renewed_and_the_page_stays(
     server: Server,
@@ -1406,6 +1422,7 @@ def test_turbo_in_the_body_works_as_well(server: Server, window: Window) -> None
     assert window.page.evaluate("window.first === Turbo")
 
 
+@pytest.mark.quick
 def test_a_page_does_not_apply_twice_what_it_has_caused(
     server: Server, open_window: Callable[..., Window]
 ) -> None:
@@ -1540,6 +1557,7 @@ def test_an_action_that_raises_does_not_stop_the_stream(server: Server, window: 
     ]
 
 
+@pytest.mark.quick
 def test_a_burst_arrives_in_order(server: Server, window: Window) -> None:
     window.go("/page/home")
     for _ in range(10):

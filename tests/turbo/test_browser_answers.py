@@ -210,6 +210,7 @@ def flash_one(window: Window) -> None:
     window.page.evaluate("fetch('/flash')")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("button", "shown"),
     [

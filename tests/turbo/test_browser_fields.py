@@ -127,6 +127,7 @@ def site(server: Server, new_page: Callable[..., Page]) -> Site:
     return Site(server, new_page())
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("method", ["replace", "morph"])
 @pytest.mark.parametrize(
     "row",
@@ -365,6 +366,7 @@ def test_details_around_a_changed_field_stay_open(site: Site, method: str) -> No
     assert site.page.locator("#other[open]").count() == 0
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("method", ["replace", "morph"])
 def test_scripts_are_told_of_fields_that_were_kept(site: Site, method: str) -> None:
     fields = "<input name=text><textarea name=more></textarea>"

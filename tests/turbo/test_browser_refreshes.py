@@ -308,6 +308,7 @@ def test_a_page_that_is_loaded_in_full_from_a_cache_is_not_loaded_again_and_agai
 # -- failures ------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     ("status", "method"),
     [
@@ -375,6 +376,7 @@ def test_a_server_says_how_long_a_refresh_has_to_wait(server: Server, window: Wi
     shows(window, "waited")
 
 
+@pytest.mark.slow
 def test_a_refresh_that_fails_ten_times_waits_for_another_one(
     server: Server, window: Window
 ) -> None:
@@ -475,6 +477,7 @@ def test_a_refresh_of_others_waits_for_a_form_under_way_and_leaves_its_errors(
     assert window.loaded_once
 
 
+@pytest.mark.quick
 def test_a_refresh_waits_for_a_form_that_is_answered_with_streams(
     server: Server, window: Window
 ) -> None:
@@ -617,6 +620,7 @@ def test_a_page_that_was_left_before_its_refresh_is_refreshed_when_it_is_back(
 # -- what was typed ------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("method", ["replace", "morph"])
 def test_a_refresh_keeps_what_was_typed_with_its_focus_and_selection(
     server: Server, window: Window, method: str
@@ -806,6 +810,7 @@ def test_a_message_that_is_animated_while_the_page_is_left_is_there_when_it_is_b
     window.wait_for_log("slow", "behind it")
 
 
+@pytest.mark.quick
 def test_messages_wait_for_one_that_is_animated_and_keep_their_order(
     server: Server, window: Window
 ) -> None:

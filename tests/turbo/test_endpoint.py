@@ -1378,6 +1378,7 @@ def test_of_a_burst_of_replaces_a_slow_page_gets_the_last(gunicorn: Callable[...
     assert len(messages) < 1000
 
 
+@pytest.mark.quick
 def test_a_push_of_another_process_reaches_the_tabs_of_its_user_only(
     gunicorn: Callable[..., Server],
 ) -> None:

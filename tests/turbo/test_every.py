@@ -93,6 +93,7 @@ def serve_in_both(server: Server) -> set[int]:
     return served
 
 
+@pytest.mark.quick
 def test_a_job_runs_in_one_of_the_workers(server: Server) -> None:
     workers = serve_in_both(server)
     wait_until(lambda: len(runs(server)) >= 10, "ten runs")

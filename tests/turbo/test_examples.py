@@ -174,6 +174,7 @@ def test_the_load_averages_go_on_after_their_server_was_killed_and_restarted(
 # -- to do -------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 def test_a_to_do_list_in_two_browsers(server: Server, open_window: Callable[..., Window]) -> None:
     ada, bob = open_window(server), open_window(server)
     ada.go("/todo/")

@@ -456,6 +456,7 @@ def wait_for_state(page: Page, state: str) -> None:
     page.wait_for_selector(f"html[data-turbo-stream-state={state}]", state="attached")
 
 
+@pytest.mark.quick
 def test_two_browsers_see_a_room_and_the_console_is_empty(
     gunicorn: Callable[..., Server], site: str, page: Page, browser: Browser
 ) -> None:

@@ -227,6 +227,7 @@ def test_a_length_in_more_bytes_than_it_needs_is_a_protocol_error(length: bytes,
     fails(masked(0x01, b"Hel") + bytes((0x80,)) + length, 1002)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [125, 126, 65_535, 65_536])
 def test_the_lengths_beside_them_are_read(size: int) -> None:
     answers(masked(0x82, bytes(size)), bytes(size), limit=MIB)
@@ -806,6 +807,7 @@ def test_a_compressed_message_over_the_limit_by_little_is_refused(size: int) -> 
         assert seen.close_sent[0] == 1009
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fragments", [1, 7])
 def test_a_deflate_bomb_stops_at_the_limit(fragments: int) -> None:
     """RFC 7692 §8 leaves it to the receiver; 256 KiB would become 256 MiB."""
