@@ -30,7 +30,7 @@ SURFACES = ("flask", "werkzeug", "gevent", "gunicorn", "websockets", "redis", "s
 
 OTHER_SERVERS = re.compile(
     r"[-\[](stock|sync|gthread|gevent(_pywsgi|-websocket)?"
-    r"|gunicorn (-k gevent\S*|--threads\S*))[-\]]"
+    r"|gunicorn (-k gevent\S*|--threads\S*)|our handler|wrapped)[-\]]"
 )
 """Their names in the ids of tests."""
 

@@ -32,6 +32,8 @@ from tests.servers.test_gevent import PATCHED, SERVE
 from tests.sites import Site, on
 from tests.wire_client import TIMEOUT
 
+pytestmark = pytest.mark.slow
+
 POSITION = Position("0" * 16, 7)
 
 # -- events ----------------------------------------------------------------------------------
@@ -705,7 +707,6 @@ def site(running: Server) -> Streams:
     return Streams(running, f"channel{next(_names)}")
 
 
-@pytest.mark.slow
 @on(*DETACHED, *ATTACHED)
 @pytest.mark.parametrize("version", ["HTTP/1.0", "HTTP/1.1"])
 def test_a_stream_lasts_longer_than_its_request_context(version: str, site: Streams) -> None:
@@ -806,7 +807,6 @@ def test_a_stream_under_our_worker_on_the_wire(site: Streams) -> None:
         )
 
 
-@pytest.mark.slow
 @on("our handler", "gunicorn", "wrapped", "gunicorn -k gevent", "gunicorn --threads", "run")
 def test_a_client_that_stops_reading_is_dropped_and_holds_up_nobody(site: Streams) -> None:
     with site.open(receive_buffer=4096) as slow, site.open() as other:
@@ -827,7 +827,6 @@ def child(server: Server) -> psutil.Process:
     return next(iter(process.children()), process)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gunicorn", "wrapped"])
 def test_a_thousand_streams_on_one_worker(kind: str, server_factory: Servers) -> None:
     source = SOURCE + WRAP * (kind == "wrapped")
@@ -868,7 +867,6 @@ def test_events_come_through_nginx_at_once(
 # -- places, logs, TLS -------------------------------------------------------------------------
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("end", ["", WRAP])
 def test_a_stream_takes_a_place_until_it_has_gone(end: str, server_factory: Servers) -> None:
     args = ["--worker-connections", "2"]

@@ -28,6 +28,8 @@ from .conftest import WAIT, Missed, Recorder, Resumed
 from .servers import RedisServer
 from .test_redis import events, text, wait_for_event
 
+pytestmark = pytest.mark.slow
+
 MakeRedis = Callable[..., RedisBroker]
 OwnServer = Callable[..., RedisServer]
 

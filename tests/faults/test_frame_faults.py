@@ -12,6 +12,8 @@ import pytest
 from tests.faults.conftest import Target
 from tests.wire_client import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, close_frame, frame
 
+pytestmark = pytest.mark.slow
+
 PEERS = 10  # that do it at once, where one alone would not be felt
 
 COMPRESSED = {"Sec-WebSocket-Extensions": "permessage-deflate"}

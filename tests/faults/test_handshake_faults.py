@@ -7,6 +7,8 @@ import pytest
 from tests.faults.conftest import Target
 from tests.wire_client import BINARY, TEXT, close_frame, frame, request
 
+pytestmark = pytest.mark.slow
+
 BAD_FIELDS = {
     "no Upgrade": ({"Upgrade": None}, 426, "WebSocket"),
     "another Upgrade": ({"Upgrade": "websocket2"}, 426, "'Upgrade: websocket'"),

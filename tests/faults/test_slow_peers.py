@@ -11,6 +11,8 @@ import pytest
 from tests.faults.conftest import Target
 from tests.wire_client import BINARY, CLOSE, PING, PONG, TEXT, frame, request
 
+pytestmark = pytest.mark.slow
+
 needs_linux = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="only Linux drops packets for one socket"
 )

@@ -17,6 +17,8 @@ from tests.servers.test_gevent import PATCHED, SERVE
 from tests.sites import on
 from tests.wire_client import TEXT, WireClient, close_frame, connect, frame, request
 
+pytestmark = pytest.mark.slow
+
 SOURCE = """
 from flask import Flask
 from flask_sockets2 import Sockets
@@ -89,7 +91,6 @@ def offered(server: Server, path: str, names: str | None) -> str | None:
         return response.headers.get("sec-websocket-protocol")
 
 
-@pytest.mark.slow
 @on(*OURS, *OTHERS, "gevent-websocket")
 @pytest.mark.parametrize(
     ("names", "selected"),
@@ -322,7 +323,6 @@ app = Resource(OrderedDict([("/chat", Chat), ("/", flask_app)]))
 """
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("kind", ["our server", "gunicorn -k flask_sockets2.worker"])
 def test_a_resource_of_gevent_websocket_is_served(kind: str, server_factory: Servers) -> None:
     server = start(server_factory, kind, RESOURCE)

@@ -19,6 +19,8 @@ import pytest
 from tests.processes import Server, Servers, servers_in
 from tests.wire_client import TIMEOUT, WireClient, connect, frame, request
 
+pytestmark = pytest.mark.slow
+
 SOURCE = """
     import sys
 

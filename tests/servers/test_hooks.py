@@ -18,6 +18,8 @@ from tests.clients import http as ask
 from tests.processes import Server, Servers, servers_in
 from tests.wire_client import TIMEOUT, WireClient, close_frame, connect, frame, request
 
+pytestmark = pytest.mark.slow
+
 SOURCE = """
     from flask import Flask, Response, request
     from flask_sockets2 import Sockets

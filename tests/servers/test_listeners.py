@@ -31,6 +31,8 @@ from tests.wire_client import (
     request,
 )
 
+pytestmark = pytest.mark.slow
+
 StartServer = Callable[..., Server]
 
 SOURCE = """
@@ -256,7 +258,6 @@ def site(running: Server) -> Listeners:
 # -- after the handler has returned --------------------------------------------------------
 
 
-@pytest.mark.slow
 @on(*DETACHED)
 def test_a_listener_outlives_its_request_of_which_nothing_is_left(site: Listeners) -> None:
     """Not even until the garbage collector comes: it is switched off there."""
@@ -549,7 +550,6 @@ def with_places(servers: Servers, kind: str, places: int) -> Server:
     return script(servers, SERVE[kind].replace("app)", f"app, spawn={places})"))
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("kind", ["gunicorn", "our server"])
 def test_a_listener_takes_a_place_until_it_has_gone(kind: str, server_factory: Servers) -> None:
     server = with_places(server_factory, kind, 2)

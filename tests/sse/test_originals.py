@@ -24,6 +24,8 @@ from tests.processes import Server
 from tests.sse.reader import Reader
 from tests.wire_client import TIMEOUT
 
+pytestmark = pytest.mark.slow
+
 StartServer = Callable[..., Server]
 
 

@@ -24,6 +24,8 @@ from tests import clients
 from tests.processes import Server, wait_until
 from tests.wire_client import connect
 
+pytestmark = pytest.mark.slow
+
 # What turbo.js 8 sends with a form, and a browser with a visit.
 FORM = {"Accept": "text/vnd.turbo-stream.html, text/html, application/xhtml+xml"}
 VISIT = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}

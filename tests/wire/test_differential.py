@@ -32,6 +32,8 @@ from websockets.server import ServerProtocol
 from flask_sockets2.wire.handshake import Upgrade
 from flask_sockets2.wire.protocol import CLOSING, OPEN, Protocol
 
+pytestmark = pytest.mark.slow
+
 TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
 FIN, RSV1, MASKED = 0x80, 0x40, 0x80
 
