@@ -423,3 +423,308 @@ def test_a_stream_that_morphs_keeps_text_in_each_target(
     assert site.page.locator("[data-turbo-permanent], [id^=turbo-stream-kept]").count() == 0
     untouched = [fields.nth(n).get_attribute("title") for n in range(3) if n not in typed]
     assert untouched == ([None, None] if "field" in stream else ["new"] * (3 - len(typed)))
+
+
+# -- what a review has found ----------------------------------------------------------------------
+
+END = '<turbo-stream action="update" target="state"><template>end</template></turbo-stream>'
+
+
+def choose(site: Site, selector: str, index: int) -> None:
+    """Choose an option as a widget does."""
+    site.page.evaluate(
+        """([selector, index]) => {
+            const select = document.querySelector(selector);
+            select.selectedIndex = index;
+            for (const name of ["input", "change"]) {
+                select.dispatchEvent(new Event(name, { bubbles: true }));
+            }
+        }""",
+        [selector, index],
+    )
+
+
+def values(site: Site, selector: str) -> list[str]:
+    found: list[str] = site.page.locator(selector).evaluate_all(
+        "all => all.map((each) => each.value)"
+    )
+    return found
+
+
+def morphed(site: Site, stream: str, content: str) -> None:
+    """Push a stream that morphs, and wait until it is on the page."""
+    template = f"<template>{content}</template>"
+    site.push(f'<turbo-stream action="update" {stream} method="morph">{template}</turbo-stream>')
+    site.push(END)
+    site.page.wait_for_selector("#state:text-is('end')")
+
+
+@pytest.mark.parametrize("method", ["replace", "morph"])
+@pytest.mark.parametrize(
+    "attributes",
+    ["data-turbo-permanent", "id=a:b", "id=5", "id=items[0]", "id=user.name", "id=''"],
+)
+def test_ids_of_all_kinds_are_left_as_they_are(site: Site, attributes: str, method: str) -> None:
+    site.open(method=method, body=f"<input name=text {attributes}>")
+    markup = "document.querySelector('[name=text]').outerHTML"
+    before = site.page.evaluate(markup)
+    site.page.fill("[name=text]", "typed")
+    site.refresh()
+    assert site.page.input_value("[name=text]") == "typed"
+    assert site.page.evaluate(markup) == before
+
+
+@pytest.mark.parametrize("method", ["replace", "morph"])
+def test_an_editor_keeps_its_text_beside_a_field_called_id(site: Site, method: str) -> None:
+    hidden = "<input type=hidden name=id value=5>"
+    body = f"<form action=/x>{hidden}<div id=e contenteditable></div></form>"
+    site.open(method=method, body=body)
+    site.page.type("#e", "typed")
+    site.refresh()
+    assert site.page.inner_text("#e") == "typed"
+
+
+@pytest.mark.parametrize("new", ["<form id=two>{}</form>", "{}"], ids=["another", "none"])
+def test_an_editor_whose_form_is_another_one_keeps_its_text(site: Site, new: str) -> None:
+    editor = "<div id=e contenteditable></div>"
+    site.open(method="morph", body=f"<form id=one>{editor}</form>")
+    site.page.type("#e", "typed")
+    site.refresh(body=new.format(editor))
+    assert site.page.inner_text("#e") == "typed"
+
+
+def test_a_hidden_select_keeps_its_choice_in_its_row(site: Site) -> None:
+    def rows(*numbers: int) -> str:
+        select = "<div hidden><select name=s><option>a<option>b</select></div>"
+        items = (f"<li><form action=/rows/{n}>{select}</form></li>" for n in numbers)
+        return f"<ul>{''.join(items)}</ul>"
+
+    site.open(method="morph", body=rows(5))
+    choose(site, "select", 1)
+    site.refresh(body=rows(6, 5))
+    assert values(site, "select") == ["a", "b"]
+
+
+def test_a_hidden_select_keeps_its_choice_in_each_target_of_a_stream(site: Site) -> None:
+    select = "<div hidden><select name=s><option>a<option>b</select></div>"
+    site.open(body=2 * f"<div class=row>{select}</div>")
+    site.page.evaluate("document.querySelector('select').add(new Option('c'))")
+    choose(site, "select", 2)
+    morphed(site, 'targets=".row"', select)
+    assert values(site, "select") == ["c", "a"]
+    assert values(site, "option") == ["a", "b", "c", "a", "b"]
+
+
+def test_a_hidden_select_follows_the_server_again_after_its_default_is_chosen(site: Site) -> None:
+    def select(chosen: str) -> str:
+        options = (f"<option{' selected' * (each == chosen)}>{each}" for each in "abcd")
+        return f"<div hidden><select id=s>{''.join(options)}</select></div>"
+
+    site.open(method="morph", body=select("a"))
+    choose(site, "#s", 1)
+    site.refresh()
+    choose(site, "#s", 0)
+    for chosen in "cd":
+        site.refresh(body=select(chosen))
+        assert site.page.input_value("#s") == chosen
+
+
+@pytest.mark.parametrize("method", ["replace", "morph"])
+def test_a_hidden_select_keeps_several_options_equal_ones_and_none(site: Site, method: str) -> None:
+    several = "<select multiple id=m><optgroup label=1><option>a<option selected>b</select>"
+    equal = "<select id=s><option value=''>none<option value=''>other</select>"
+    none = "<select id=n><option>a<option>b</select>"
+    site.open(method=method, body=f"<ul><li hidden>{several}{equal}{none}</li></ul>")
+    site.page.evaluate("document.querySelector('#m').options[0].selected = true")
+    choose(site, "#s", 1)
+    choose(site, "#n", -1)
+    for _ in range(2):
+        site.refresh()
+        assert values(site, "#m option:checked") == ["a", "b"]
+        chosen = site.page.evaluate(
+            "['s', 'n'].map((id) => document.getElementById(id).selectedIndex)"
+        )
+        assert chosen == [1, -1]
+
+
+def test_a_target_that_lacks_the_field_gets_one(site: Site) -> None:
+    site.open(body="<p class=row><input name=text></p><p class=row></p>")
+    site.page.fill("[name=text]", "typed")
+    morphed(site, 'targets=".row"', "<input name=text>")
+    assert values(site, "[name=text]") == ["typed", ""]
+
+
+def test_a_dialog_that_comes_during_a_refresh_may_ask_for_another_one(site: Site) -> None:
+    form = "<form action='/answer?kind=refresh' method=post><button>Save</button></form>"
+    site.open(method="morph", body=f"<dialog id=d>{form}</dialog>")
+    site.page.evaluate(
+        """document.addEventListener("turbo:before-fetch-request", () => {
+            document.querySelector("#d").showModal();
+        }, { once: true })"""
+    )
+    site.push('<turbo-stream action="refresh"></turbo-stream>')
+    site.page.wait_for_selector("#d[open]")
+    site.change(number=100)
+    site.page.click("#d button")
+    site.page.wait_for_selector("#state:text-is('100')")
+
+
+@pytest.mark.slow
+def test_a_refresh_that_a_dialog_has_asked_for_is_tried_again(site: Site) -> None:
+    form = "<form action='/answer?kind=refresh' method=post><button>Save</button></form>"
+    site.open(method="morph", body=f"<dialog id=d>{form}</dialog>")
+    site.page.evaluate("document.querySelector('#d').showModal()")
+    site.page.route(lambda url: url.endswith("/"), lambda route: route.fulfill(status=503), times=1)
+    site.change(number=100)
+    site.page.click("#d button")
+    site.page.wait_for_selector("#state:text-is('100')")
+
+
+def test_a_dialog_is_not_ended_by_the_form_of_another_place(site: Site) -> None:
+    form = "<form id=other action='/answer?kind=refresh' method=post></form>"
+    site.open(method="morph", body=f"{form}<dialog id=d><input id=t></dialog>")
+    site.page.evaluate("document.querySelector('#d').showModal()")
+    site.page.fill("#t", "typed")
+    with site.page.expect_response("**/answer*"):
+        site.page.evaluate("document.querySelector('#other').requestSubmit()")
+    site.page.wait_for_selector("body[data-turbo-stream-outdated]")
+    site.window.wait_for_rest()
+    assert site.page.evaluate("document.querySelector('#d').open")
+    site.page.evaluate("document.querySelector('#d').close()")
+    site.page.wait_for_selector("body:not([data-turbo-stream-outdated])")
+
+
+def with_errors(site: Site) -> None:
+    """Open a page whose frame shows the errors of a form."""
+    form = "<form action=/answer method=post>{}<button>Send</button></form>"
+    frame = f"<turbo-frame id=f>{form}</turbo-frame>"
+    answer = frame.format("<input id=t name=t value=typed><p id=errors>not valid</p>")
+    site.page.route(
+        "**/answer*",
+        lambda route: route.fulfill(status=422, content_type="text/html", body=answer),
+    )
+    site.open(method="morph", body=f"<div id=modal>{frame.format('<input id=t name=t>')}</div>")
+    site.page.fill("#t", "typed")
+    site.page.click("button")
+    site.page.wait_for_selector("#errors")
+
+
+@pytest.mark.parametrize("style", ["display: none", "visibility: hidden", "opacity: 0"])
+def test_what_was_typed_beside_errors_is_there_when_they_are_shown_again(
+    site: Site, style: str
+) -> None:
+    with_errors(site)
+    site.page.evaluate("(style) => { document.querySelector('#modal').style = style }", style)
+    site.refresh()
+    site.page.evaluate("document.querySelector('#modal').style = ''")
+    assert site.page.input_value("#t") == "typed"
+
+
+def test_errors_in_boxes_without_boxes_of_their_own_can_be_seen(site: Site) -> None:
+    with_errors(site)
+    site.page.evaluate(
+        """for (const each of document.querySelectorAll("#f, #f form")) {
+            each.style.display = "contents";
+        }"""
+    )
+    site.change(number=100)
+    site.push('<turbo-stream action="refresh"></turbo-stream>')
+    site.page.wait_for_selector("body[data-turbo-stream-outdated]")
+    site.window.wait_for_rest()
+    assert site.page.inner_text("#state") == "0"
+
+
+def test_an_editor_whose_text_was_sent_shows_what_the_server_has(site: Site) -> None:
+    editor = "<div id=e contenteditable>{}</div>"
+    form = f"<form action=/answer method=post>{editor}<button>Send</button></form>"
+    site.open(method="morph", body=form.format("old"))
+    site.page.click("#e")
+    site.page.keyboard.press("Control+A")
+    site.page.keyboard.type("mine")
+    site.change(number=100, body=form.format("<p>mine</p>"))
+    site.page.click("button")
+    site.page.wait_for_selector("#state:text-is('100')")
+    for text in ("theirs", "theirs 2"):
+        site.refresh(body=form.format(text))
+        assert site.page.inner_text("#e") == text
+    site.refresh(body="gone")
+
+
+def test_an_editor_that_was_focused_before_our_script_blocks_nothing(site: Site) -> None:
+    focus = "<script>document.querySelector('#e').focus()</script>"
+    site.open(method="morph", body=f"<div id=e contenteditable></div>{focus}")
+    site.page.keyboard.type("x")
+    site.page.keyboard.press("Backspace")
+    site.refresh(body="gone")
+
+
+def test_an_editor_that_holds_an_element_only_is_not_empty(site: Site) -> None:
+    site.open(method="morph", body="<div id=e contenteditable></div>")
+    site.page.focus("#e")
+    site.page.evaluate(
+        """() => {
+            const editor = document.querySelector("#e");
+            editor.innerHTML = "<my-attachment></my-attachment>";
+            editor.dispatchEvent(new Event("input", { bubbles: true }));
+        }"""
+    )
+    site.refresh()
+    assert "my-attachment" in site.page.inner_html("#e")
+
+
+def test_the_same_text_may_be_typed_again(site: Site) -> None:
+    form = "<form action=/answer method=post><input id=t name=t><button>Send</button></form>"
+    site.open(method="morph", body=form)
+    site.page.fill("#t", "ok")
+    site.change(number=100)
+    site.page.click("button")
+    site.page.wait_for_selector("#state:text-is('100')")
+    site.window.wait_for_rest()
+    assert site.page.input_value("#t") == ""
+    site.page.fill("#t", "ok")
+    site.refresh()
+    assert site.page.input_value("#t") == "ok"
+
+
+def test_scripts_are_told_of_each_field_of_a_form_that_was_kept(site: Site) -> None:
+    form = (
+        "<form action=/x><input name=text><div id=e contenteditable></div><input name=more></form>"
+    )
+    site.open(method="morph", body=form)
+    site.page.evaluate(
+        """document.addEventListener("turbo-stream:fields-kept", ({ detail }) => {
+            window.kept = detail.fields.map((field) => field.tagName);
+        })"""
+    )
+    site.page.fill("[name=text]", "typed")
+    site.page.type("#e", "typed")
+    site.refresh()
+    assert site.page.evaluate("window.kept") == ["INPUT", "DIV"]
+
+
+def test_an_event_for_a_field_that_was_kept_is_not_the_user(site: Site) -> None:
+    site.open(method="morph", body="<input id=t>")
+    site.page.evaluate(
+        """() => {
+            document.querySelector("#t").value = "of a script";
+            document.addEventListener("turbo-stream:fields-kept", ({ detail }) => {
+                for (const field of detail.fields) {
+                    field.dispatchEvent(new Event("input", { bubbles: true }));
+                }
+            });
+        }"""
+    )
+    site.refresh()
+    assert site.page.input_value("#t") == "of a script"
+    site.refresh(body="")
+
+
+@pytest.mark.parametrize("method", ["replace", "morph"])
+def test_the_next_key_goes_to_the_row_that_has_the_focus(site: Site, method: str) -> None:
+    row = "<form action=/rows/{0}><input name=text title={0}></form>"
+    site.open(method=method, body=row.format(5))
+    site.page.focus("[name=text]")
+    site.refresh(body=row.format(6) + row.format(5))
+    site.page.keyboard.type("x")
+    assert values(site, "[title='6']") == [""]
+    assert values(site, "[title='5']") == ["x"]

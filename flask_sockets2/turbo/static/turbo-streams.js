@@ -816,7 +816,9 @@ async function render(data) {
 const CONTROLS = "input, textarea, select";
 const EDITOR = "[contenteditable]:not([contenteditable=false])";
 const FIELDS = `${CONTROLS}, ${EDITOR}`;
-const EMBEDDED = "audio, canvas, hr, iframe, img, svg, table, video"; // what needs no text to be seen
+const PLAIN = // what is empty without text
+  "a, b, blockquote, br, code, div, em, font, h1, h2, h3, h4, h5, h6, i, li, ol, p, pre, s, span, " +
+  "strong, u, ul";
 const NO_TEXT = "[type=hidden], [type=submit], [type=button], [type=image], [type=reset]";
 const PERMANENT = "data-turbo-permanent";
 const AS_RENDERED = "[data-turbo-stream-reset], [data-turbo-permanent][id]"; // by the application
@@ -852,12 +854,13 @@ function defaultOf(field) {
 
 /** What an editor holds; browsers leave a <br> in one that was emptied. */
 function contentOf(editor) {
-  const isEmpty = editor.textContent.trim() === "" && !editor.querySelector(EMBEDDED);
+  const isPlain = [...editor.querySelectorAll("*")].every((each) => each.matches(PLAIN));
+  const isEmpty = isPlain && editor.textContent.trim() === "";
   return isEmpty ? "" : editor.innerHTML;
 }
 
 function noteEditor({ target }) {
-  const editor = target.closest(EDITOR);
+  const editor = target.closest?.(EDITOR); // of Firefox, also the document
   if (editor && !rendered.has(editor)) rendered.set(editor, contentOf(editor));
 }
 
@@ -883,9 +886,10 @@ function repeatedIds(...versions) {
 class Fields {
   #repeated;
   #forms = new Map(); // their numbers
-  #numbers = new Map(); // by the names of forms, which may be long
+  #numbers; // by the names of forms, which may be long
 
-  constructor(...versions) {
+  constructor(versions, numbers = new Map()) {
+    this.#numbers = numbers;
     this.#repeated = repeatedIds(...versions);
   }
 
@@ -929,19 +933,37 @@ function nameOf(form) {
   return [form.id, form.getAttribute("action"), ...facts.map(({ name, value }) => [name, value])];
 }
 
-/** Pairs of what has to stay, and of what would take its place; undefined where nothing would. */
+/** The form around a field, unless a field named "id" hides its id, also from turbo.js. */
+function formOf(field) {
+  const form = field.closest("form");
+  return typeof form?.id === "string" ? form : null;
+}
+
+/**
+ * Pairs of what has to stay, and of what would take its place, undefined if nothing would. The field
+ * with the focus is among them even if it is as it was rendered: the next key belongs to it.
+ */
 function changedFields(root, newRoot, outer) {
-  const fields = new Fields(root, newRoot);
+  const fields = new Fields([root, newRoot]);
   const newFields = fields.within(newRoot, outer);
   const pairs = new Map();
+  for (const frame of withErrors) {
+    const newFrame =
+      root.contains(frame) && newRoot.querySelector(`turbo-frame[id="${CSS.escape(frame.id)}"]`);
+    if (newFrame) pairs.set(frame, newFrame);
+  }
   for (const [key, field] of fields.within(root)) {
-    if (!isChanged(field)) continue;
     const newField = newFields.get(key);
+    if (!isChanged(field)) {
+      if (field === document.activeElement && newField) pairs.set(field, newField);
+      continue;
+    }
     const frame = field.closest("turbo-frame[id]");
     const newFrame = frame && newRoot.querySelector(`turbo-frame[id="${CSS.escape(frame.id)}"]`);
-    const form = isEditor(field) && field.closest("form"); // with the hidden field of the editor
+    const form = isEditor(field) && formOf(field); // with the hidden field of the editor
     if (newField) {
-      pairs.set(form || field, form ? newField.closest("form") : newField);
+      const newForm = form && formOf(newField);
+      pairs.set(newForm ? form : field, newForm || newField);
     } else if (newFrame) {
       pairs.set(frame, newFrame);
     } else if (touched.has(field) && isText(field)) {
@@ -953,42 +975,66 @@ function changedFields(root, newRoot, outer) {
 
 /** Have Turbo leave the changed fields of these pairs as they are; returns what ends that. */
 function keepFields(changed, newRoot) {
-  const pairs = changed.filter(([element, other]) => other && element.id === other.id);
+  const isPage = newRoot.nodeType === Node.ELEMENT_NODE;
+  const pairs = changed.filter(([, other]) => other);
   const elements = new Set(pairs.map(([element]) => element));
   const kept = pairs.filter(([element]) => !isWithin(element.parentElement, elements));
   const repeated = kept.length > 0 ? repeatedIds(document, newRoot) : new Set();
-  const ids = new Map(); // of before, by those of now
+  const focusAgain = keepFocus(); // with the ids of the application
+  const named = new Set(); // new versions, of which several targets have one
+  const before = new Map(); // ids, and whether they are permanent, by the ids of now
+  const choices = [];
+  const stay = []; // pairs of what has to look the same afterwards
   for (const [element, other] of kept) {
-    keepOpen(element, other);
-    if (isReplaced(element)) {
-      carryChoice(element, other);
-      continue;
+    const isFocused = hasFocusOnly(element);
+    const isCarried = !isFocused && isReplaced(element);
+    if (!isFocused) stay.push([element, other]);
+    if (!named.has(other)) {
+      named.add(other);
+      const id = other.getAttribute("id"); // other.id may be a field of a form
+      const isPermanent = other.hasAttribute(PERMANENT);
+      const isUsable = id && /^[a-z_][\w-]*$/i.test(id) && !repeated.has(id);
+      if (!isUsable) other.setAttribute("id", KEPT + before.size);
+      before.set(other.getAttribute("id"), [id, isPermanent]);
+      if (isPage && !isFocused && !isCarried) other.setAttribute(PERMANENT, "");
     }
-    if (!other.hasAttribute(PERMANENT)) {
-      const id = other.getAttribute("id");
-      if (!id || repeated.has(id)) other.id = KEPT + ids.size;
-      ids.set(other.id, id);
-      other.setAttribute(PERMANENT, "");
+    element.setAttribute("id", other.getAttribute("id"));
+    if (isCarried) {
+      const carry = carryChoice(element, other);
+      if (isPage) carry(other);
+      choices.push(() => carry(element.isConnected ? element : other));
+    } else if (!isFocused) {
+      element.setAttribute(PERMANENT, "");
     }
-    element.id = other.id;
-    element.setAttribute(PERMANENT, "");
   }
-  const focusAgain = keepFocus();
+  for (const [element, other] of stay) keepOpen(element, other);
   return () => {
-    for (const [id, old] of ids) {
+    for (const [id, [old, isPermanent]] of before) {
       for (const element of document.querySelectorAll(`[id="${CSS.escape(id)}"]`)) {
-        element.removeAttribute(PERMANENT);
+        element.toggleAttribute(PERMANENT, isPermanent);
         if (old === null) {
           element.removeAttribute("id");
         } else {
-          element.id = old;
+          element.setAttribute("id", old);
         }
       }
     }
+    for (const choose of choices) choose();
     focusAgain();
-    const fields = kept.map(([element, other]) => (element.isConnected ? element : other));
-    if (fields.length > 0) tell("fields-kept", { fields });
+    tellOfKept(stay.map(([element, other]) => (element.isConnected ? element : other)));
   };
+}
+
+const hasFocusOnly = (element) => element.matches(FIELDS) && !isChanged(element);
+
+function tellOfKept(kept) {
+  const fields = kept.flatMap((each) =>
+    each.matches(FIELDS) ? [each] : [...each.querySelectorAll(FIELDS)].filter(isChanged),
+  );
+  if (fields.length === 0) return;
+  const untouched = fields.filter((field) => !touched.has(field));
+  tell("fields-kept", { fields });
+  for (const field of untouched) touched.delete(field); // an event of a script is not the user
 }
 
 function isWithin(element, elements) {
@@ -1012,23 +1058,36 @@ function isReplaced(field) {
   return field.matches("select") && (width <= 1 || height <= 1);
 }
 
-/** Make the choice in the new version of a <select>, so that a script begins with it. */
+/** The options of a <select>, by their values; several may have the same. */
+function byValue(options) {
+  const counts = new Map();
+  return [...options].map((option) => {
+    const count = counts.get(option.value) ?? 0;
+    counts.set(option.value, count + 1);
+    return [`${count} ${option.value}`, option];
+  });
+}
+
+/** Return what makes the choice in a new version of a <select>, so that a script begins with it. */
 function carryChoice(select, newSelect) {
   const before = defaultOf(newSelect);
-  const chosen = new Map([...select.selectedOptions].map((option) => [option.value, option.text]));
-  for (const option of newSelect.options) {
-    option.selected = chosen.has(option.value);
-    chosen.delete(option.value);
-  }
-  for (const [value, text] of chosen) newSelect.add(new Option(text, value, false, true));
-  for (const each of [select, newSelect]) defaults.set(each, before);
+  const options = byValue(select.options).filter(([, option]) => option.selected);
+  const facts = options.map(([key, { text, value }]) => [key, { text, value }]);
+  return (target) => {
+    const chosen = new Map(facts);
+    for (const [key, option] of byValue(target.options)) option.selected = chosen.delete(key);
+    for (const { text, value } of chosen.values()) target.add(new Option(text, value, false, true));
+    if (facts.length === 0) target.selectedIndex = -1;
+    defaults.set(target, before);
+  };
 }
 
 /** Return what puts the focus and the selection where they are now. */
 function keepFocus() {
   const field = document.activeElement;
   if (!field?.matches(FIELDS)) return () => {};
-  const fieldsOfPage = () => new Fields(document.body).within(document.body);
+  const numbers = new Map(); // the same before and after
+  const fieldsOfPage = () => new Fields([document.body], numbers).within(document.body);
   const [key] = [...fieldsOfPage()].find(([, each]) => each === field) ?? [];
   const { selectionStart, selectionEnd, selectionDirection } = field;
   const { anchorNode, anchorOffset, focusNode, focusOffset } = document.getSelection();
@@ -1323,8 +1382,9 @@ async function refresh() {
   fetching = true;
   isOwnWish = false;
   const answer = await fetchPage(url);
-  while (isBusy(isOwn)) await new Promise((resolve) => setTimeout(resolve, BUSY_DELAY));
+  while (isBusy(isOwn || isOwnWish)) await new Promise((resolve) => setTimeout(resolve, BUSY_DELAY));
   fetching = false;
+  isOwnWish ||= isOwn; // until it is shown
   if (changes !== before || location.href !== url || document.hidden || showsErrors()) {
     covered = { url: "", seen: new Map() };
     if (isOutdated()) refreshSoon();
@@ -1434,6 +1494,7 @@ function show(response, text) {
     refresh: { method, scroll: scroll ?? (isWriting ? "preserve" : undefined) },
     response: { statusCode, redirected, responseHTML: text },
   });
+  isOwnWish = false;
   const visit = window.Turbo.navigator.currentVisit; // none where a listener has cancelled it
   if (visit) {
     lastShown = { visit, text };
@@ -1501,6 +1562,8 @@ const withErrors = new Set(); // <html>, or frames, which show the answer to a f
 
 const MODAL = CSS.supports("selector(:modal)") ? "dialog[open]:modal" : "dialog[open]";
 
+let answered; // the dialog whose form was answered last
+
 let left; // the visit that was left to the browser: of a download, mostly
 
 /** A dialog that a morph has closed by its attribute alone would still keep the user from the page. */
@@ -1522,21 +1585,24 @@ function isBusy(isOwn) {
     busySince ??= performance.now();
   }
   if (submitting.size > 0 || composing?.isConnected) return true;
-  if (!isOwn && document.querySelector(MODAL)) return true;
+  const dialogs = [...document.querySelectorAll(MODAL)];
+  if (dialogs.some((each) => !isOwn || each !== answered)) return true;
   return performance.now() - busySince < PATIENCE;
 }
 
 // A frame with display: contents has no box of its own.
 const isHidden = (element) =>
   "checkVisibility" in element &&
-  ![element, ...element.children].some((each) => each.checkVisibility());
+  ![element, ...element.querySelectorAll("*")].some((each) =>
+    each.checkVisibility({ visibilityProperty: true, opacityProperty: true }),
+  );
 
 /** Whether the page shows what the user has to correct, which no other page would. */
 function showsErrors() {
   for (const each of withErrors) {
-    if (!each.isConnected || isHidden(each)) withErrors.delete(each);
+    if (!each.isConnected) withErrors.delete(each);
   }
-  return withErrors.size > 0;
+  return [...withErrors].some((each) => !isHidden(each));
 }
 
 function onSubmitStart() {
@@ -1546,6 +1612,7 @@ function onSubmitStart() {
 async function onSubmitEnd({ detail }) {
   const { formSubmission, success, fetchResponse } = detail;
   changes += 1;
+  answered = formSubmission.formElement.closest("dialog");
   const shownIn = formSubmission.delegate?.element ?? document.documentElement; // of a frame's
   withErrors.delete(shownIn);
   // Turbo shows no other answer, and streams leave the form where it is.
@@ -1661,7 +1728,16 @@ function start() {
   document.addEventListener("turbo:submit-start", onSubmitStart);
   document.addEventListener("turbo:submit-end", onSubmitEnd);
   document.addEventListener("focusin", noteEditor);
-  document.addEventListener("input", ({ target }) => touched.add(target));
+  document.addEventListener("beforeinput", noteEditor); // the focus may be older than this script
+  document.addEventListener("input", ({ target }) => {
+    touched.add(target);
+    sent.delete(target);
+  });
+  document.addEventListener("turbo:morph-element", ({ target }) => {
+    touched.delete(target);
+    defaults.delete(target);
+    if (rendered.has(target)) rendered.set(target, contentOf(target));
+  });
   document.addEventListener("compositionstart", ({ target }) => (composing = target));
   document.addEventListener("compositionend", () => (composing = undefined));
   document.addEventListener("turbo:reload", () => (left = window.Turbo.navigator?.currentVisit));
