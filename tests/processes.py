@@ -112,7 +112,10 @@ class Server:
 
     @property
     def output(self) -> str:
-        return self.log.read_text(errors="replace")
+        """The lines that the server has written; the last one may be written in several pieces."""
+        is_over = self.process.poll() is not None
+        text = self.log.read_text(errors="replace")
+        return text if is_over else text[: text.rfind("\n") + 1]
 
     def url(self, path: str = "/") -> str:
         return f"http{'s' if self.secure else ''}://127.0.0.1:{self.port}{path}"
