@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
 from .brokers.base import Broker, Position
-from .connection import Connection
+from .connection.connection import Connection
+from .connection.limits import Limits
 from .exceptions import (
     BrokerError,
     ConnectionClosed,
@@ -21,7 +22,6 @@ from .exceptions import (
 )
 from .fanout import Subscription
 from .firehose import Firehose, push
-from .limits import Limits
 from .publisher import Publisher
 from .sockets import Sockets
 from .turbo import Turbo

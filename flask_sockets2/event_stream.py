@@ -30,12 +30,12 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import ServiceUnavailable, TooManyRequests
 
 from .brokers.base import Message
+from .connection.limits import Limits
 from .encoding import GAP, Encoding, Frames
 from .exceptions import BrokerError, HandshakeError
 from .extension import State, state_of
 from .fanout import Subscription
 from .guests import Guest
-from .limits import Limits
 from .origins import check_stream
 from .outlet import Outlet
 from .servers.stream import Body, Stream

@@ -19,10 +19,10 @@ from .admission import Admission
 from .answers import Identify, WrongAnswer, identity
 from .brokers.registry import open_broker
 from .channels import Channels
-from .connection import Connection
+from .connection.connection import Connection
+from .connection.limits import MAX_BUFFERED, Limits
 from .exceptions import BrokerError
 from .guests import Guest
-from .limits import MAX_BUFFERED, Limits
 from .orders import ORDERS
 from .rates import SeldomLog
 from .reports import Reporter

@@ -10,7 +10,7 @@ from typing import Any
 from flask import Flask
 from werkzeug.http import HTTP_STATUS_CODES
 
-from .connection import Connection
+from .connection.connection import Connection
 from .exceptions import HandshakeError
 from .rates import SeldomLog
 from .servers.environ import Takeover, close_after, take_over

@@ -21,8 +21,8 @@ from flask import Flask, abort, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Map, Rule
 
+from .connection.limits import shown
 from .extension import EXTENSION, State
-from .limits import shown
 from .rates import SeldomLog
 from .wire.origins import (
     Origins,

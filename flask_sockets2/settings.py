@@ -70,8 +70,8 @@ from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from .brokers.base import BrokerOptions
+from .connection.limits import LONGEST, MOST, Limits, is_number, shown
 from .guests import NO_RULES, Rules
-from .limits import LONGEST, MOST, Limits, is_number, shown
 from .outlet import POLICIES
 from .servers.patience import SETTINGS as HTTP_SETTINGS
 

@@ -27,7 +27,7 @@ from werkzeug.routing.exceptions import WebsocketMismatch
 from .answers import Identify, UserId
 from .brokers.base import Position
 from .channels import Channels
-from .connection import Connection
+from .connection.connection import Connection
 from .extension import EXTENSION, check_broker, make_state, serve_metrics, state_of
 from .health import serve_health
 from .middleware import SocketMiddleware

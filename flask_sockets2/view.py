@@ -17,7 +17,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Rule
 from werkzeug.routing.exceptions import WebsocketMismatch
 
-from .connection import Connection
+from .connection.connection import Connection
 from .exceptions import BrokerError, ConnectionClosed, HandshakeError, WebSocketError
 from .extension import state_of
 from .origins import check_origin, entries

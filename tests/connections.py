@@ -17,8 +17,8 @@ import gevent
 import gevent.socket
 import gevent.ssl
 
-from flask_sockets2.connection import Connection
-from flask_sockets2.limits import Limits
+from flask_sockets2.connection.connection import Connection
+from flask_sockets2.connection.limits import Limits
 from flask_sockets2.servers.gevent import GreenConnection
 from flask_sockets2.transports.base import StreamTransport
 from flask_sockets2.transports.budget import Budget

@@ -17,7 +17,7 @@ import pytest
 from geventwebsocket.exceptions import WebSocketError as GeventWebSocketError
 
 from flask_sockets2 import Connection, ConnectionClosed, HandshakeError, Limits, WebSocketError
-from flask_sockets2.connection import logger
+from flask_sockets2.connection.connection import logger
 from flask_sockets2.typing import WebSocket
 from flask_sockets2.wire.protocol import MESSAGES_PER_TURN, Protocol
 from tests.connections import Greenlets, Handler, Serving, Threads
@@ -303,7 +303,7 @@ def test_a_close_frame_that_waits_for_a_reply_is_answered_as_soon_as_none_can_co
     returns: bool, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """RFC 6455 §5.5.1 allows the delay; the timers that would end it are far away."""
-    monkeypatch.setattr("flask_sockets2.link._REPLY_GRACE", 3600.0)
+    monkeypatch.setattr("flask_sockets2.connection.driver._REPLY_GRACE", 3600.0)
     closed: list[bool] = []
 
     def handler(ws: Any) -> None:
@@ -324,7 +324,7 @@ def test_replies_to_messages_before_a_close_frame_have_more_time_than_the_last_o
     serve: Serve, kind: Threads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A handler that still has messages to read is at work; the short wait is for one reply."""
-    monkeypatch.setattr("flask_sockets2.link._REPLY_GRACE", 0.01)
+    monkeypatch.setattr("flask_sockets2.connection.driver._REPLY_GRACE", 0.01)
 
     def handler(ws: Any) -> None:
         for message in ws:
@@ -342,7 +342,7 @@ def test_the_last_reply_is_waited_for_only_a_moment(
     serve: Serve, kind: Threads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A handler that never comes back must not keep the peer waiting for ``close_timeout``."""
-    monkeypatch.setattr("flask_sockets2.link._REPLY_GRACE", 0.01)
+    monkeypatch.setattr("flask_sockets2.connection.driver._REPLY_GRACE", 0.01)
     go = threading.Event()
 
     def handler(ws: Any) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from flask_sockets2.inbox import Inbox
-from flask_sockets2.limits import Limits
+from flask_sockets2.connection.inbox import Inbox
+from flask_sockets2.connection.limits import Limits
 from flask_sockets2.stats import RouteCounters
 from flask_sockets2.transports.budget import Budget, Share
 

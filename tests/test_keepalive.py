@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from flask_sockets2 import keepalive
-from flask_sockets2.keepalive import Keepalive
+from flask_sockets2.connection import keepalive
+from flask_sockets2.connection.keepalive import Keepalive
 
 
 @dataclass

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 from typing import Any
 
-from ..connection import Connection
+from ..connection.connection import Connection
 
 __all__ = ["Client", "Clients", "client_of"]
 

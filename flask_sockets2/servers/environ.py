@@ -24,7 +24,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from time import monotonic
 from typing import Any
 
-from ..connection import Connection
+from ..connection.connection import Connection
 from ..transports.base import StreamTransport, Waiter, read_ahead
 
 __all__ = [

@@ -29,7 +29,7 @@ from gevent.pool import Pool
 from gevent.pywsgi import WSGIHandler, WSGIServer
 from geventwebsocket.exceptions import WebSocketError as GeventWebSocketError
 
-from ..connection import NO_HANDLER, Connection, Take
+from ..connection.connection import NO_HANDLER, Connection, Take
 from ..exceptions import ConnectionClosed, HandshakeError
 from ..rates import SeldomLog
 from ..transports import memory

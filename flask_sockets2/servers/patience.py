@@ -19,7 +19,7 @@ from time import monotonic
 from typing import Any
 from weakref import ref
 
-from ..limits import LONGEST, is_number, shown
+from ..connection.limits import LONGEST, is_number, shown
 
 __all__ = ["SETTINGS", "Patience", "has_applications", "http_settings", "register"]
 

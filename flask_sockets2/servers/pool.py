@@ -7,7 +7,7 @@ from typing import Any
 import gevent
 from gevent.pool import Group, Pool
 
-from ..connection import Connection
+from ..connection.connection import Connection
 from .stream import Stream
 
 __all__ = ["HandlerPool", "Heir"]

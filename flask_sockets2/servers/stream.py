@@ -26,8 +26,8 @@ from contextlib import closing
 from time import monotonic
 from typing import Any, Protocol
 
-from ..connection import Keeper
-from ..keepalive import keepalive_of
+from ..connection.connection import Keeper
+from ..connection.keepalive import keepalive_of
 from ..transports.base import Clock, StreamTransport, Waiter
 from ..transports.budget import Budget, Share
 from .environ import client_socket, waiter
@@ -122,7 +122,7 @@ class Stream:
         self.transport: StreamTransport | None = None
         #: Who is told of its end, where it outlives its request.
         self.keeper: Keeper | None = None
-        #: For :class:`~flask_sockets2.keepalive.Keepalive`; nobody answers a heartbeat.
+        #: For :class:`~flask_sockets2.connection.keepalive.Keepalive`; nobody answers a heartbeat.
         self.ping_interval: float | None = interval
         self.ping_timeout: float | None = None
         self._beat = beat

@@ -34,8 +34,8 @@ from uuid import UUID
 from flask import Blueprint, Response, current_app, url_for
 
 from ..answers import Permit, PermitAnswer
+from ..connection.limits import is_number, shown
 from ..event_stream import expect
-from ..limits import is_number, shown
 from ..signing import check_bind
 from . import streams
 from .access import DEFAULT, asked_for, is_open, most_channels, sign

@@ -14,9 +14,9 @@ from typing import Any
 
 from flask import Response, current_app, request, stream_with_context
 
+from ..connection.keepalive import keepalive_of
 from ..event_stream import expect, refusals, respond
 from ..extension import EXTENSION, State, state_of
-from ..keepalive import keepalive_of
 from ..origins import check_stream
 from ..servers.environ import client_socket, waiter
 from ..servers.stream import has_ended
@@ -27,7 +27,8 @@ __all__ = ["answer_with"]
 
 
 class _Flow:
-    """One stream, as it is counted, and as :class:`~flask_sockets2.keepalive.Keepalive` keeps it.
+    """One stream, as it is counted, and as a
+    :class:`~flask_sockets2.connection.keepalive.Keepalive` keeps it.
 
     :ivar path: of its request.
     :ivar ended: it has no further piece.

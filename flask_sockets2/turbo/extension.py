@@ -32,9 +32,9 @@ from werkzeug.exceptions import HTTPException, InternalServerError
 
 from ..answers import Identify, Permit, UserId, WrongAnswer, identity
 from ..brokers.base import NOWHERE, Position
+from ..connection.limits import shown
 from ..exceptions import BrokerError
 from ..extension import state_of
-from ..limits import shown
 from ..rates import SeldomLog
 from ..settings import check_all
 from ..signing import check_keys

@@ -17,7 +17,7 @@ from typing import Any
 from flask import Flask, abort, request
 
 from flask_sockets2 import Sockets
-from flask_sockets2.connection import Connection
+from flask_sockets2.connection.connection import Connection
 
 logging.basicConfig()
 logging.getLogger("flask_sockets2").setLevel(logging.INFO)

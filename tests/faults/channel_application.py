@@ -12,7 +12,7 @@ from typing import Any
 from flask import Flask, request
 
 from flask_sockets2 import BrokerError, Sockets
-from flask_sockets2.connection import Connection
+from flask_sockets2.connection.connection import Connection
 
 logging.basicConfig()
 logging.getLogger("flask_sockets2").setLevel(logging.INFO)

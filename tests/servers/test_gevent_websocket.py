@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flask_sockets2 import WebSocketServer
-from flask_sockets2.connection import Connection
+from flask_sockets2.connection.connection import Connection
 from tests.clients import http
 from tests.processes import Server, Servers, accepts, servers_in, unused_port
 from tests.servers.test_gevent import PATCHED, SERVE

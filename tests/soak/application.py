@@ -15,7 +15,7 @@ from jinja2 import DictLoader
 
 from flask_sockets2 import BrokerError, Position, Sockets
 from flask_sockets2.channels import Channels
-from flask_sockets2.connection import Connection
+from flask_sockets2.connection.connection import Connection
 from flask_sockets2.extension import state_of
 from flask_sockets2.firehose import Firehose
 from flask_sockets2.sse import sse

@@ -26,19 +26,19 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NoReturn
 from typing import Protocol as Protocol_
 
-from .exceptions import ConnectionClosed, HandshakeError
+from ..exceptions import ConnectionClosed, HandshakeError
+from ..stats import RouteCounters
+from ..transports.base import RETRY, StreamTransport
+from ..transports.budget import Budget
+from ..wire.frames import BINARY, CLOSE, PING, PONG, TEXT
+from ..wire.handshake import Upgrade, end_to_end, extended, parse_upgrade
+from ..wire.protocol import Protocol
+from .driver import CLOSED, OPEN, Link
 from .limits import MAX_BUFFERED, Limits
-from .link import CLOSED, OPEN, Link
-from .stats import RouteCounters
-from .transports.base import RETRY, StreamTransport
-from .transports.budget import Budget
-from .wire.frames import BINARY, CLOSE, PING, PONG, TEXT
-from .wire.handshake import Upgrade, end_to_end, extended, parse_upgrade
-from .wire.protocol import Protocol
 
 if TYPE_CHECKING:
-    from .brokers.base import Position
-    from .fanout import Subscription
+    from ..brokers.base import Position
+    from ..fanout import Subscription
 
 __all__ = ["NO_HANDLER", "Connection", "Take"]
 
@@ -754,7 +754,7 @@ class Connection:
     # -- told by its link ------------------------------------------------------------------
 
     def link_closing(self) -> None:
-        """See :class:`~flask_sockets2.link.Owner`."""
+        """See :class:`~flask_sockets2.connection.driver.Owner`."""
         if self.outlet is not None:
             self.outlet.remove()
         self._announce_end()
@@ -784,7 +784,7 @@ class Connection:
             link.transport.wake(RETRY)
 
     def link_ended(self) -> None:
-        """See :class:`~flask_sockets2.link.Owner`."""
+        """See :class:`~flask_sockets2.connection.driver.Owner`."""
         _opened.discard(self)
         if self.outlet is not None:
             self.outlet.remove()
@@ -810,6 +810,6 @@ class Connection:
                 self.keeper.forget(self)
 
     def link_drained(self) -> None:
-        """See :class:`~flask_sockets2.link.Owner`."""
+        """See :class:`~flask_sockets2.connection.driver.Owner`."""
         if self.outlet is not None:
             self.outlet.drained()

@@ -16,15 +16,15 @@ import os
 from time import monotonic
 from typing import Protocol as Protocol_
 
+from ..stats import RouteCounters
+from ..transports import memory
+from ..transports.base import LIGHT, READ_SIZE, READ_SIZE_LARGE, Clock, StreamTransport, Timer
+from ..transports.budget import STEP, Budget, Share
+from ..wire import protocol as wire
+from ..wire.protocol import Protocol
 from .inbox import Inbox
 from .keepalive import keepalive_of
 from .limits import Limits
-from .stats import RouteCounters
-from .transports import memory
-from .transports.base import LIGHT, READ_SIZE, READ_SIZE_LARGE, Clock, StreamTransport, Timer
-from .transports.budget import STEP, Budget, Share
-from .wire import protocol as wire
-from .wire.protocol import Protocol
 
 __all__ = ["CLOSED", "CLOSING", "OPEN", "Link"]
 

@@ -15,11 +15,11 @@ from sys import getsizeof
 from time import monotonic
 from typing import Any, Protocol
 
+from ..rates import TokenBucket
+from ..stats import RouteCounters
+from ..transports.base import StreamTransport, Timer
+from ..transports.budget import STEP
 from .limits import Limits
-from .rates import TokenBucket
-from .stats import RouteCounters
-from .transports.base import StreamTransport, Timer
-from .transports.budget import STEP
 
 __all__ = ["Inbox"]
 

@@ -1,0 +1,1 @@
+"""One WebSocket connection: its messages, its keepalive and its limits."""
