@@ -20,7 +20,7 @@ from .exceptions import (
     WebSocketError,
     WebSocketRejected,
 )
-from .fanout import Subscription
+from .fanout.fanout import Subscription
 from .firehose import Firehose, push
 from .publisher import Publisher
 from .sockets import Sockets

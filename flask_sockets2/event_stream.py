@@ -31,13 +31,13 @@ from werkzeug.exceptions import ServiceUnavailable, TooManyRequests
 
 from .brokers.base import Message
 from .connection.limits import Limits
-from .encoding import GAP, Encoding, Frames
 from .exceptions import BrokerError, HandshakeError
 from .extension import State, state_of
-from .fanout import Subscription
+from .fanout.encoding import GAP, Encoding, Frames
+from .fanout.fanout import Subscription
+from .fanout.outbox import Outlet
 from .guests import Guest
 from .origins import check_stream
-from .outlet import Outlet
 from .servers.stream import Body, Stream
 from .settings import limits_of
 from .transports.base import StreamTransport

@@ -31,8 +31,8 @@ from .brokers.base import (
     Receiver,
 )
 from .brokers.registry import open_broker
-from .encoding import Payload
 from .exceptions import BrokerError
+from .fanout.encoding import Payload
 from .orders import ORDERS, Order, UserId
 
 __all__ = ["Publisher", "check_channel", "dumps_of", "json_of", "payload_of"]

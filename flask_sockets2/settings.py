@@ -71,8 +71,8 @@ from typing import Any, NamedTuple
 
 from .brokers.base import BrokerOptions
 from .connection.limits import LONGEST, MOST, Limits, is_number, shown
+from .fanout.outbox import POLICIES
 from .guests import NO_RULES, Rules
-from .outlet import POLICIES
 from .servers.patience import SETTINGS as HTTP_SETTINGS
 
 __all__ = [

@@ -20,10 +20,10 @@ from flask_sockets2.brokers.base import (
 )
 from flask_sockets2.brokers.log import Log
 from flask_sockets2.brokers.memory import MemoryBroker
-from flask_sockets2.encoding import Encoding, Frames
 from flask_sockets2.exceptions import BrokerError
-from flask_sockets2.fanout import Fanout, Observer, Subscription
-from flask_sockets2.outlet import Outlet
+from flask_sockets2.fanout.encoding import Encoding, Frames
+from flask_sockets2.fanout.fanout import Fanout, Observer, Subscription
+from flask_sockets2.fanout.outbox import Outlet
 from flask_sockets2.stats import Counters
 from flask_sockets2.transports.budget import Budget, Share
 from tests.wire_client import BINARY, CLOSE

@@ -55,7 +55,7 @@ from flask_sockets2.brokers.base import (
     Message,
 )
 from flask_sockets2.connection.limits import MAX_BUFFERED
-from flask_sockets2.encoding import Frames, gap_message, presence_message
+from flask_sockets2.fanout.encoding import Frames, gap_message, presence_message
 from flask_sockets2.guests import Rules
 from flask_sockets2.metrics import _CHANNELS, _ROUTES, Metrics
 from flask_sockets2.servers.patience import SETTINGS as HTTP_SETTINGS

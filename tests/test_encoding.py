@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from flask_sockets2.brokers.base import BINARY, JSON, TEXT, Message, Position
-from flask_sockets2.encoding import Frames, Payload, gap_message, presence_message
+from flask_sockets2.fanout.encoding import Frames, Payload, gap_message, presence_message
 
 POSITION = Position("9f86d081884c7d65", 42)
 HEAD = b'{"channel": "news", "position": "9f86d081884c7d65-42", '

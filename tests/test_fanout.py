@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from flask_sockets2.brokers.base import Message, Position
-from flask_sockets2.encoding import Frames
 from flask_sockets2.exceptions import BrokerError
-from flask_sockets2.fanout import ALL, Observer
-from flask_sockets2.outlet import DROP_OLDEST, POLICIES
+from flask_sockets2.fanout.encoding import Frames
+from flask_sockets2.fanout.fanout import ALL, Observer
+from flask_sockets2.fanout.outbox import DROP_OLDEST, POLICIES
 from tests.fanning import ENVELOPES, EPOCH, PLAIN, Client, FarBroker, Hub, Process, in_short
 from tests.processes import wait_until
 from tests.wire_client import TIMEOUT
@@ -159,7 +159,7 @@ def test_a_publisher_in_another_thread_waits_until_there_is_room() -> None:
 def test_a_publisher_does_not_wait_for_ever_for_a_hub_that_is_stuck(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("flask_sockets2.writer._ROOM_TIMEOUT", 0.05)
+    monkeypatch.setattr("flask_sockets2.fanout.turn_writer._ROOM_TIMEOUT", 0.05)
     process = Process()
     process.listener()
     process.hub.here = False
@@ -170,7 +170,7 @@ def test_a_publisher_does_not_wait_for_ever_for_a_hub_that_is_stuck(
 
 def test_after_a_while_of_writing_the_hub_sees_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """And what was published between two slices is not forgotten."""
-    monkeypatch.setattr("flask_sockets2.writer._SLICE", -1.0)
+    monkeypatch.setattr("flask_sockets2.fanout.turn_writer._SLICE", -1.0)
     process = Process()
     clients = [process.listener() for _ in range(200)]
     process.publish("one")
@@ -186,7 +186,7 @@ def test_after_a_while_of_writing_the_hub_sees_to_others(monkeypatch: pytest.Mon
 
 
 def test_what_comes_during_the_last_slice_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flask_sockets2.writer._SLICE", -1.0)
+    monkeypatch.setattr("flask_sockets2.fanout.turn_writer._SLICE", -1.0)
     process = Process()
     clients = [process.listener() for _ in range(100)]
     process.publish("one")
@@ -197,7 +197,7 @@ def test_what_comes_during_the_last_slice_is_written(monkeypatch: pytest.MonkeyP
 
 
 def test_who_leaves_between_two_slices_gets_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flask_sockets2.writer._SLICE", -1.0)
+    monkeypatch.setattr("flask_sockets2.fanout.turn_writer._SLICE", -1.0)
     process = Process()
     clients = [process.listener() for _ in range(100)]
     process.publish("one")
@@ -427,7 +427,7 @@ def test_a_history_that_does_not_reach_back_is_a_gap(process: Process) -> None:
 
 
 def test_a_plain_client_is_told_of_a_gap_as_it_asked_for(process: Process) -> None:
-    from flask_sockets2.encoding import Payload
+    from flask_sockets2.fanout.encoding import Payload
 
     encoding = Frames.of(gap=Payload(False, b"reload"))
     client = process.listener(encoding=encoding, since=Position("f" * 16, 3))
@@ -660,7 +660,7 @@ def test_when_who_fetches_fails_those_who_wait_try_themselves(
 def test_nobody_waits_for_another_without_a_deadline(
     far: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flask_sockets2.recent._PATIENCE", 0.05)
+    monkeypatch.setattr("flask_sockets2.fanout.replay_cache._PATIENCE", 0.05)
     positions = far.publish(*numbers(1, 5))
     far.broker.hook = gate = Gate("history")
     first, other = far.client(), far.client()
@@ -821,8 +821,8 @@ def test_who_joins_after_the_list_was_made_comes_after_it(far: Process) -> None:
 @pytest.fixture
 def rolling(monkeypatch: pytest.MonkeyPatch) -> Iterator[Process]:
     """A process that calls the roll soon, and once."""
-    monkeypatch.setattr("flask_sockets2.fanout._ROLL_CALLS", (0.05,))
-    monkeypatch.setattr("flask_sockets2.presence._RETRY", 0.01)
+    monkeypatch.setattr("flask_sockets2.fanout.fanout._ROLL_CALLS", (0.05,))
+    monkeypatch.setattr("flask_sockets2.fanout.roll_call._RETRY", 0.01)
     process = Process(far=True)
     yield process
     process.fanout.close()
@@ -1253,7 +1253,7 @@ def test_one_client_that_subscribes_twice_at_once_does_so_once(point: str, far: 
 def test_a_broker_that_never_answers_is_an_error(
     far: Process, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flask_sockets2.open_channels._OPEN_TIMEOUT", 0.05)
+    monkeypatch.setattr("flask_sockets2.fanout.open_channels._OPEN_TIMEOUT", 0.05)
     gate = Gate("subscribe")
     far.broker.hook = gate
     first, other = far.client(), far.client()
@@ -1577,5 +1577,5 @@ def test_under_any_interleaving_all_is_seen_once_and_in_order(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Who fetches may be further up in this very thread: it cannot be waited for.
-    monkeypatch.setattr("flask_sockets2.recent._PATIENCE", 0.0)
+    monkeypatch.setattr("flask_sockets2.fanout.replay_cache._PATIENCE", 0.0)
     Story(seed).run()

@@ -16,9 +16,9 @@ from flask_sockets2.brokers.base import (
     Message,
     Position,
 )
-from flask_sockets2.encoding import Frames
-from flask_sockets2.fanout import Fanout
-from flask_sockets2.outlet import Outlet
+from flask_sockets2.fanout.encoding import Frames
+from flask_sockets2.fanout.fanout import Fanout
+from flask_sockets2.fanout.outbox import Outlet
 from flask_sockets2.stats import Counters
 
 OLD, NEW = "0" * 16, "1" * 16

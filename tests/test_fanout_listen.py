@@ -8,8 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from flask_sockets2 import BrokerError, open_channels, own_channels
+from flask_sockets2 import BrokerError
 from flask_sockets2.brokers.base import JSON, RESERVED, Draft, Message
+from flask_sockets2.fanout import control_channels as own_channels
+from flask_sockets2.fanout import open_channels
 from tests.fanning import Hub, Process
 from tests.processes import wait_until
 

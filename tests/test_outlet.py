@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from flask_sockets2.brokers.base import BINARY, TEXT, Message, Position
-from flask_sockets2.encoding import Encoding, Frames, Payload, gap_message
-from flask_sockets2.outlet import COALESCE, DISCONNECT, DROP_OLDEST, POLICIES, Batch, Outlet
+from flask_sockets2.fanout.encoding import Encoding, Frames, Payload, gap_message
+from flask_sockets2.fanout.outbox import COALESCE, DISCONNECT, DROP_OLDEST, POLICIES, Batch, Outlet
 from flask_sockets2.stats import ChannelCounters
 from tests.fanning import ENVELOPES, EPOCH, PLAIN, Client, Hub, frames
 

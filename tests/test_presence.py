@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 
 from flask_sockets2 import BrokerError
-from flask_sockets2.presence import _ATTEMPTS, RollCall
+from flask_sockets2.fanout.roll_call import _ATTEMPTS, RollCall
 from tests.processes import wait_until
 
 WAIT = 60.0
@@ -30,7 +30,7 @@ class Broker:
 
 @pytest.fixture(autouse=True)
 def _retries_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flask_sockets2.presence._RETRY", 0.0)
+    monkeypatch.setattr("flask_sockets2.fanout.roll_call._RETRY", 0.0)
 
 
 def test_a_broker_that_fails_is_asked_five_times(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from flask_sockets2 import writer
 from flask_sockets2.brokers.base import TEXT, Message, Position
-from flask_sockets2.encoding import Frames
-from flask_sockets2.outlet import Batch, Outlet
+from flask_sockets2.fanout import turn_writer as writer
+from flask_sockets2.fanout.encoding import Frames
+from flask_sockets2.fanout.outbox import Batch, Outlet
+from flask_sockets2.fanout.turn_writer import Writer
 from flask_sockets2.stats import ChannelCounters
 from flask_sockets2.transports.budget import UNCOUNTED
-from flask_sockets2.writer import Writer
 
 
 class Clock:

@@ -38,7 +38,7 @@ from .limits import MAX_BUFFERED, Limits
 
 if TYPE_CHECKING:
     from ..brokers.base import Position
-    from ..fanout import Subscription
+    from ..fanout.fanout import Subscription
 
 __all__ = ["NO_HANDLER", "Connection", "Take"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from .brokers.base import native_lock
-from .brokers.later import Later
-from .exceptions import BrokerError
+from ..brokers.base import native_lock
+from ..brokers.later import Later
+from ..exceptions import BrokerError
 
 __all__ = ["RollCall"]
 

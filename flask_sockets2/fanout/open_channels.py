@@ -12,12 +12,12 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
+from ..brokers.base import Broker
+from ..brokers.later import Later
+from ..exceptions import BrokerError
+from ..stats import Counters
 from .audience import Channel
-from .brokers.base import Broker
-from .brokers.later import Later
-from .exceptions import BrokerError
-from .recent import Recent
-from .stats import Counters
+from .replay_cache import Recent
 
 __all__ = ["OpenChannels", "inform"]
 

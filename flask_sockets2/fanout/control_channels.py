@@ -11,8 +11,8 @@ import threading
 from collections.abc import Callable
 from time import monotonic
 
-from .brokers.base import Broker, Message, Position
-from .exceptions import BrokerError
+from ..brokers.base import Broker, Message, Position
+from ..exceptions import BrokerError
 
 __all__ = ["OwnChannels"]
 

@@ -20,9 +20,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from typing import Any, NamedTuple, Protocol
 
-from .brokers.base import Message
+from ..brokers.base import Message
+from ..stats import ChannelCounters
 from .encoding import GAP, Encoding
-from .stats import ChannelCounters
 
 __all__ = ["CHUNK", "POLICIES", "Batch", "Outlet", "Owner", "SocketWriter"]
 

@@ -27,10 +27,10 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from .brokers.base import Broker, History, Message, Position
+from ..brokers.base import Broker, History, Message, Position
 from .encoding import GAP, Encoding, gap_message
-from .outlet import DROP_OLDEST, Batch, Outlet
-from .recent import Recent
+from .outbox import DROP_OLDEST, Batch, Outlet
+from .replay_cache import Recent
 
 __all__ = ["OVERHEAD", "Held", "Replayer"]
 

@@ -16,9 +16,9 @@ from collections import OrderedDict
 from time import monotonic
 from typing import Any
 
-from .brokers.base import Broker, BrokerOptions, History, Message, Position
-from .brokers.later import Later
-from .brokers.log import Log
+from ..brokers.base import Broker, BrokerOptions, History, Message, Position
+from ..brokers.later import Later
+from ..brokers.log import Log
 
 __all__ = ["Recent"]
 

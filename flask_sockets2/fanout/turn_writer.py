@@ -8,8 +8,8 @@ from math import inf
 from time import monotonic
 from typing import Any, Protocol
 
-from .brokers.base import native_lock
-from .outlet import Batch, Outlet
+from ..brokers.base import native_lock
+from .outbox import Batch, Outlet
 
 __all__ = ["Clock", "Writer"]
 

@@ -11,13 +11,13 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from .brokers.base import Message, Position
+from ..brokers.base import Message, Position
+from ..exceptions import BrokerError
+from ..stats import ChannelCounters
 from .encoding import Encoding
-from .exceptions import BrokerError
-from .outlet import Batch, Outlet
+from .outbox import Batch, Outlet
 from .replay import OVERHEAD, Held
-from .stats import ChannelCounters
-from .writer import Writer
+from .turn_writer import Writer
 
 __all__ = ["Audience", "Channel", "Entry"]
 

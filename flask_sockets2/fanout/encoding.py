@@ -23,10 +23,10 @@ from base64 import b64encode
 from typing import Any, ClassVar, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
-from .brokers.base import BINARY as BINARY_KIND
-from .brokers.base import JSON, Message, Position, native_lock
-from .brokers.base import TEXT as TEXT_KIND
-from .wire.frames import BINARY, TEXT, build, build_deflated
+from ..brokers.base import BINARY as BINARY_KIND
+from ..brokers.base import JSON, Message, Position, native_lock
+from ..brokers.base import TEXT as TEXT_KIND
+from ..wire.frames import BINARY, TEXT, build, build_deflated
 
 __all__ = ["GAP", "Encoding", "Frames", "Payload", "gap_message", "presence_message"]
 

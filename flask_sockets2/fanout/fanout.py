@@ -27,18 +27,18 @@ import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from ..brokers.base import Broker, BrokerOptions, History, Message, Position, native_lock
+from ..exceptions import BrokerError
+from ..stats import Counters
 from .audience import Audience, Channel, Entry
-from .brokers.base import Broker, BrokerOptions, History, Message, Position, native_lock
+from .control_channels import OwnChannels
 from .encoding import Encoding, gap_message, presence_message
-from .exceptions import BrokerError
 from .open_channels import OpenChannels, inform
-from .outlet import Batch, Outlet, Owner
-from .own_channels import OwnChannels
-from .presence import RollCall
-from .recent import Recent
+from .outbox import Batch, Outlet, Owner
 from .replay import Held, Replayer
-from .stats import Counters
-from .writer import Clock, Writer
+from .replay_cache import Recent
+from .roll_call import RollCall
+from .turn_writer import Clock, Writer
 
 __all__ = ["ALL", "Fanout", "Observer", "Subscription"]
 

@@ -1,0 +1,1 @@
+"""A channel's subscribers in this process, and what each of them still has to get."""
