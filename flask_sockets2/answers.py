@@ -35,7 +35,7 @@ from werkzeug.exceptions import HTTPException, ServiceUnavailable
 from werkzeug.local import LocalProxy
 from werkzeug.wrappers import Response
 
-from .orders import UserId, user_text
+from .admission.disconnects import UserId, user_text
 from .servers.environ import on_gevent
 
 __all__ = [

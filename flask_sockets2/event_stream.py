@@ -29,6 +29,7 @@ from typing import Any
 from flask import Flask, Response, request
 from werkzeug.exceptions import ServiceUnavailable, TooManyRequests
 
+from .admission.guests import Guest
 from .brokers.base import Message
 from .connection.limits import Limits
 from .exceptions import BrokerError, HandshakeError
@@ -36,7 +37,6 @@ from .extension import State, state_of
 from .fanout.encoding import GAP, Encoding, Frames
 from .fanout.fanout import Subscription
 from .fanout.outbox import Outlet
-from .guests import Guest
 from .origins import check_stream
 from .servers.stream import Body, Stream
 from .settings import limits_of

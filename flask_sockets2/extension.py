@@ -15,15 +15,15 @@ from weakref import WeakSet
 from flask import Flask, Response, current_app, has_request_context, request
 from werkzeug.exceptions import HTTPException
 
-from .admission import Admission
+from .admission.admission import Admission
+from .admission.disconnects import ORDERS
+from .admission.guests import Guest
 from .answers import Identify, WrongAnswer, identity
 from .brokers.registry import open_broker
 from .channels import Channels
 from .connection.connection import Connection
 from .connection.limits import MAX_BUFFERED, Limits
 from .exceptions import BrokerError
-from .guests import Guest
-from .orders import ORDERS
 from .rates import SeldomLog
 from .reports import Reporter
 from .servers import under_way

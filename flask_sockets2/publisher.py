@@ -19,6 +19,7 @@ from typing import Any
 from flask import Flask
 from flask.json.provider import DefaultJSONProvider
 
+from .admission.disconnects import ORDERS, Order, UserId
 from .brokers.base import (
     BINARY,
     JSON,
@@ -33,7 +34,6 @@ from .brokers.base import (
 from .brokers.registry import open_broker
 from .exceptions import BrokerError
 from .fanout.encoding import Payload
-from .orders import ORDERS, Order, UserId
 
 __all__ = ["Publisher", "check_channel", "dumps_of", "json_of", "payload_of"]
 

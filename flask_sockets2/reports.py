@@ -23,7 +23,7 @@ from math import isfinite
 from time import monotonic
 from typing import Any
 
-from .admission import Admission
+from .admission.admission import Admission
 from .brokers.base import JSON, RESERVED, Broker, Draft, Message
 from .brokers.later import Later
 from .channels import Channels

@@ -69,10 +69,10 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
+from .admission.guests import NO_RULES, Rules
 from .brokers.base import BrokerOptions
 from .connection.limits import LONGEST, MOST, Limits, is_number, shown
 from .fanout.outbox import POLICIES
-from .guests import NO_RULES, Rules
 from .servers.patience import SETTINGS as HTTP_SETTINGS
 
 __all__ = [

@@ -19,15 +19,15 @@ from flask import Flask, abort, request
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from flask_sockets2 import BrokerError, Sockets, Turbo, WebSocketRejected
-from flask_sockets2 import admission as admission_module
-from flask_sockets2 import orders as orders_module
-from flask_sockets2.admission import Admission
+from flask_sockets2.admission import admission as admission_module
+from flask_sockets2.admission import disconnects as orders_module
+from flask_sockets2.admission.admission import Admission
+from flask_sockets2.admission.disconnects import ORDERS, Order
+from flask_sockets2.admission.guests import Rules, network_of
 from flask_sockets2.brokers.base import JSON, Message, Position
 from flask_sockets2.event_stream import stream_response
 from flask_sockets2.exceptions import HandshakeError
 from flask_sockets2.extension import state_of
-from flask_sockets2.guests import Rules, network_of
-from flask_sockets2.orders import ORDERS, Order
 from flask_sockets2.servers.environ import waiter
 from flask_sockets2.signals import connection_opened
 from flask_sockets2.stats import Counters

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from flask_sockets2 import ages
-from flask_sockets2.ages import Ages
+from flask_sockets2.admission import max_age as ages
+from flask_sockets2.admission.max_age import Ages
 
 
 class Time:

@@ -38,13 +38,14 @@ from flask_sockets2 import (
     Sockets,
     WebSocketHandler,
     WebSocketRejected,
-    admission,
     exceptions,
     signals,
 )
 from flask_sockets2 import settings as settings_module
 from flask_sockets2._version import __version__
-from flask_sockets2.admission import _Refusal
+from flask_sockets2.admission import admission
+from flask_sockets2.admission.admission import _Refusal
+from flask_sockets2.admission.guests import Rules
 from flask_sockets2.brokers.base import (
     BINARY,
     JSON,
@@ -56,7 +57,6 @@ from flask_sockets2.brokers.base import (
 )
 from flask_sockets2.connection.limits import MAX_BUFFERED
 from flask_sockets2.fanout.encoding import Frames, gap_message, presence_message
-from flask_sockets2.guests import Rules
 from flask_sockets2.metrics import _CHANNELS, _ROUTES, Metrics
 from flask_sockets2.servers.patience import SETTINGS as HTTP_SETTINGS
 from flask_sockets2.signing import MAX_AGE

@@ -18,12 +18,12 @@ import pytest
 from flask import Flask, Response, has_request_context
 
 from flask_sockets2 import BrokerError, Sockets, signals
+from flask_sockets2.admission.guests import Guest
 from flask_sockets2.brokers.base import JSON, TEXT, Message, Position
 from flask_sockets2.connection.limits import Limits
 from flask_sockets2.event_stream import EVENTS, event, stream_response
 from flask_sockets2.extension import State, state_of
 from flask_sockets2.fanout.encoding import GAP, gap_message
-from flask_sockets2.guests import Guest
 from flask_sockets2.servers.stream import Body, Stream
 from tests.clients import http
 from tests.event_client import EventClient

@@ -9,8 +9,8 @@ import pytest
 from werkzeug.local import LocalProxy
 
 from flask_sockets2 import BrokerError
-from flask_sockets2 import orders as orders_module
-from flask_sockets2.orders import Order, Unsent, user_text
+from flask_sockets2.admission import disconnects as orders_module
+from flask_sockets2.admission.disconnects import Order, Unsent, user_text
 from tests.processes import wait_until
 
 SOME_ID = UUID("12345678-1234-5678-1234-567812345678")

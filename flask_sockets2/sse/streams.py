@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from flask import Response, request
 
+from ..admission.guests import Guest
 from ..brokers.base import NOWHERE, Position
 from ..event_stream import Attach, answer, open_body
 from ..exceptions import BrokerError
-from ..guests import Guest
 from ..publisher import Publisher, json_of
 from ..settings import limits_of
 from ..signing import not_before

@@ -30,8 +30,8 @@ from uuid import UUID
 
 from flask import Flask
 
+from ..admission.disconnects import user_text
 from ..brokers.base import Position
-from ..orders import user_text
 from ..publisher import check_channel
 from ..settings import check
 from ..signing import LOST, MAX_AGE, SESSION, Forged, InvalidName, Plain, Signer

@@ -19,9 +19,9 @@ from uuid import UUID
 
 from werkzeug.local import LocalProxy
 
-from .brokers.base import RESERVED, native_lock
-from .brokers.later import Later
-from .exceptions import BrokerError
+from ..brokers.base import RESERVED, native_lock
+from ..brokers.later import Later
+from ..exceptions import BrokerError
 
 __all__ = ["ORDERS", "Order", "Unsent", "UserId", "user_text"]
 

@@ -26,14 +26,14 @@ from time import monotonic
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from .ages import Ages
-from .brokers.base import Message, native_lock
-from .exceptions import HandshakeError
+from ..brokers.base import Message, native_lock
+from ..exceptions import HandshakeError
+from ..rates import Buckets, SeldomLog, TokenBucket
+from ..stats import Counters
+from ..transports.base import Clock
+from .disconnects import Order
 from .guests import NO_RULES, Guest, Rules, network_of
-from .orders import Order
-from .rates import Buckets, SeldomLog, TokenBucket
-from .stats import Counters
-from .transports.base import Clock
+from .max_age import Ages
 
 __all__ = ["Admission"]
 

@@ -1,0 +1,1 @@
+"""Which clients may connect, how many of them, and which have to leave."""
