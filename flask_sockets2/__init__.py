@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
 from .brokers.base import Broker, Position
+from .channels.publisher import Publisher
 from .connection.connection import Connection
 from .connection.limits import Limits
 from .exceptions import (
@@ -22,7 +23,6 @@ from .exceptions import (
 )
 from .fanout.fanout import Subscription
 from .firehose import Firehose, push
-from .publisher import Publisher
 from .sockets import Sockets
 from .turbo import Turbo
 from .typing import WebSocket

@@ -24,12 +24,12 @@ from websockets.exceptions import InvalidURI
 from websockets.uri import WebSocketURI, parse_uri
 
 from .brokers.base import NOWHERE, History, Message, Position, Receiver
+from .channels.publisher import Publisher, check_channel, dumps_of
 from .doctor import Case, examine
 from .exceptions import BrokerError
 from .extension import broker_url_of
 from .fanout.encoding import Frames, gap_message
 from .findings import Finding
-from .publisher import Publisher, check_channel, dumps_of
 from .settings import broker_options_of, limits_of
 from .sockets import unserved
 from .top import INTERVAL, Top

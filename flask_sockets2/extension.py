@@ -20,7 +20,7 @@ from .admission.disconnects import ORDERS
 from .admission.guests import Guest
 from .answers import Identify, WrongAnswer, identity
 from .brokers.registry import open_broker
-from .channels import Channels
+from .channels.app_channels import Channels
 from .connection.connection import Connection
 from .connection.limits import MAX_BUFFERED, Limits
 from .exceptions import BrokerError

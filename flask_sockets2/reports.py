@@ -26,7 +26,7 @@ from typing import Any
 from .admission.admission import Admission
 from .brokers.base import JSON, RESERVED, Broker, Draft, Message
 from .brokers.later import Later
-from .channels import Channels
+from .channels.app_channels import Channels
 from .exceptions import BrokerError
 from .stats import Counters
 from .transports.base import Clock

@@ -26,13 +26,13 @@ from werkzeug.routing.exceptions import WebsocketMismatch
 
 from .answers import Identify, UserId
 from .brokers.base import Position
-from .channels import Channels
+from .channels.app_channels import Channels
+from .channels.publisher import Publisher, check_channel
 from .connection.connection import Connection
 from .extension import EXTENSION, check_broker, make_state, serve_metrics, state_of
 from .health import serve_health
 from .middleware import SocketMiddleware
 from .origins import origins_of, warn_of_every_site
-from .publisher import Publisher, check_channel
 from .rates import SeldomLog
 from .routes import Route, WebSocketRules, has_rule, is_open, overwriting, source_of
 from .sessions import drop_flashes_of_connections

@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from ..brokers.base import JSON, Position
 from ..brokers.base import TEXT as TEXT_KIND
 from ..brokers.base import Message as Published
+from ..channels.publisher import Dumps, check_channel
 from ..fanout.encoding import GAP
-from ..publisher import Dumps, check_channel
 from ..signing import LOST, START
 from .message import Fields, Message, lines_of
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from flask import Response, current_app, request
 
-from ..publisher import Dumps, dumps_of
+from ..channels.publisher import Dumps, dumps_of
 from .message import Message
 from .pieces import answer_with
 

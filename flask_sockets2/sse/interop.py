@@ -30,9 +30,9 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from ..brokers.client import Client
-from ..channels import Channels
+from ..channels.app_channels import Channels
+from ..channels.publisher import Dumps
 from ..exceptions import BrokerError
-from ..publisher import Dumps
 from .encoding import PREFIX, channel_of
 from .message import Message
 

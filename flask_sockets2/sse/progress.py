@@ -25,8 +25,8 @@ from types import TracebackType
 
 from ..brokers.base import NOWHERE
 from ..brokers.later import Later
+from ..channels.publisher import Publisher
 from ..exceptions import BrokerError
-from ..publisher import Publisher
 from .encoding import channel_of
 from .message import Message
 

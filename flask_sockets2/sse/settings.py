@@ -27,8 +27,8 @@ from weakref import WeakSet
 
 from flask import Blueprint, Flask, current_app
 
+from ..channels.publisher import Dumps, dumps_of
 from ..extension import State, broker_url_of, check_broker, state_of
-from ..publisher import Dumps, dumps_of
 from ..settings import check, check_all
 from ..signing import check_keys
 from ..sockets import Sockets

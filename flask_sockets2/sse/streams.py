@@ -12,9 +12,9 @@ from flask import Response, request
 
 from ..admission.guests import Guest
 from ..brokers.base import NOWHERE, Position
+from ..channels.publisher import Publisher, json_of
 from ..event_stream import Attach, answer, open_body
 from ..exceptions import BrokerError
-from ..publisher import Publisher, json_of
 from ..settings import limits_of
 from ..signing import not_before
 from .access import Permission

@@ -12,7 +12,7 @@ from werkzeug.local import LocalProxy
 
 from ..answers import UserId
 from ..brokers.base import Position
-from ..publisher import Publisher
+from ..channels.publisher import Publisher
 from ..sockets import Sockets
 from .builders import Builders
 from .commit import after_commit

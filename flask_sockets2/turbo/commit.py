@@ -42,7 +42,7 @@ from .refresh import Refresh
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction
 
-    from ..publisher import Publisher
+    from ..channels.publisher import Publisher
     from ..sockets import Sockets
 
 __all__ = ["after_commit"]

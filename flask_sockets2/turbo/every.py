@@ -29,8 +29,8 @@ from flask import Flask
 
 from ..answers import call
 from ..brokers.later import Later
+from ..channels.publisher import Publisher
 from ..exceptions import BrokerError
-from ..publisher import Publisher
 
 __all__ = ["LEASE", "Job", "check_seconds", "start"]
 

@@ -32,7 +32,7 @@ from flask import Flask
 
 from ..admission.disconnects import user_text
 from ..brokers.base import Position
-from ..publisher import check_channel
+from ..channels.publisher import check_channel
 from ..settings import check
 from ..signing import LOST, MAX_AGE, SESSION, Forged, InvalidName, Plain, Signer
 

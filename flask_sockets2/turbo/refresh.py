@@ -24,8 +24,8 @@ from functools import partial
 
 from ..brokers.base import Broker, Position
 from ..brokers.later import Later
+from ..channels.publisher import Publisher
 from ..exceptions import BrokerError
-from ..publisher import Publisher
 
 __all__ = ["PAUSE", "Debounce", "Refresh"]
 

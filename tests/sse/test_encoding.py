@@ -8,8 +8,8 @@ import pytest
 from flask import Flask
 
 from flask_sockets2.brokers.base import BINARY, JSON, TEXT, Message, Position
+from flask_sockets2.channels.publisher import dumps_of
 from flask_sockets2.fanout.encoding import gap_message
-from flask_sockets2.publisher import dumps_of
 from flask_sockets2.sse.encoding import (
     Bodies,
     Lines,

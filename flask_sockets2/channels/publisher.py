@@ -19,8 +19,8 @@ from typing import Any
 from flask import Flask
 from flask.json.provider import DefaultJSONProvider
 
-from .admission.disconnects import ORDERS, Order, UserId
-from .brokers.base import (
+from ..admission.disconnects import ORDERS, Order, UserId
+from ..brokers.base import (
     BINARY,
     JSON,
     RESERVED,
@@ -31,9 +31,9 @@ from .brokers.base import (
     Position,
     Receiver,
 )
-from .brokers.registry import open_broker
-from .exceptions import BrokerError
-from .fanout.encoding import Payload
+from ..brokers.registry import open_broker
+from ..exceptions import BrokerError
+from ..fanout.encoding import Payload
 
 __all__ = ["Publisher", "check_channel", "dumps_of", "json_of", "payload_of"]
 

@@ -10,18 +10,18 @@ from typing import Any, Protocol, TypeVar
 
 from flask import Flask, has_request_context, request
 
-from .admission.disconnects import ORDERS, Order, Unsent, UserId
-from .brokers.base import JSON, NOWHERE, BrokerOptions, Draft, Message, Position
-from .brokers.registry import open_broker
-from .exceptions import BrokerError
-from .fanout.encoding import Encoding, Frames
-from .fanout.fanout import ALL, Fanout, Observer, Subscription
-from .fanout.outbox import Outlet, Owner, SocketWriter
-from .fanout.turn_writer import Clock
+from ..admission.disconnects import ORDERS, Order, Unsent, UserId
+from ..brokers.base import JSON, NOWHERE, BrokerOptions, Draft, Message, Position
+from ..brokers.registry import open_broker
+from ..exceptions import BrokerError
+from ..fanout.encoding import Encoding, Frames
+from ..fanout.fanout import ALL, Fanout, Observer, Subscription
+from ..fanout.outbox import Outlet, Owner, SocketWriter
+from ..fanout.turn_writer import Clock
+from ..rates import SeldomLog
+from ..signals import broker_reconnected, client_too_slow, gap_told, message_dropped, tell
+from ..stats import Counters
 from .publisher import Publisher, check_channel, dumps_of, payload_of
-from .rates import SeldomLog
-from .signals import broker_reconnected, client_too_slow, gap_told, message_dropped, tell
-from .stats import Counters
 
 __all__ = ["Channels", "Subscriber"]
 

@@ -1,0 +1,1 @@
+"""Publishing and subscribing, for one application or for a program without one."""
