@@ -25,8 +25,8 @@ from typing import Any
 
 from .admission.admission import Admission
 from .brokers.base import JSON, RESERVED, Broker, Draft, Message
-from .brokers.later import Later
 from .channels.app_channels import Channels
+from .concurrency.delayed_calls import Later
 from .exceptions import BrokerError
 from .stats import Counters
 from .transports.base import Clock

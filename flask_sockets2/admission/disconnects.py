@@ -20,7 +20,7 @@ from uuid import UUID
 from werkzeug.local import LocalProxy
 
 from ..brokers.base import RESERVED, native_lock
-from ..brokers.later import Later
+from ..concurrency.delayed_calls import Later
 from ..exceptions import BrokerError
 
 __all__ = ["ORDERS", "Order", "Unsent", "UserId", "user_text"]

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from time import monotonic
 
+from ..concurrency.delayed_calls import Later
 from .base import (
     DAY,
     RESERVED,
@@ -22,7 +23,6 @@ from .base import (
     new_epoch,
     silent_ttl,
 )
-from .later import Later
 from .log import Log
 
 __all__ = ["MemoryBroker"]

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any
 
 from ..brokers.base import Broker
-from ..brokers.later import Later
+from ..concurrency.delayed_calls import Later
 from ..exceptions import BrokerError
 from ..stats import Counters
 from .audience import Channel

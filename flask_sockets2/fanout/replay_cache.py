@@ -17,8 +17,8 @@ from time import monotonic
 from typing import Any
 
 from ..brokers.base import Broker, BrokerOptions, History, Message, Position
-from ..brokers.later import Later
 from ..brokers.log import Log
+from ..concurrency.delayed_calls import Later
 
 __all__ = ["Recent"]
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 
 from ..brokers.base import native_lock
-from ..brokers.later import Later
+from ..concurrency.delayed_calls import Later
 from ..exceptions import BrokerError
 
 __all__ = ["RollCall"]

@@ -24,8 +24,8 @@ from time import monotonic
 from types import TracebackType
 
 from ..brokers.base import NOWHERE
-from ..brokers.later import Later
 from ..channels.publisher import Publisher
+from ..concurrency.delayed_calls import Later
 from ..exceptions import BrokerError
 from .encoding import channel_of
 from .message import Message

@@ -28,8 +28,8 @@ from weakref import ref
 from flask import Flask
 
 from ..answers import call
-from ..brokers.later import Later
 from ..channels.publisher import Publisher
+from ..concurrency.delayed_calls import Later
 from ..exceptions import BrokerError
 
 __all__ = ["LEASE", "Job", "check_seconds", "start"]

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..brokers.base import Broker, Position
-from ..brokers.later import Later
 from ..channels.publisher import Publisher
+from ..concurrency.delayed_calls import Later
 from ..exceptions import BrokerError
 
 __all__ = ["PAUSE", "Debounce", "Refresh"]

@@ -6,7 +6,7 @@ import _thread
 
 import pytest
 
-from flask_sockets2.brokers.later import Later
+from flask_sockets2.concurrency.delayed_calls import Later
 from tests.processes import wait_until
 
 

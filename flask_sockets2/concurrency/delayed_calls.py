@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from .base import native_lock
+from ..brokers.base import native_lock
 
 __all__ = ["Later"]
 

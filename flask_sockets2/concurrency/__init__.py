@@ -1,0 +1,1 @@
+"""Threads, greenlets and forks."""
