@@ -18,8 +18,8 @@ from flask_sockets2.brokers.base import (
     Position,
     Receiver,
 )
-from flask_sockets2.brokers.log import Log
 from flask_sockets2.brokers.memory import MemoryBroker
+from flask_sockets2.brokers.message_log import Log
 from flask_sockets2.exceptions import BrokerError
 from flask_sockets2.fanout.encoding import Encoding, Frames
 from flask_sockets2.fanout.fanout import Fanout, Observer, Subscription

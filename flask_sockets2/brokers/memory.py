@@ -23,7 +23,7 @@ from .base import (
     new_epoch,
     silent_ttl,
 )
-from .log import Log
+from .message_log import Log
 
 __all__ = ["MemoryBroker"]
 

@@ -37,7 +37,7 @@ def open_broker(url: str, options: BrokerOptions, receiver: Receiver | None = No
     if scheme == "memory":
         return MemoryBroker(url, options, receiver)
     if scheme in _REDIS:
-        from .redis import RedisBroker
+        from .redis.broker import RedisBroker
 
         return RedisBroker(url, options, receiver)
     for entry in entry_points(group=_ENTRY_POINTS, name=scheme):

@@ -17,7 +17,7 @@ from time import monotonic
 from typing import Any
 
 from ..brokers.base import Broker, BrokerOptions, History, Message, Position
-from ..brokers.log import Log
+from ..brokers.message_log import Log
 from ..concurrency.delayed_calls import Later
 
 __all__ = ["Recent"]

@@ -29,7 +29,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from ..brokers.client import Client
+from ..brokers.redis.client import Client
 from ..channels.app_channels import Channels
 from ..channels.publisher import Dumps
 from ..exceptions import BrokerError

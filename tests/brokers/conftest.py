@@ -14,7 +14,7 @@ import pytest
 
 from flask_sockets2.brokers.base import Broker, BrokerOptions, Message, Position
 from flask_sockets2.brokers.memory import MemoryBroker
-from flask_sockets2.brokers.redis import RedisBroker
+from flask_sockets2.brokers.redis.broker import RedisBroker
 
 from .servers import RedisCluster, RedisServer, server_binary
 

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_sockets2.brokers.base import TEXT, Message, Position
-from flask_sockets2.brokers.log import Log
+from flask_sockets2.brokers.message_log import Log
 
 EPOCH = "9f86d081884c7d65"
 SIZES = st.integers(0, 12)

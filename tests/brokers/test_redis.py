@@ -28,10 +28,10 @@ from flask_sockets2.brokers.base import (
     History,
     Position,
 )
-from flask_sockets2.brokers.leases import LeaseTimes
-from flask_sockets2.brokers.redis import RedisBroker
-from flask_sockets2.brokers.remedies import broker_error
-from flask_sockets2.brokers.scripts import CLAIM, HISTORY, Call, Names, body_of, parse
+from flask_sockets2.brokers.redis.broker import RedisBroker
+from flask_sockets2.brokers.redis.errors import broker_error
+from flask_sockets2.brokers.redis.leases import LeaseTimes
+from flask_sockets2.brokers.redis.scripts import CLAIM, HISTORY, Call, Names, body_of, parse
 from tests.processes import FORKS, unused_port, wait_until
 
 from .conftest import Recorder
@@ -366,7 +366,7 @@ class Exchanges:
 def test_histories_are_read_in_exchanges_of_few_bytes(
     make_redis: MakeRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flask_sockets2.brokers.redis._EXCHANGE_BYTES", 10_000)
+    monkeypatch.setattr("flask_sockets2.brokers.redis.broker._EXCHANGE_BYTES", 10_000)
     broker = make_redis()
     data = {f"channel {i}": [bytes([i]) * 300] * (i % 3 + 1) for i in range(50)}
     data["long"] = [b"a" * 20_000, b"b" * 5_000, b"c" * 5_000]
@@ -397,7 +397,7 @@ def test_one_history_is_at_hand_at_a_time(make_redis: MakeRedis) -> None:
 def test_no_more_than_fits_is_read_of_a_long_history(
     make_redis: MakeRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flask_sockets2.brokers.redis._EXCHANGE_BYTES", 10_000)
+    monkeypatch.setattr("flask_sockets2.brokers.redis.broker._EXCHANGE_BYTES", 10_000)
     broker = make_redis(history_bytes=20_000)
     start = broker.position("news")
     broker.publish([Draft("news", BINARY, bytes(1000))] * 100)

@@ -9,8 +9,8 @@ import pytest
 
 from flask_sockets2 import BrokerError
 from flask_sockets2.brokers.base import TEXT, Draft, Position
-from flask_sockets2.brokers.reader import ListenerTimes
-from flask_sockets2.brokers.redis import RedisBroker
+from flask_sockets2.brokers.redis.broker import RedisBroker
+from flask_sockets2.brokers.redis.reader import ListenerTimes
 from tests.processes import wait_until
 
 from .conftest import NO_SERVER, Missed, Recorder, Resumed

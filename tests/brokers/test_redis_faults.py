@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from flask_sockets2 import BrokerError
-from flask_sockets2.brokers import reader
 from flask_sockets2.brokers.base import BINARY, RESERVED, TEXT, Draft, Message, Position
-from flask_sockets2.brokers.leases import LeaseTimes, _Attempt
-from flask_sockets2.brokers.reader import ListenerTimes
-from flask_sockets2.brokers.redis import RedisBroker
-from flask_sockets2.brokers.scripts import COUNT, SETTLE, Call, Script
+from flask_sockets2.brokers.redis import reader
+from flask_sockets2.brokers.redis.broker import RedisBroker
+from flask_sockets2.brokers.redis.leases import LeaseTimes, _Attempt
+from flask_sockets2.brokers.redis.reader import ListenerTimes
+from flask_sockets2.brokers.redis.scripts import COUNT, SETTLE, Call, Script
 from tests.processes import unused_port, wait_until
 
 from .conftest import WAIT, Missed, Recorder, Resumed
@@ -557,7 +557,7 @@ def test_a_listener_whose_thread_has_ended_is_replaced(
         raise SystemExit
 
     with monkeypatch.context() as patch:
-        patch.setattr("flask_sockets2.brokers.reader.Reader._connect", end)
+        patch.setattr("flask_sockets2.brokers.redis.reader.Reader._connect", end)
         with pytest.raises(BrokerError):
             broker.subscribe("news")
     broker.subscribe("news")

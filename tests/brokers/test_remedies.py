@@ -15,8 +15,8 @@ from redis import Redis
 from redis import exceptions as errors
 
 from flask_sockets2 import BrokerError, Publisher
-from flask_sockets2.brokers.redis import RedisBroker
-from flask_sockets2.brokers.remedies import broker_error
+from flask_sockets2.brokers.redis.broker import RedisBroker
+from flask_sockets2.brokers.redis.errors import broker_error
 from tests.processes import unused_port
 
 from .conftest import NO_SERVER, Recorder

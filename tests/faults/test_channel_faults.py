@@ -22,8 +22,8 @@ import pytest
 
 from flask_sockets2 import BrokerError
 from flask_sockets2.brokers.base import BrokerOptions, Message, Position
-from flask_sockets2.brokers.reader import ListenerTimes
-from flask_sockets2.brokers.redis import RedisBroker
+from flask_sockets2.brokers.redis.broker import RedisBroker
+from flask_sockets2.brokers.redis.reader import ListenerTimes
 from tests import clients, wire_client
 from tests.brokers.servers import RedisServer, server_binary
 from tests.faults.bystander import Bystander, bystander

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from ..exceptions import BrokerError
+from ...exceptions import BrokerError
 
 try:
     from redis import exceptions as errors
@@ -30,7 +30,7 @@ except ImportError as exc:
         'installed; run pip install "flask-sockets2[redis]"'
     ) from exc
 
-from .remedies import broker_error
+from .errors import broker_error
 from .scripts import Call
 
 __all__ = ["SOCKET_TIMEOUT", "Client"]

@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any, TypeVar
 
-from ..exceptions import BrokerError
-from ..rates import SeldomLog
-from .base import (
+from ...exceptions import BrokerError
+from ...rates import SeldomLog
+from ..base import (
     DAY,
     Broker,
     BrokerOptions,
@@ -33,10 +33,10 @@ from .base import (
     silent_ttl,
 )
 from .client import SOCKET_TIMEOUT, Client
+from .errors import GARBLED
 from .leases import Leases, LeaseTimes
 from .listener import Listener
 from .reader import ListenerTimes
-from .remedies import GARBLED
 from .scripts import APPEND, HISTORY, HOLD, POSITION, Call, Names, body_of, parse
 
 __all__ = ["RedisBroker"]

@@ -28,9 +28,9 @@ from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
-from ..concurrency.delayed_calls import Later
-from ..exceptions import BrokerError
-from .base import TEXT, native_lock, new_epoch
+from ...concurrency.delayed_calls import Later
+from ...exceptions import BrokerError
+from ..base import TEXT, native_lock, new_epoch
 from .scripts import (
     CLAIM,
     COUNT,

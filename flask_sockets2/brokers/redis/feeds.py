@@ -21,8 +21,8 @@ import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ..exceptions import BrokerError
-from .base import NOWHERE, History, Message, Position, Receiver
+from ...exceptions import BrokerError
+from ..base import NOWHERE, History, Message, Position, Receiver
 
 if TYPE_CHECKING:
     from .reader import Reader

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from redis import exceptions as errors
 
-from ..exceptions import BrokerError
+from ...exceptions import BrokerError
 
 __all__ = ["GARBLED", "broker_error"]
 

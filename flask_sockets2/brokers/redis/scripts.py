@@ -26,7 +26,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from .base import BINARY, JSON, TEXT, Message, Position
+from ..base import BINARY, JSON, TEXT, Message, Position
 
 __all__ = [
     "APPEND",

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from redis import exceptions as errors
 
-from ..exceptions import BrokerError
-from .base import silent_ttl
+from ...exceptions import BrokerError
+from ..base import silent_ttl
+from .errors import GARBLED
 from .feeds import Delivery, Feed
-from .remedies import GARBLED
 from .scripts import parse
 
 if TYPE_CHECKING:

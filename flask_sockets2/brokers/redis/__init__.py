@@ -1,0 +1,1 @@
+"""The broker that keeps its messages in Redis or Valkey."""
