@@ -38,7 +38,7 @@ from .fanout.encoding import GAP, Encoding, Frames
 from .fanout.fanout import Subscription
 from .fanout.outbox import Outlet
 from .origins import check_stream
-from .servers.stream import Body, Stream
+from .servers.wsgi_stream import Body, Stream
 from .settings import limits_of
 from .transports.base import StreamTransport
 

@@ -27,9 +27,9 @@ from .exceptions import BrokerError
 from .rates import SeldomLog
 from .reports import Reporter
 from .servers import under_way
-from .servers.environ import waiter
 from .servers.patience import register
 from .servers.serving import Unheard, is_listening, works_for_a_server
+from .servers.takeover import waiter
 from .settings import (
     broker_options_of,
     check,

@@ -19,7 +19,7 @@ from typing import Any
 from flask import Response, jsonify, request
 
 from .extension import State
-from .servers.environ import STOPPING
+from .servers.takeover import STOPPING
 
 __all__ = ["serve_health"]
 

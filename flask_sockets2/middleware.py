@@ -13,7 +13,7 @@ from werkzeug.http import HTTP_STATUS_CODES
 from .connection.connection import Connection
 from .exceptions import HandshakeError
 from .rates import SeldomLog
-from .servers.environ import Takeover, close_after, take_over
+from .servers.takeover import Takeover, close_after, take_over
 from .sessions import mark_ended, serving
 from .wire.handshake import is_mount_point, is_upgrade
 

@@ -28,7 +28,7 @@ from flask_sockets2.brokers.base import JSON, Message, Position
 from flask_sockets2.event_stream import stream_response
 from flask_sockets2.exceptions import HandshakeError
 from flask_sockets2.extension import state_of
-from flask_sockets2.servers.environ import waiter
+from flask_sockets2.servers.takeover import waiter
 from flask_sockets2.signals import connection_opened
 from flask_sockets2.stats import Counters
 from flask_sockets2.testing import SocketsClient, WebSocketSession

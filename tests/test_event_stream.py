@@ -24,7 +24,7 @@ from flask_sockets2.connection.limits import Limits
 from flask_sockets2.event_stream import EVENTS, event, stream_response
 from flask_sockets2.extension import State, state_of
 from flask_sockets2.fanout.encoding import GAP, gap_message
-from flask_sockets2.servers.stream import Body, Stream
+from flask_sockets2.servers.wsgi_stream import Body, Stream
 from tests.clients import http
 from tests.event_client import EventClient
 from tests.processes import Certificate, Server, Servers, servers_in, unused_port, wait_until

@@ -12,7 +12,7 @@ from typing import Any
 
 from werkzeug.exceptions import ClientDisconnected
 
-from .head import CONTROL, NAME
+from .request_head import CONTROL, NAME
 
 __all__ = ["BrokenBody", "RequestBody", "SlowBody"]
 

@@ -39,11 +39,19 @@ from ..wire.handshake import is_host, is_upgrade, named_subprotocol
 from . import under_way
 from .body import BrokenBody, RequestBody
 from .clients import Client, Clients, client_of
-from .head import CONTROL, Headers, RequestError, RequestLine, check_fields, environ_key, printable
 from .patience import Patience, http_settings
 from .pool import HandlerPool, Heir
-from .stream import Body, Stream
+from .request_head import (
+    CONTROL,
+    Headers,
+    RequestError,
+    RequestLine,
+    check_fields,
+    environ_key,
+    printable,
+)
 from .turns import READ_AHEAD, Receiver, Sender, turns
+from .wsgi_stream import Body, Stream
 
 __all__ = ["GreenConnection", "WebSocketHandler", "WebSocketServer", "drain"]
 

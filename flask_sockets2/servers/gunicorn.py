@@ -29,14 +29,14 @@ from gunicorn.glogging import Logger
 from gunicorn.util import unquote_to_wsgi_str
 from gunicorn.workers.ggevent import GeventPyWSGIWorker, PyWSGIHandler
 
-from .environ import STOPPING
 from .gevent import WebSocketHandler, WebSocketServer, drain
-from .head import RequestError, printable
 from .hooks import Elapsed, Request, Response
 from .patience import has_applications, http_settings, register
 from .proxy_protocol import PREFIX_V1, ProxyHeader, parse_line, read_binary
+from .request_head import RequestError, printable
 from .rules import Rules
 from .successor import await_successor
+from .takeover import STOPPING
 
 __all__ = ["Worker"]
 

@@ -8,7 +8,7 @@ import gevent
 from gevent.pool import Group, Pool
 
 from ..connection.connection import Connection
-from .stream import Stream
+from .wsgi_stream import Stream
 
 __all__ = ["HandlerPool", "Heir"]
 

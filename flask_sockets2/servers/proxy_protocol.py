@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
-from .head import RequestError
+from .request_head import RequestError
 
 __all__ = ["PREFIX_V1", "VERSIONS", "ProxyHeader", "parse_line", "read_binary"]
 

@@ -14,8 +14,8 @@ from ipaddress import ip_address, ip_network
 from typing import Any
 
 from ..wire.handshake import is_mount_point
-from .head import RequestError
 from .proxy_protocol import VERSIONS
+from .request_head import RequestError
 
 __all__ = ["Rules"]
 

@@ -18,8 +18,8 @@ from ..connection.keepalive import keepalive_of
 from ..event_stream import expect, refusals, respond
 from ..extension import EXTENSION, State, state_of
 from ..origins import check_stream
-from ..servers.environ import client_socket, waiter
-from ..servers.stream import has_ended
+from ..servers.takeover import client_socket, waiter
+from ..servers.wsgi_stream import has_ended
 from ..transports.base import Clock
 from .settings import settings_of
 

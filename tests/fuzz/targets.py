@@ -28,7 +28,7 @@ from flask_sockets2.event_stream import event
 from flask_sockets2.exceptions import HandshakeError
 from flask_sockets2.firehose import link
 from flask_sockets2.firehose.links import joined, parse
-from flask_sockets2.servers.head import Headers as RequestHeaders
+from flask_sockets2.servers.request_head import Headers as RequestHeaders
 from flask_sockets2.signing import Forged
 from flask_sockets2.sse import Message
 from flask_sockets2.turbo.markup import key_of, stream_tag, with_sender

@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from flask_sockets2 import Connection
-from flask_sockets2.servers import environ as environ_module
-from flask_sockets2.servers.environ import take_over
+from flask_sockets2.servers import takeover as environ_module
+from flask_sockets2.servers.takeover import take_over
 from tests.clients import echoed, http
 from tests.connections import tcp_pair
 from tests.processes import Server, accepts, wait_until

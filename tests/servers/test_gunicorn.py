@@ -26,7 +26,7 @@ from gunicorn.glogging import Logger
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from flask_sockets2.servers.gunicorn import _check_application, _Handler
-from flask_sockets2.servers.head import Headers
+from flask_sockets2.servers.request_head import Headers
 from tests.clients import echoed
 from tests.clients import http as ask
 from tests.processes import Certificate, Server, ServerFailed, Servers, servers_in, wait_until

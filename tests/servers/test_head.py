@@ -7,7 +7,7 @@ from io import BytesIO
 
 import pytest
 
-from flask_sockets2.servers.head import (
+from flask_sockets2.servers.request_head import (
     Headers,
     RequestError,
     RequestLine,

@@ -8,8 +8,8 @@ from ipaddress import ip_address
 
 import pytest
 
-from flask_sockets2.servers.head import RequestError
 from flask_sockets2.servers.proxy_protocol import ProxyHeader, parse_line, read_binary
+from flask_sockets2.servers.request_head import RequestError
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 IPV4 = b"\x01\x02\x03\x04" + b"\x05\x06\x07\x08" + b"\x03\xe8\x00\x50"

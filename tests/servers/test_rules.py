@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from gunicorn.config import Config
 
-from flask_sockets2.servers.head import RequestError
+from flask_sockets2.servers.request_head import RequestError
 from flask_sockets2.servers.rules import Rules
 from flask_sockets2.wire.handshake import is_mount_point
 

@@ -30,7 +30,7 @@ from ..connection.connection import Keeper
 from ..connection.keepalive import keepalive_of
 from ..transports.base import Clock, StreamTransport, Waiter
 from ..transports.budget import Budget, Share
-from .environ import client_socket, waiter
+from .takeover import client_socket, waiter
 
 __all__ = ["Body", "Stream", "Writing", "has_ended"]
 
