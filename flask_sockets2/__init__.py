@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__
+from .application.sockets import Sockets
 from .brokers.base import Broker, Position
 from .channels.publisher import Publisher
 from .connection.connection import Connection
@@ -23,7 +24,6 @@ from .exceptions import (
 )
 from .fanout.fanout import Subscription
 from .firehose import Firehose, push
-from .sockets import Sockets
 from .turbo import Turbo
 from .typing import WebSocket
 

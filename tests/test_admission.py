@@ -24,10 +24,10 @@ from flask_sockets2.admission import disconnects as orders_module
 from flask_sockets2.admission.admission import Admission
 from flask_sockets2.admission.disconnects import ORDERS, Order
 from flask_sockets2.admission.guests import Rules, network_of
+from flask_sockets2.application.event_stream import stream_response
+from flask_sockets2.application.state import state_of
 from flask_sockets2.brokers.base import JSON, Message, Position
-from flask_sockets2.event_stream import stream_response
 from flask_sockets2.exceptions import HandshakeError
-from flask_sockets2.extension import state_of
 from flask_sockets2.servers.takeover import waiter
 from flask_sockets2.signals import connection_opened
 from flask_sockets2.stats import Counters

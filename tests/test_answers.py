@@ -21,10 +21,11 @@ from werkzeug.exceptions import Forbidden, HTTPException, Unauthorized
 from werkzeug.local import LocalProxy
 from werkzeug.wrappers import Response as WerkzeugResponse
 
-from flask_sockets2 import Sockets, WebSocketRejected, answers
-from flask_sockets2.answers import WrongAnswer, permits
-from flask_sockets2.event_stream import stream_response
-from flask_sockets2.extension import state_of
+from flask_sockets2 import Sockets, WebSocketRejected
+from flask_sockets2.application import answers
+from flask_sockets2.application.answers import WrongAnswer, permits
+from flask_sockets2.application.event_stream import stream_response
+from flask_sockets2.application.state import state_of
 from flask_sockets2.sse import ServerSentEventsBlueprint
 from flask_sockets2.turbo import Turbo
 from flask_sockets2.turbo.every import Job

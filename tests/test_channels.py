@@ -29,9 +29,9 @@ from flask_sockets2 import (
     WebSocketRejected,
     signals,
 )
+from flask_sockets2.application.event_stream import stream_response
+from flask_sockets2.application.state import state_of
 from flask_sockets2.brokers import memory
-from flask_sockets2.event_stream import stream_response
-from flask_sockets2.extension import state_of
 from flask_sockets2.sse import ServerSentEventsBlueprint
 from flask_sockets2.testing import SocketsClient, WebSocketSession
 from tests import clients

@@ -41,11 +41,14 @@ from flask_sockets2 import (
     exceptions,
     signals,
 )
-from flask_sockets2 import settings as settings_module
 from flask_sockets2._version import __version__
 from flask_sockets2.admission import admission
 from flask_sockets2.admission.admission import _Refusal
 from flask_sockets2.admission.guests import Rules
+from flask_sockets2.application import settings as settings_module
+from flask_sockets2.application.metrics import _CHANNELS, _ROUTES, Metrics
+from flask_sockets2.application.signing import MAX_AGE
+from flask_sockets2.application.view import OPTIONS
 from flask_sockets2.brokers.base import (
     BINARY,
     JSON,
@@ -57,14 +60,11 @@ from flask_sockets2.brokers.base import (
 )
 from flask_sockets2.connection.limits import MAX_BUFFERED
 from flask_sockets2.fanout.encoding import Frames, gap_message, presence_message
-from flask_sockets2.metrics import _CHANNELS, _ROUTES, Metrics
 from flask_sockets2.servers.patience import SETTINGS as HTTP_SETTINGS
-from flask_sockets2.signing import MAX_AGE
 from flask_sockets2.sse.settings import Site
 from flask_sockets2.stats import LIMITS, ChannelCounters, Counters, RouteCounters
 from flask_sockets2.turbo import Turbo, npm
 from flask_sockets2.turbo.extension import ROUTE
-from flask_sockets2.view import OPTIONS
 from tests.brokers.servers import RedisServer, redis_or_skip, server_binary
 from tests.clients import TIMEOUT, echoed, http, websocket
 from tests.processes import Certificate, Server, Servers, wait_until

@@ -19,10 +19,10 @@ from flask import Flask, Response, has_request_context
 
 from flask_sockets2 import BrokerError, Sockets, signals
 from flask_sockets2.admission.guests import Guest
+from flask_sockets2.application.event_stream import EVENTS, event, stream_response
+from flask_sockets2.application.state import State, state_of
 from flask_sockets2.brokers.base import JSON, TEXT, Message, Position
 from flask_sockets2.connection.limits import Limits
-from flask_sockets2.event_stream import EVENTS, event, stream_response
-from flask_sockets2.extension import State, state_of
 from flask_sockets2.fanout.encoding import GAP, gap_message
 from flask_sockets2.servers.wsgi_stream import Body, Stream
 from tests.clients import http

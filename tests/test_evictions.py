@@ -14,7 +14,7 @@ import pytest
 from flask import Flask
 
 from flask_sockets2 import ConnectionClosed, Limits, Sockets
-from flask_sockets2.extension import state_of
+from flask_sockets2.application.state import state_of
 from flask_sockets2.transports.budget import STEP, Budget
 from tests.connections import Greenlets, Handler, Serving, Threads
 from tests.processes import wait_until

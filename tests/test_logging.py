@@ -16,8 +16,8 @@ from flask import Flask
 
 import flask_sockets2
 from flask_sockets2 import Sockets, WebSocketRejected
-from flask_sockets2.event_stream import stream_response
-from flask_sockets2.extension import state_of
+from flask_sockets2.application.event_stream import stream_response
+from flask_sockets2.application.state import state_of
 from flask_sockets2.sse import ServerSentEventsBlueprint
 from flask_sockets2.stats import LIMITS
 from flask_sockets2.turbo import Turbo

@@ -14,7 +14,7 @@ from flask import Flask
 from prometheus_client import CollectorRegistry, generate_latest, multiprocess
 
 from flask_sockets2 import Sockets, WebSocket
-from flask_sockets2.event_stream import stream_response
+from flask_sockets2.application.event_stream import stream_response
 from tests.processes import Server, wait_until
 from tests.wire_client import TEXT, WireClient, connect, frame
 

@@ -12,7 +12,7 @@ import pytest
 from flask import Flask
 
 from flask_sockets2 import BrokerError, Firehose, Sockets, Turbo
-from flask_sockets2.settings import KNOWN, check, misspelt
+from flask_sockets2.application.settings import KNOWN, check, misspelt
 from flask_sockets2.sse import ServerSentEventsBlueprint
 from tests.processes import ServerFailed, Servers
 

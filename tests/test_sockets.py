@@ -36,9 +36,9 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import BaseConverter
 
 from flask_sockets2 import Connection, ConnectionClosed, Sockets, WebSocketRejected
+from flask_sockets2.application.middleware import RAISE, SocketMiddleware
+from flask_sockets2.application.state import state_of
 from flask_sockets2.cli import sockets_cli
-from flask_sockets2.extension import state_of
-from flask_sockets2.middleware import RAISE, SocketMiddleware
 from flask_sockets2.testing import SocketsClient, WebSocketSession
 from tests.clients import websocket
 from tests.processes import Servers, wait_until

@@ -22,10 +22,10 @@ from flask import Flask
 from websockets.exceptions import InvalidStatus
 
 from flask_sockets2 import BrokerError, Publisher, Sockets
+from flask_sockets2.application.process_reports import LOOKS, REPORTS, Report, look
+from flask_sockets2.application.state import state_of
 from flask_sockets2.brokers.base import JSON, Draft, Message, Position
 from flask_sockets2.cli import sockets_cli
-from flask_sockets2.extension import state_of
-from flask_sockets2.reports import LOOKS, REPORTS, Report, look
 from flask_sockets2.stats import ChannelCounters, Counters, RouteCounters
 from flask_sockets2.top import _COUNTS, _RATES, INTERVAL, Top
 from tests.brokers.servers import RedisServer, redis_or_skip
@@ -408,7 +408,7 @@ def test_a_worker_answers_every_half_second_at_most_however_many_look(
     environ: dict[str, str], redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr("flask_sockets2.reports.monotonic", lambda: now)
+    monkeypatch.setattr("flask_sockets2.application.process_reports.monotonic", lambda: now)
     app = Flask(__name__)
     app.config["SOCKETS_BROKER_URL"] = redis_server.url
     sockets = Sockets(app)
@@ -440,7 +440,7 @@ def test_a_worker_that_cannot_listen_tries_again_after_five_seconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr("flask_sockets2.reports.monotonic", lambda: now)
+    monkeypatch.setattr("flask_sockets2.application.process_reports.monotonic", lambda: now)
     tried: list[float] = []
 
     class Refusing:

@@ -22,7 +22,7 @@ from flask import Flask, Response, current_app, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.security import safe_join
 
-from ..settings import check
+from ..application.settings import check
 from .links import Link, joined, link_of
 from .pushes import Place, record_of, state_of
 

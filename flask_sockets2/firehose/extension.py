@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flask import Flask, Response, current_app
 
-from ..settings import check_all, warn_of_misspelt
+from ..application.settings import check_all, warn_of_misspelt
 from . import early
 from .early import early_hints, hints
 from .probe import answer

@@ -28,10 +28,10 @@ from typing import Any, NamedTuple
 
 from flask import Flask, abort, request
 
-from ..answers import Permit, permits
-from ..extension import state_of
-from ..settings import check, max_channels_of
-from ..signing import LOST, MAX_AGE, Expired, Forged, InvalidName, Signer
+from ..application.answers import Permit, permits
+from ..application.settings import check, max_channels_of
+from ..application.signing import LOST, MAX_AGE, Expired, Forged, InvalidName, Signer
+from ..application.state import state_of
 from .encoding import channel_of
 from .settings import MAIN, settings_of
 
@@ -58,7 +58,7 @@ class Permission(NamedTuple):
     """What a stream may have.
 
     :ivar names: of its channels, each once.
-    :ivar earliest: position of each; see :func:`~flask_sockets2.signing.not_before`. None where the
+    :ivar earliest: position of each; see :func:`~flask_sockets2.application.signing.not_before`. None where the
         channels are open.
     """
 

@@ -19,12 +19,12 @@ import json
 import logging
 from collections.abc import Sequence
 
+from ..application.signing import LOST, START
 from ..brokers.base import JSON, Position
 from ..brokers.base import TEXT as TEXT_KIND
 from ..brokers.base import Message as Published
 from ..channels.publisher import Dumps, check_channel
 from ..fanout.encoding import GAP
-from ..signing import LOST, START
 from .message import Fields, Message, lines_of
 
 __all__ = [

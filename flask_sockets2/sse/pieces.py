@@ -14,10 +14,10 @@ from typing import Any
 
 from flask import Response, current_app, request, stream_with_context
 
+from ..application.event_stream import expect, refusals, respond
+from ..application.origins import check_stream
+from ..application.state import EXTENSION, State, state_of
 from ..connection.keepalive import keepalive_of
-from ..event_stream import expect, refusals, respond
-from ..extension import EXTENSION, State, state_of
-from ..origins import check_stream
 from ..servers.takeover import client_socket, waiter
 from ..servers.wsgi_stream import has_ended
 from ..transports.base import Clock
@@ -117,7 +117,7 @@ def answer_with(pieces: Generator[bytes], *, with_context: bool = False) -> Resp
     :param pieces: closed in any case.
     :param with_context: whether it has the request's context.
     :raises werkzeug.exceptions.HTTPException: 403, 406, 429 and 503 as
-        :func:`~flask_sockets2.event_stream.stream_response`.
+        :func:`~flask_sockets2.application.event_stream.stream_response`.
     """
     try:
         flow = _admitted()

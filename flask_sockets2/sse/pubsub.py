@@ -27,7 +27,7 @@ from weakref import WeakSet
 
 from flask import Blueprint, Flask, Response, abort, request
 
-from ..event_stream import event
+from ..application.event_stream import event
 from .pieces import answer_with
 from .settings import settings_of
 

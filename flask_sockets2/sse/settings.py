@@ -27,11 +27,11 @@ from weakref import WeakSet
 
 from flask import Blueprint, Flask, current_app
 
+from ..application.settings import check, check_all
+from ..application.signing import check_keys
+from ..application.sockets import Sockets
+from ..application.state import State, broker_url_of, check_broker, state_of
 from ..channels.publisher import Dumps, dumps_of
-from ..extension import State, broker_url_of, check_broker, state_of
-from ..settings import check, check_all
-from ..signing import check_keys
-from ..sockets import Sockets
 from .encoding import Bodies, Lines, One
 
 if TYPE_CHECKING:

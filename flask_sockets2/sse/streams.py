@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from flask import Response, request
 
 from ..admission.guests import Guest
+from ..application.event_stream import Attach, answer, open_body
+from ..application.settings import limits_of
+from ..application.signing import not_before
 from ..brokers.base import NOWHERE, Position
 from ..channels.publisher import Publisher, json_of
-from ..event_stream import Attach, answer, open_body
 from ..exceptions import BrokerError
-from ..settings import limits_of
-from ..signing import not_before
 from .access import Permission
 from .encoding import LOST, Several, channel_of, id_of, message_of, positions_of
 from .message import Message
@@ -67,9 +67,9 @@ def respond(
     :param permission: to have them.
     :param seen: the last event id that the client has seen; empty for what comes from now on, or
         from the earliest position that a signed address permits.
-    :param guest: of :func:`~flask_sockets2.event_stream.expect`.
+    :param guest: of :func:`~flask_sockets2.application.event_stream.expect`.
     :raises werkzeug.exceptions.ServiceUnavailable: as
-        :func:`~flask_sockets2.event_stream.stream_response`.
+        :func:`~flask_sockets2.application.event_stream.stream_response`.
     """
     names, earliest = permission
     channels = [channel_of(name, blueprint) for name in names]

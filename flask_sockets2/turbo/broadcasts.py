@@ -10,10 +10,10 @@ from weakref import WeakKeyDictionary
 from flask import has_request_context, request
 from werkzeug.local import LocalProxy
 
-from ..answers import UserId
+from ..application.answers import UserId
+from ..application.sockets import Sockets
 from ..brokers.base import Position
 from ..channels.publisher import Publisher
-from ..sockets import Sockets
 from .builders import Builders
 from .commit import after_commit
 from .markup import is_shown, joined, key_of, sender_of, with_sender

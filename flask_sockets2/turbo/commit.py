@@ -42,8 +42,8 @@ from .refresh import Refresh
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction
 
+    from ..application.sockets import Sockets
     from ..channels.publisher import Publisher
-    from ..sockets import Sockets
 
 __all__ = ["after_commit"]
 

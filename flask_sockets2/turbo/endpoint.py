@@ -65,14 +65,14 @@ from flask import Flask, abort, current_app, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing.exceptions import WebsocketMismatch
 
-from ..answers import Permit, permits
+from ..application.answers import Permit, permits
+from ..application.event_stream import expect, stream_response
+from ..application.settings import limits_of, max_channels_of
+from ..application.signing import LOST, START, Expired, Forged, InvalidName, not_before
+from ..application.sockets import Sockets
+from ..application.state import state_of
+from ..application.view import mismatch
 from ..brokers.base import Position
-from ..event_stream import expect, stream_response
-from ..extension import state_of
-from ..settings import limits_of, max_channels_of
-from ..signing import LOST, START, Expired, Forged, InvalidName, not_before
-from ..sockets import Sockets
-from ..view import mismatch
 from .markup import stream_tag
 from .names import (
     ALL,

@@ -27,7 +27,7 @@ from weakref import ref
 
 from flask import Flask
 
-from ..answers import call
+from ..application.answers import call
 from ..channels.publisher import Publisher
 from ..concurrency.delayed_calls import Later
 from ..exceptions import BrokerError

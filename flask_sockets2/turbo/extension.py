@@ -30,15 +30,15 @@ from flask import Flask, current_app, has_request_context, request
 from markupsafe import Markup
 from werkzeug.exceptions import HTTPException, InternalServerError
 
-from ..answers import Identify, Permit, UserId, WrongAnswer, identity
+from ..application.answers import Identify, Permit, UserId, WrongAnswer, identity
+from ..application.settings import check_all
+from ..application.signing import check_keys
+from ..application.sockets import Sockets
+from ..application.state import state_of
 from ..brokers.base import NOWHERE, Position
 from ..connection.limits import shown
 from ..exceptions import BrokerError
-from ..extension import state_of
 from ..rates import SeldomLog
-from ..settings import check_all
-from ..signing import check_keys
-from ..sockets import Sockets
 from . import forms
 from .broadcasts import Broadcasting
 from .endpoint import EXTENSION, USER_ID, serve_streams

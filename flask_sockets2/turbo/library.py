@@ -28,7 +28,7 @@ from urllib.parse import quote
 from flask import Flask, has_request_context, request
 from markupsafe import Markup
 
-from ..settings import check
+from ..application.settings import check
 from .npm import INTEGRITY, PACKAGE, UMD, VERSION
 
 __all__ = ["VERSION", "hashed_name", "library_tag", "local_url", "vendored_path"]

@@ -31,10 +31,10 @@ from uuid import UUID
 from flask import Flask
 
 from ..admission.disconnects import user_text
+from ..application.settings import check
+from ..application.signing import LOST, MAX_AGE, SESSION, Forged, InvalidName, Plain, Signer
 from ..brokers.base import Position
 from ..channels.publisher import check_channel
-from ..settings import check
-from ..signing import LOST, MAX_AGE, SESSION, Forged, InvalidName, Plain, Signer
 
 __all__ = [
     "ALL",
@@ -133,8 +133,8 @@ class Permission(NamedTuple):
 
     :ivar channel: of the stream.
     :ivar earliest: position that the page was rendered at; see
-        :func:`~flask_sockets2.signing.not_before`.
-    :ivar holder: who may use the name; see :meth:`State.holder <flask_sockets2.extension.State>`.
+        :func:`~flask_sockets2.application.signing.not_before`.
+    :ivar holder: who may use the name; see :meth:`State.holder <flask_sockets2.application.state.State>`.
     :ivar old_holder: who might use the one that it renews.
     """
 
@@ -168,7 +168,7 @@ class Permission(NamedTuple):
 
 
 class StreamSigner(Signer):
-    """Signs the names of streams; see :class:`~flask_sockets2.signing.Signer`.
+    """Signs the names of streams; see :class:`~flask_sockets2.application.signing.Signer`.
 
     :param clock: seconds since the epoch.
     """

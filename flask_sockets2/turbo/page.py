@@ -39,7 +39,7 @@ from typing import Any
 from flask import Flask, Response, abort, has_request_context, request, send_file
 from markupsafe import Markup
 
-from ..origins import ANY_HOST
+from ..application.origins import ANY_HOST
 from .library import PREFIX, hashed_name, library_tag, local_url, vendored_path
 from .markup import MIMETYPE, is_shown
 

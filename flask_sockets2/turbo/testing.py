@@ -36,10 +36,10 @@ from typing import TYPE_CHECKING, Any, cast, overload
 from flask import Flask
 from werkzeug.wrappers import Response
 
-from ..answers import UserId
+from ..application.answers import UserId
+from ..application.state import state_of
 from ..brokers.base import Broker, Draft, Position
 from ..brokers.memory import MemoryBroker
-from ..extension import state_of
 from .endpoint import EXTENSION
 from .markup import MIMETYPE
 from .names import Part, stream_channel, user_channel

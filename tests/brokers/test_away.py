@@ -22,7 +22,7 @@ from sqlalchemy import create_engine, text
 from sqlalchemy.orm import Session
 
 from flask_sockets2 import BrokerError, Publisher, Sockets, WebSocketRejected
-from flask_sockets2.extension import state_of
+from flask_sockets2.application.state import state_of
 from flask_sockets2.sse import ServerSentEventsBlueprint
 from flask_sockets2.turbo import Turbo
 from tests.processes import wait_until

@@ -24,12 +24,12 @@ from websockets.server import ServerProtocol
 from websockets.streams import StreamReader
 from websockets.uri import parse_uri
 
-from flask_sockets2.event_stream import event
+from flask_sockets2.application.event_stream import event
+from flask_sockets2.application.signing import Forged
 from flask_sockets2.exceptions import HandshakeError
 from flask_sockets2.firehose import link
 from flask_sockets2.firehose.links import joined, parse
 from flask_sockets2.servers.request_head import Headers as RequestHeaders
-from flask_sockets2.signing import Forged
 from flask_sockets2.sse import Message
 from flask_sockets2.turbo.markup import key_of, stream_tag, with_sender
 from flask_sockets2.turbo.names import StreamSigner, parts_of_channel, stream_channel

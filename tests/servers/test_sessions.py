@@ -11,7 +11,7 @@ import pytest
 from flask import Flask
 from flask.sessions import SecureCookieSession
 
-from flask_sockets2.sessions import guard_sessions, serving
+from flask_sockets2.application.sessions import guard_sessions, serving
 from tests import clients
 from tests.brokers.servers import RedisServer, redis_or_skip
 from tests.event_client import EventClient

@@ -14,9 +14,9 @@ from flask import Flask, g, has_app_context, render_template, request
 from jinja2 import DictLoader
 
 from flask_sockets2 import BrokerError, Position, Sockets
+from flask_sockets2.application.state import state_of
 from flask_sockets2.channels.app_channels import Channels
 from flask_sockets2.connection.connection import Connection
-from flask_sockets2.extension import state_of
 from flask_sockets2.firehose import Firehose
 from flask_sockets2.sse import sse
 from flask_sockets2.transports.green import GreenTransport

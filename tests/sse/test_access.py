@@ -10,9 +10,9 @@ from flask import Blueprint, Flask, abort, request
 from flask.testing import FlaskClient
 
 from flask_sockets2 import BrokerError, Sockets, Turbo
+from flask_sockets2.application.signing import Signer
+from flask_sockets2.application.state import state_of
 from flask_sockets2.brokers.base import Position
-from flask_sockets2.extension import state_of
-from flask_sockets2.signing import Signer
 from flask_sockets2.sse import ServerSentEventsBlueprint
 from flask_sockets2.sse.access import sign
 from flask_sockets2.turbo.names import StreamSigner

@@ -14,8 +14,8 @@ import pytest
 from flask import Blueprint, Flask, has_app_context, has_request_context, render_template_string
 
 from flask_sockets2 import BrokerError, Sockets
+from flask_sockets2.application.state import state_of
 from flask_sockets2.brokers.base import Position
-from flask_sockets2.extension import state_of
 from flask_sockets2.servers.wsgi_stream import Stream
 from flask_sockets2.sse import Message, ServerSentEventsBlueprint, sse
 from tests.processes import wait_until

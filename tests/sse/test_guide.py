@@ -18,9 +18,9 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from flask_sockets2 import sse as package
+from flask_sockets2.application.signing import MAX_AGE
+from flask_sockets2.application.state import state_of
 from flask_sockets2.brokers.base import BrokerOptions
-from flask_sockets2.extension import state_of
-from flask_sockets2.signing import MAX_AGE
 from flask_sockets2.sse import Progress, PubSub, access, interop, progress, settings, sse
 from tests.brokers.servers import RedisServer
 from tests.clients import http

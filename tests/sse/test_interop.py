@@ -16,7 +16,7 @@ import pytest
 from flask import Flask
 
 from flask_sockets2 import BrokerError
-from flask_sockets2.extension import state_of
+from flask_sockets2.application.state import state_of
 from flask_sockets2.sse import Message, sse
 from flask_sockets2.sse.interop import Interop
 from flask_sockets2.sse.settings import Site

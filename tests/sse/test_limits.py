@@ -13,8 +13,8 @@ import pytest
 from flask import Flask, request
 
 from flask_sockets2 import Sockets, Turbo
-from flask_sockets2.event_stream import stream_response
-from flask_sockets2.extension import state_of
+from flask_sockets2.application.event_stream import stream_response
+from flask_sockets2.application.state import state_of
 from flask_sockets2.sse import PubSub, ServerSentEventsBlueprint, SSE_BluePrint, sse
 from tests.clients import http
 from tests.event_client import EventClient

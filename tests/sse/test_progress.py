@@ -12,7 +12,7 @@ import pytest
 from flask import Flask
 
 from flask_sockets2 import BrokerError
-from flask_sockets2.extension import state_of
+from flask_sockets2.application.state import state_of
 from flask_sockets2.sse import Progress, sse
 from tests.brokers.servers import RedisServer
 from tests.processes import wait_until

@@ -10,7 +10,7 @@ from flask import Blueprint, Flask
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flask_sockets2.extension import state_of
+from flask_sockets2.application.state import state_of
 from flask_sockets2.sse import Progress, ServerSentEventsBlueprint, sse
 from flask_sockets2.sse.encoding import channel_of, name_of
 from flask_sockets2.sse.settings import Site

@@ -20,7 +20,7 @@ from itsdangerous import TimestampSigner
 from jinja2 import DictLoader
 
 from flask_sockets2 import BrokerError, Sockets, WebSocketRejected
-from flask_sockets2.extension import state_of
+from flask_sockets2.application.state import state_of
 from flask_sockets2.testing import SocketsClient, WebSocketSession
 from flask_sockets2.turbo import Turbo, endpoint
 from flask_sockets2.turbo.names import StreamSigner, stream_channel

@@ -14,7 +14,7 @@ from unittest.mock import Mock
 import pytest
 from flask import Flask, current_app
 
-from flask_sockets2.extension import state_of
+from flask_sockets2.application.state import state_of
 from flask_sockets2.turbo import Turbo
 from flask_sockets2.turbo.every import _Lease
 from tests import clients

@@ -16,7 +16,7 @@ from werkzeug.local import LocalProxy
 
 import flask_sockets2
 from flask_sockets2 import BrokerError, Position, Sockets, WebSocketRejected
-from flask_sockets2.extension import state_of
+from flask_sockets2.application.state import state_of
 from flask_sockets2.turbo import Turbo
 from flask_sockets2.turbo.testing import capture_broadcasts
 

@@ -28,9 +28,9 @@ from jinja2 import DictLoader
 from werkzeug.test import TestResponse
 
 from flask_sockets2 import Limits, Publisher, Turbo, WebSocketRejected
+from flask_sockets2.application.settings import max_channels_of
+from flask_sockets2.application.signing import MAX_AGE
 from flask_sockets2.brokers.base import BrokerOptions
-from flask_sockets2.settings import max_channels_of
-from flask_sockets2.signing import MAX_AGE
 from flask_sockets2.turbo import endpoint, every, names, npm, refresh
 from flask_sockets2.turbo.markup import sender_of
 from flask_sockets2.turbo.testing import (

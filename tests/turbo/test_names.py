@@ -16,7 +16,7 @@ from itsdangerous import TimestampSigner, URLSafeTimedSerializer
 from markupsafe import Markup
 from werkzeug.local import LocalProxy
 
-from flask_sockets2.signing import Expired, Forged
+from flask_sockets2.application.signing import Expired, Forged
 from flask_sockets2.turbo.names import (
     StreamSigner,
     parts_of_channel,

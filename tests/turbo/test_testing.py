@@ -11,7 +11,7 @@ import pytest
 from flask import Flask, Response
 
 from flask_sockets2 import BrokerError, Sockets
-from flask_sockets2.extension import state_of
+from flask_sockets2.application.state import state_of
 from flask_sockets2.turbo import Turbo
 from flask_sockets2.turbo.testing import (
     STREAM_HEADERS,

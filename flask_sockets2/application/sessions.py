@@ -26,7 +26,7 @@ from typing import Any
 
 from flask import Flask, Response, has_request_context, message_flashed, request, session
 
-from .connection.connection import Connection
+from ..connection.connection import Connection
 
 __all__ = ["drop_flashes_of_connections", "guard_sessions", "mark_ended", "serving"]
 

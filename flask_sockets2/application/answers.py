@@ -35,8 +35,8 @@ from werkzeug.exceptions import HTTPException, ServiceUnavailable
 from werkzeug.local import LocalProxy
 from werkzeug.wrappers import Response
 
-from .admission.disconnects import UserId, user_text
-from .servers.takeover import on_gevent
+from ..admission.disconnects import UserId, user_text
+from ..servers.takeover import on_gevent
 
 __all__ = [
     "Identify",

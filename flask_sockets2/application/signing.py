@@ -23,7 +23,7 @@ from itsdangerous import BadData, BadTimeSignature, URLSafeTimedSerializer
 from itsdangerous.encoding import base64_encode
 from itsdangerous.serializer import Serializer
 
-from .brokers.base import Position
+from ..brokers.base import Position
 
 __all__ = [
     "LOST",

@@ -18,8 +18,8 @@ from typing import Any
 
 from flask import Response, jsonify, request
 
-from .extension import State
-from .servers.takeover import STOPPING
+from ..servers.takeover import STOPPING
+from .state import State
 
 __all__ = ["serve_health"]
 

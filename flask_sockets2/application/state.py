@@ -15,21 +15,25 @@ from weakref import WeakSet
 from flask import Flask, Response, current_app, has_request_context, request
 from werkzeug.exceptions import HTTPException
 
-from .admission.admission import Admission
-from .admission.disconnects import ORDERS
-from .admission.guests import Guest
+from ..admission.admission import Admission
+from ..admission.disconnects import ORDERS
+from ..admission.guests import Guest
+from ..brokers.registry import open_broker
+from ..channels.app_channels import Channels
+from ..connection.connection import Connection
+from ..connection.limits import MAX_BUFFERED, Limits
+from ..exceptions import BrokerError
+from ..rates import SeldomLog
+from ..servers import under_way
+from ..servers.patience import register
+from ..servers.serving import Unheard, is_listening, works_for_a_server
+from ..servers.takeover import waiter
+from ..signals import connection_closed, connection_opened, stream_closed, stream_opened, tell
+from ..stats import Counters
+from ..transports.base import Clock
+from ..transports.budget import Budget
 from .answers import Identify, WrongAnswer, identity
-from .brokers.registry import open_broker
-from .channels.app_channels import Channels
-from .connection.connection import Connection
-from .connection.limits import MAX_BUFFERED, Limits
-from .exceptions import BrokerError
-from .rates import SeldomLog
-from .reports import Reporter
-from .servers import under_way
-from .servers.patience import register
-from .servers.serving import Unheard, is_listening, works_for_a_server
-from .servers.takeover import waiter
+from .process_reports import Reporter
 from .settings import (
     broker_options_of,
     check,
@@ -37,13 +41,6 @@ from .settings import (
     logs_publish_errors,
     max_buffered_of,
     rules_of,
-)
-from .signals import (
-    connection_closed,
-    connection_opened,
-    stream_closed,
-    stream_opened,
-    tell,
 )
 from .signing import (
     SESSION,
@@ -55,9 +52,6 @@ from .signing import (
     key_mark,
     session_token,
 )
-from .stats import Counters
-from .transports.base import Clock
-from .transports.budget import Budget
 
 if TYPE_CHECKING:
     from .metrics import Metrics

@@ -28,8 +28,8 @@ from typing import Any
 from flask import Flask
 from werkzeug.routing import Map, Rule
 
-from .extension import state_of
 from .settings import limits_of, max_buffered_of
+from .state import state_of
 from .view import OPTIONS, View
 
 __all__ = ["Origin", "Route", "WebSocketRules", "has_rule", "is_open", "overwriting", "source_of"]
@@ -56,7 +56,7 @@ class Route:
     :param rule: URL rule.
     :param endpoint: None for the handler's name.
     :param handler: called with ``ws``.
-    :param options: of the rule and of :class:`~flask_sockets2.view.View`.
+    :param options: of the rule and of :class:`~flask_sockets2.application.view.View`.
 
     :ivar name: the endpoint; without one the handler's name.
     :ivar taken: whether an application has had the chance to take it.

@@ -29,18 +29,18 @@ from typing import Any
 from flask import Flask, Response, request
 from werkzeug.exceptions import ServiceUnavailable, TooManyRequests
 
-from .admission.guests import Guest
-from .brokers.base import Message
-from .connection.limits import Limits
-from .exceptions import BrokerError, HandshakeError
-from .extension import State, state_of
-from .fanout.encoding import GAP, Encoding, Frames
-from .fanout.fanout import Subscription
-from .fanout.outbox import Outlet
+from ..admission.guests import Guest
+from ..brokers.base import Message
+from ..connection.limits import Limits
+from ..exceptions import BrokerError, HandshakeError
+from ..fanout.encoding import GAP, Encoding, Frames
+from ..fanout.fanout import Subscription
+from ..fanout.outbox import Outlet
+from ..servers.wsgi_stream import Body, Stream
+from ..transports.base import StreamTransport
 from .origins import check_stream
-from .servers.wsgi_stream import Body, Stream
 from .settings import limits_of
-from .transports.base import StreamTransport
+from .state import State, state_of
 
 __all__ = [
     "EVENTS",

@@ -69,11 +69,11 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-from .admission.guests import NO_RULES, Rules
-from .brokers.base import BrokerOptions
-from .connection.limits import LONGEST, MOST, Limits, is_number, shown
-from .fanout.outbox import POLICIES
-from .servers.patience import SETTINGS as HTTP_SETTINGS
+from ..admission.guests import NO_RULES, Rules
+from ..brokers.base import BrokerOptions
+from ..connection.limits import LONGEST, MOST, Limits, is_number, shown
+from ..fanout.outbox import POLICIES
+from ..servers.patience import SETTINGS as HTTP_SETTINGS
 
 __all__ = [
     "KNOWN",

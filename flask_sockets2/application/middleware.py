@@ -10,12 +10,12 @@ from typing import Any
 from flask import Flask
 from werkzeug.http import HTTP_STATUS_CODES
 
-from .connection.connection import Connection
-from .exceptions import HandshakeError
-from .rates import SeldomLog
-from .servers.takeover import Takeover, close_after, take_over
+from ..connection.connection import Connection
+from ..exceptions import HandshakeError
+from ..rates import SeldomLog
+from ..servers.takeover import Takeover, close_after, take_over
+from ..wire.handshake import is_mount_point, is_upgrade
 from .sessions import mark_ended, serving
-from .wire.handshake import is_mount_point, is_upgrade
 
 __all__ = ["RAISE", "SocketMiddleware"]
 

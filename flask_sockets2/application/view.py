@@ -17,14 +17,14 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Rule
 from werkzeug.routing.exceptions import WebsocketMismatch
 
-from .connection.connection import Connection
-from .exceptions import BrokerError, ConnectionClosed, HandshakeError, WebSocketError
-from .extension import state_of
+from ..connection.connection import Connection
+from ..exceptions import BrokerError, ConnectionClosed, HandshakeError, WebSocketError
+from ..wire.handshake import named_subprotocol, parse_upgrade, select_subprotocol
+from ..wire.origins import parse_origins
 from .origins import check_origin, entries
 from .sessions import guard_sessions
 from .settings import LIMITS, check, limits_of
-from .wire.handshake import named_subprotocol, parse_upgrade, select_subprotocol
-from .wire.origins import parse_origins
+from .state import state_of
 
 __all__ = ["OPTIONS", "Refusal", "View", "mismatch"]
 

@@ -23,14 +23,14 @@ from math import isfinite
 from time import monotonic
 from typing import Any
 
-from .admission.admission import Admission
-from .brokers.base import JSON, RESERVED, Broker, Draft, Message
-from .channels.app_channels import Channels
-from .concurrency.delayed_calls import Later
-from .exceptions import BrokerError
-from .stats import Counters
-from .transports.base import Clock
-from .transports.budget import Budget
+from ..admission.admission import Admission
+from ..brokers.base import JSON, RESERVED, Broker, Draft, Message
+from ..channels.app_channels import Channels
+from ..concurrency.delayed_calls import Later
+from ..exceptions import BrokerError
+from ..stats import Counters
+from ..transports.base import Clock
+from ..transports.budget import Budget
 
 __all__ = ["LOOKS", "REPORTS", "Report", "Reporter", "look"]
 

@@ -24,26 +24,26 @@ from werkzeug.exceptions import NotFound
 from werkzeug.routing import Map
 from werkzeug.routing.exceptions import WebsocketMismatch
 
+from ..brokers.base import Position
+from ..channels.app_channels import Channels
+from ..channels.publisher import Publisher, check_channel
+from ..connection.connection import Connection
+from ..rates import SeldomLog
+from ..wire.handshake import is_upgrade
 from .answers import Identify, UserId
-from .brokers.base import Position
-from .channels.app_channels import Channels
-from .channels.publisher import Publisher, check_channel
-from .connection.connection import Connection
-from .extension import EXTENSION, check_broker, make_state, serve_metrics, state_of
 from .health import serve_health
 from .middleware import SocketMiddleware
 from .origins import origins_of, warn_of_every_site
-from .rates import SeldomLog
 from .routes import Route, WebSocketRules, has_rule, is_open, overwriting, source_of
 from .sessions import drop_flashes_of_connections
 from .settings import check_all, limits_of, max_buffered_of, warn_of_misspelt
+from .state import EXTENSION, check_broker, make_state, serve_metrics, state_of
 from .view import mismatch
-from .wire.handshake import is_upgrade
 
 if TYPE_CHECKING:
     from flask.testing import FlaskClient
 
-    from .testing import SocketsClient
+    from ..testing import SocketsClient
 
 __all__ = ["Sockets", "unserved"]
 
@@ -439,7 +439,7 @@ class Sockets:
 
         :param app: the application, or a client of ``app.test_client()`` to share its cookies.
         """
-        from .testing import SocketsClient
+        from ..testing import SocketsClient
 
         return SocketsClient(app)
 

@@ -21,10 +21,9 @@ from flask import Flask, abort, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Map, Rule
 
-from .connection.limits import shown
-from .extension import EXTENSION, State
-from .rates import SeldomLog
-from .wire.origins import (
+from ..connection.limits import shown
+from ..rates import SeldomLog
+from ..wire.origins import (
     Origins,
     can_be_rebound,
     origin_of_url,
@@ -32,6 +31,7 @@ from .wire.origins import (
     parse_origins,
     same_origin,
 )
+from .state import EXTENSION, State
 
 __all__ = [
     "ANY_HOST",

@@ -24,7 +24,7 @@ from prometheus_client import (
     multiprocess,
 )
 
-from .stats import Counters
+from ..stats import Counters
 
 __all__ = ["Metrics"]
 

@@ -1,0 +1,1 @@
+"""What a Flask application gets: its extension, routes, settings and streams."""
