@@ -25,8 +25,8 @@ from flask import Blueprint, Flask
 from websockets.utils import accept_key
 
 from flask_sockets2 import Publisher, Sockets
-from flask_sockets2.cli import sockets_cli
-from flask_sockets2.findings import ANSWERS, FINDINGS
+from flask_sockets2.tools.cli import sockets_cli
+from flask_sockets2.tools.findings import ANSWERS, FINDINGS
 from tests.brokers.servers import RedisServer, redis_or_skip
 from tests.processes import Certificate, Server, Servers, wait_until
 from tests.proxies import nginx_in_front

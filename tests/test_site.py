@@ -199,8 +199,8 @@ def test_every_exception_and_every_command_is_in_the_reference(
     site: Path, names: set[str], pages: dict[Path, Page]
 ) -> None:
     from flask_sockets2 import exceptions
-    from flask_sockets2.cli import sockets_cli
     from flask_sockets2.firehose.cli import firehose_cli
+    from flask_sockets2.tools.cli import sockets_cli
     from flask_sockets2.turbo.cli import turbo_cli
 
     for name, value in vars(exceptions).items():

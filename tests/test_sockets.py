@@ -38,8 +38,8 @@ from werkzeug.routing import BaseConverter
 from flask_sockets2 import Connection, ConnectionClosed, Sockets, WebSocketRejected
 from flask_sockets2.application.middleware import RAISE, SocketMiddleware
 from flask_sockets2.application.state import state_of
-from flask_sockets2.cli import sockets_cli
 from flask_sockets2.testing import SocketsClient, WebSocketSession
+from flask_sockets2.tools.cli import sockets_cli
 from tests.clients import websocket
 from tests.processes import Servers, wait_until
 

@@ -25,9 +25,9 @@ from flask_sockets2 import BrokerError, Publisher, Sockets
 from flask_sockets2.application.process_reports import LOOKS, REPORTS, Report, look
 from flask_sockets2.application.state import state_of
 from flask_sockets2.brokers.base import JSON, Draft, Message, Position
-from flask_sockets2.cli import sockets_cli
 from flask_sockets2.stats import ChannelCounters, Counters, RouteCounters
-from flask_sockets2.top import _COUNTS, _RATES, INTERVAL, Top
+from flask_sockets2.tools.cli import sockets_cli
+from flask_sockets2.tools.top import _COUNTS, _RATES, INTERVAL, Top
 from tests.brokers.servers import RedisServer, redis_or_skip
 from tests.clients import TIMEOUT, http, websocket
 from tests.processes import Server, wait_until
@@ -291,8 +291,8 @@ def test_a_report_without_counts_shows_zeros() -> None:
 
 def test_made_up_processes_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr("flask_sockets2.top.monotonic", lambda: now)
-    monkeypatch.setattr("flask_sockets2.top._MOST", 2)
+    monkeypatch.setattr("flask_sockets2.tools.top.monotonic", lambda: now)
+    monkeypatch.setattr("flask_sockets2.tools.top._MOST", 2)
     top = Top()
 
     def shown() -> dict[int, int]:
@@ -313,7 +313,7 @@ def test_a_process_is_shown_until_it_has_not_answered_three_times(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr("flask_sockets2.top.monotonic", lambda: now)
+    monkeypatch.setattr("flask_sockets2.tools.top.monotonic", lambda: now)
     top = Top()
     deliver(top, report().serialize())
     now += 3 * INTERVAL

@@ -7,8 +7,8 @@ from threading import Lock
 from time import monotonic
 from typing import Any, NamedTuple
 
-from .application.process_reports import REPORTS, Report, look
-from .brokers.base import Broker, Message, Position
+from ..application.process_reports import REPORTS, Report, look
+from ..brokers.base import Broker, Message, Position
 
 __all__ = ["INTERVAL", "Top"]
 

@@ -23,15 +23,15 @@ from flask.cli import AppGroup, NoAppException, ScriptInfo
 from websockets.exceptions import InvalidURI
 from websockets.uri import WebSocketURI, parse_uri
 
-from .application.settings import broker_options_of, limits_of
-from .application.sockets import unserved
-from .application.state import broker_url_of
-from .application.view import View
-from .brokers.base import NOWHERE, History, Message, Position, Receiver
-from .channels.publisher import Publisher, check_channel, dumps_of
+from ..application.settings import broker_options_of, limits_of
+from ..application.sockets import unserved
+from ..application.state import broker_url_of
+from ..application.view import View
+from ..brokers.base import NOWHERE, History, Message, Position, Receiver
+from ..channels.publisher import Publisher, check_channel, dumps_of
+from ..exceptions import BrokerError
+from ..fanout.encoding import Frames, gap_message
 from .doctor import Case, examine
-from .exceptions import BrokerError
-from .fanout.encoding import Frames, gap_message
 from .findings import Finding
 from .top import INTERVAL, Top
 
