@@ -28,8 +28,8 @@ from flask_sockets2.application.event_stream import stream_response
 from flask_sockets2.application.state import state_of
 from flask_sockets2.sse import ServerSentEventsBlueprint
 from flask_sockets2.turbo import Turbo
-from flask_sockets2.turbo.every import Job
-from flask_sockets2.turbo.names import StreamSigner
+from flask_sockets2.turbo.jobs import Job
+from flask_sockets2.turbo.stream_names import StreamSigner
 from tests.clients import http, websocket
 from tests.processes import Server
 from tests.wire_client import TIMEOUT, WireClient

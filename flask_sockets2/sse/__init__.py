@@ -6,7 +6,7 @@ from .blueprint import ServerSentEventsBlueprint, sse
 from .generators import stream_func, stream_generator
 from .message import Message
 from .progress import Progress
-from .pubsub import PubSub, SSE_BluePrint
+from .sse_bp import PubSub, SSE_BluePrint
 
 __all__ = [
     "Message",

@@ -13,8 +13,8 @@ from typing import Any
 from flask import Response, current_app, request
 
 from ..channels.publisher import Dumps, dumps_of
+from .generator_stream import answer_with
 from .message import Message
-from .pieces import answer_with
 
 __all__ = ["stream_func", "stream_generator"]
 

@@ -14,11 +14,11 @@ from ..application.answers import UserId
 from ..application.sockets import Sockets
 from ..brokers.base import Position
 from ..channels.publisher import Publisher
+from .after_commit import after_commit
 from .builders import Builders
-from .commit import after_commit
 from .markup import is_shown, joined, key_of, sender_of, with_sender
-from .names import ALL, Part, StreamSigner, stream_channel, user_channel
-from .refresh import Debounce, Refresh
+from .refresh_debounce import Debounce, Refresh
+from .stream_names import ALL, Part, StreamSigner, stream_channel, user_channel
 
 __all__ = ["Broadcasting"]
 

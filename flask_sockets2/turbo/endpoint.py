@@ -74,7 +74,8 @@ from ..application.state import state_of
 from ..application.view import mismatch
 from ..brokers.base import Position
 from .markup import stream_tag
-from .names import (
+from .page import everywhere
+from .stream_names import (
     ALL,
     USER,
     Permission,
@@ -83,7 +84,6 @@ from .names import (
     parts_of_channel,
     user_channel,
 )
-from .page import everywhere
 
 __all__ = ["EXTENSION", "USER_ID", "Audience", "accepts", "serve_streams"]
 

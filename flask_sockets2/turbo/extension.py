@@ -39,13 +39,13 @@ from ..brokers.base import NOWHERE, Position
 from ..connection.limits import shown
 from ..exceptions import BrokerError
 from ..rates import SeldomLog
-from . import forms
+from . import responses as forms
 from .broadcasts import Broadcasting
 from .endpoint import EXTENSION, USER_ID, serve_streams
-from .every import Job, check_seconds, start
-from .library import VERSION
-from .names import ALL, USER, Part, StreamSigner, stream_channel, user_channel
+from .jobs import Job, check_seconds, start
 from .page import head, keep_private, mark_private, serve_files, stream_element
+from .stream_names import ALL, USER, Part, StreamSigner, stream_channel, user_channel
+from .turbo_js import VERSION
 
 __all__ = ["Turbo"]
 

@@ -40,8 +40,8 @@ from flask import Flask, Response, abort, has_request_context, request, send_fil
 from markupsafe import Markup
 
 from ..application.origins import ANY_HOST
-from .library import PREFIX, hashed_name, library_tag, local_url, vendored_path
 from .markup import MIMETYPE, is_shown
+from .turbo_js import PREFIX, hashed_name, library_tag, local_url, vendored_path
 
 __all__ = [
     "everywhere",

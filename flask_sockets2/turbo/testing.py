@@ -42,7 +42,7 @@ from ..brokers.base import Broker, Draft, Position
 from ..brokers.memory import MemoryBroker
 from .endpoint import EXTENSION
 from .markup import MIMETYPE
-from .names import Part, stream_channel, user_channel
+from .stream_names import Part, stream_channel, user_channel
 
 if TYPE_CHECKING:
     from .extension import Turbo

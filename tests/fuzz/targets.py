@@ -32,7 +32,7 @@ from flask_sockets2.firehose.links import joined, parse
 from flask_sockets2.servers.request_head import Headers as RequestHeaders
 from flask_sockets2.sse import Message
 from flask_sockets2.turbo.markup import key_of, stream_tag, with_sender
-from flask_sockets2.turbo.names import StreamSigner, parts_of_channel, stream_channel
+from flask_sockets2.turbo.stream_names import StreamSigner, parts_of_channel, stream_channel
 from flask_sockets2.wire.handshake import (
     Upgrade,
     parse_upgrade,

@@ -15,7 +15,7 @@ from flask_sockets2.application.state import state_of
 from flask_sockets2.brokers.base import Position
 from flask_sockets2.sse import ServerSentEventsBlueprint
 from flask_sockets2.sse.access import sign
-from flask_sockets2.turbo.names import StreamSigner
+from flask_sockets2.turbo.stream_names import StreamSigner
 from tests.sse.reader import Reader
 
 

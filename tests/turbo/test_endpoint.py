@@ -23,7 +23,7 @@ from flask_sockets2 import BrokerError, Sockets, WebSocketRejected
 from flask_sockets2.application.state import state_of
 from flask_sockets2.testing import SocketsClient, WebSocketSession
 from flask_sockets2.turbo import Turbo, endpoint
-from flask_sockets2.turbo.names import StreamSigner, stream_channel
+from flask_sockets2.turbo.stream_names import StreamSigner, stream_channel
 from flask_sockets2.turbo.testing import capture_broadcasts
 from tests import clients
 from tests.brokers.servers import RedisServer, server_binary

@@ -16,7 +16,7 @@ from flask import Flask, current_app
 
 from flask_sockets2.application.state import state_of
 from flask_sockets2.turbo import Turbo
-from flask_sockets2.turbo.every import _Lease
+from flask_sockets2.turbo.jobs import _Lease
 from tests import clients
 from tests.brokers.servers import RedisServer, redis_or_skip
 from tests.processes import Server, wait_until

@@ -31,7 +31,10 @@ from flask_sockets2 import Limits, Publisher, Turbo, WebSocketRejected
 from flask_sockets2.application.settings import max_channels_of
 from flask_sockets2.application.signing import MAX_AGE
 from flask_sockets2.brokers.base import BrokerOptions
-from flask_sockets2.turbo import endpoint, every, names, npm, refresh
+from flask_sockets2.turbo import endpoint, npm
+from flask_sockets2.turbo import jobs as every
+from flask_sockets2.turbo import refresh_debounce as refresh
+from flask_sockets2.turbo import stream_names as names
 from flask_sockets2.turbo.markup import sender_of
 from flask_sockets2.turbo.testing import (
     STREAM_HEADERS,

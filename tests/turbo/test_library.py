@@ -10,9 +10,10 @@ from flask import Flask, render_template_string, url_for
 from jinja2 import Undefined
 from markupsafe import Markup
 
-from flask_sockets2.turbo import Turbo, library
-from flask_sockets2.turbo.library import VERSION, hashed_name, library_tag, vendored_path
+from flask_sockets2.turbo import Turbo
+from flask_sockets2.turbo import turbo_js as library
 from flask_sockets2.turbo.npm import INTEGRITY, UMD
+from flask_sockets2.turbo.turbo_js import VERSION, hashed_name, library_tag, vendored_path
 
 CDN = "https://cdn.jsdelivr.net/npm/@hotwired/turbo"
 SCRIPT = '<script data-turbo-eval="false"'

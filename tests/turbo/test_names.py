@@ -17,7 +17,7 @@ from markupsafe import Markup
 from werkzeug.local import LocalProxy
 
 from flask_sockets2.application.signing import Expired, Forged
-from flask_sockets2.turbo.names import (
+from flask_sockets2.turbo.stream_names import (
     StreamSigner,
     parts_of_channel,
     stream_channel,

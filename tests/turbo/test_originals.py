@@ -19,7 +19,7 @@ from flask import Flask, render_template, request, session
 from jinja2 import DictLoader
 
 from flask_sockets2 import Turbo
-from flask_sockets2.turbo.library import VERSION
+from flask_sockets2.turbo.turbo_js import VERSION
 from tests import clients
 from tests.processes import Server, wait_until
 from tests.wire_client import connect

@@ -12,7 +12,7 @@ from flask import Flask, abort, render_template_string, request
 from werkzeug.test import TestResponse
 
 from flask_sockets2.turbo import Turbo
-from flask_sockets2.turbo.names import StreamSigner
+from flask_sockets2.turbo.stream_names import StreamSigner
 
 POSITION = re.compile(r"[0-9a-f]{16}-\d+")
 

@@ -17,7 +17,7 @@ from flask_sockets2.brokers.memory import MemoryBroker
 from flask_sockets2.exceptions import BrokerError
 from flask_sockets2.turbo import Turbo, broadcasts
 from flask_sockets2.turbo.markup import sender_of, with_sender
-from flask_sockets2.turbo.refresh import Debounce, Refresh
+from flask_sockets2.turbo.refresh_debounce import Debounce, Refresh
 from flask_sockets2.turbo.testing import capture_broadcasts
 from tests.processes import wait_until
 

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from ..brokers.base import NOWHERE, Position
 from ..exceptions import BrokerError
-from .refresh import Refresh
+from .refresh_debounce import Refresh
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction

@@ -28,7 +28,7 @@ from weakref import WeakSet
 from flask import Blueprint, Flask, Response, abort, request
 
 from ..application.event_stream import event
-from .pieces import answer_with
+from .generator_stream import answer_with
 from .settings import settings_of
 
 __all__ = ["PubSub", "SSE_BluePrint"]
