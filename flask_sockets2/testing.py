@@ -36,8 +36,8 @@ from websockets.uri import parse_uri
 from werkzeug.datastructures import Headers
 from werkzeug.test import TestResponse
 
-from .application.middleware import RAISE
 from .exceptions import ConnectionClosed, WebSocketRejected
+from .servers.takeover import RAISE
 
 __all__ = ["SocketsClient", "WebSocketSession"]
 

@@ -49,7 +49,6 @@ NOT_FOR_USERS = {
     "flask_sockets2.signals.tell",
     "flask_sockets2.brokers.base.DAY",
     "flask_sockets2.brokers.base.RESERVED",
-    "flask_sockets2.brokers.base.native_lock",
     "flask_sockets2.brokers.base.silent_ttl",
 }
 

@@ -36,8 +36,9 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import BaseConverter
 
 from flask_sockets2 import Connection, ConnectionClosed, Sockets, WebSocketRejected
-from flask_sockets2.application.middleware import RAISE, SocketMiddleware
+from flask_sockets2.application.middleware import SocketMiddleware
 from flask_sockets2.application.state import state_of
+from flask_sockets2.servers.takeover import RAISE
 from flask_sockets2.testing import SocketsClient, WebSocketSession
 from flask_sockets2.tools.cli import sockets_cli
 from tests.clients import websocket

@@ -26,7 +26,8 @@ from time import monotonic
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
-from ..brokers.base import Message, native_lock
+from ..brokers.base import Message
+from ..concurrency.native_lock import native_lock
 from ..exceptions import HandshakeError
 from ..rates import Buckets, SeldomLog, TokenBucket
 from ..stats import Counters

@@ -19,8 +19,9 @@ from uuid import UUID
 
 from werkzeug.local import LocalProxy
 
-from ..brokers.base import RESERVED, native_lock
+from ..brokers.base import RESERVED
 from ..concurrency.delayed_calls import Later
+from ..concurrency.native_lock import native_lock
 from ..exceptions import BrokerError
 
 __all__ = ["ORDERS", "Order", "Unsent", "UserId", "user_text"]

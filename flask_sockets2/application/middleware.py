@@ -13,17 +13,14 @@ from werkzeug.http import HTTP_STATUS_CODES
 from ..connection.connection import Connection
 from ..exceptions import HandshakeError
 from ..rates import SeldomLog
-from ..servers.takeover import Takeover, close_after, take_over
+from ..servers.takeover import RAISE, Takeover, close_after, take_over
 from ..wire.handshake import is_mount_point, is_upgrade
 from .sessions import mark_ended, serving
 
-__all__ = ["RAISE", "SocketMiddleware"]
+__all__ = ["SocketMiddleware"]
 
 logger = logging.getLogger("flask_sockets2.sockets")
 _seldom = SeldomLog(logger)
-
-RAISE = "flask_sockets2.raise"
-"""Key of the environ: an exception of the handler is raised again (the test client wants it)."""
 
 
 _SWITCHING = "101 Switching Protocols"

@@ -25,15 +25,15 @@ by the children of a fork.
 
 from __future__ import annotations
 
-import _thread
 import re
 import secrets
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import monotonic
 from typing import Any, NamedTuple, Protocol
+
+from ..concurrency.native_lock import native_lock
 
 __all__ = [
     "BINARY",
@@ -49,7 +49,6 @@ __all__ = [
     "Message",
     "Position",
     "Receiver",
-    "native_lock",
     "new_epoch",
     "silent_ttl",
 ]
@@ -341,14 +340,3 @@ class Broker(ABC):
 
         Its identities leave, as if their process had been killed, unless they are seen elsewhere.
         """
-
-
-def native_lock() -> Any:
-    """Return a lock between native threads, also where gevent has patched ``threading``.
-
-    It blocks the thread, so it is held only where no greenlet can be switched away from.
-    """
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is None:
-        return _thread.allocate_lock()
-    return monkey.get_original("_thread", "allocate_lock")()

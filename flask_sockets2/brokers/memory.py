@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from time import monotonic
 
 from ..concurrency.delayed_calls import Later
+from ..concurrency.native_lock import native_lock
 from .base import (
     DAY,
     RESERVED,
@@ -19,7 +20,6 @@ from .base import (
     Message,
     Position,
     Receiver,
-    native_lock,
     new_epoch,
     silent_ttl,
 )

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from ..brokers.base import native_lock
+from ..concurrency.native_lock import native_lock
 
 __all__ = ["Later"]
 

@@ -24,8 +24,9 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
 from ..brokers.base import BINARY as BINARY_KIND
-from ..brokers.base import JSON, Message, Position, native_lock
+from ..brokers.base import JSON, Message, Position
 from ..brokers.base import TEXT as TEXT_KIND
+from ..concurrency.native_lock import native_lock
 from ..wire.frames import BINARY, TEXT, build, build_deflated
 
 __all__ = ["GAP", "Encoding", "Frames", "Payload", "gap_message", "presence_message"]

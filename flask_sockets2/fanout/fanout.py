@@ -27,7 +27,8 @@ import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ..brokers.base import Broker, BrokerOptions, History, Message, Position, native_lock
+from ..brokers.base import Broker, BrokerOptions, History, Message, Position
+from ..concurrency.native_lock import native_lock
 from ..exceptions import BrokerError
 from ..stats import Counters
 from .audience import Audience, Channel, Entry

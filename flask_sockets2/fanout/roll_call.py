@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from ..brokers.base import native_lock
 from ..concurrency.delayed_calls import Later
+from ..concurrency.native_lock import native_lock
 from ..exceptions import BrokerError
 
 __all__ = ["RollCall"]

@@ -8,7 +8,7 @@ from math import inf
 from time import monotonic
 from typing import Any, Protocol
 
-from ..brokers.base import native_lock
+from ..concurrency.native_lock import native_lock
 from .outbox import Batch, Outlet
 
 __all__ = ["Clock", "Writer"]

@@ -28,6 +28,7 @@ from ..connection.connection import Connection
 from ..transports.base import StreamTransport, Waiter, read_ahead
 
 __all__ = [
+    "RAISE",
     "STOPPING",
     "Takeover",
     "client_socket",
@@ -41,6 +42,9 @@ logger = logging.getLogger("flask_sockets2.servers")
 
 STOPPING = "flask_sockets2.stopping"
 """In the environ of a request that our worker answers while it stops."""
+
+RAISE = "flask_sockets2.raise"
+"""In the environ of a request of the test client: an exception of the handler is raised again."""
 
 _CLOSING_TIME = 2.0  # seconds that connections get to close when the process ends
 

@@ -58,8 +58,8 @@ class Permission(NamedTuple):
     """What a stream may have.
 
     :ivar names: of its channels, each once.
-    :ivar earliest: position of each; see :func:`~flask_sockets2.application.signing.not_before`. None where the
-        channels are open.
+    :ivar earliest: position of each; see
+        :func:`~flask_sockets2.application.signing.not_before`. None if the channels are open.
     """
 
     names: list[str]

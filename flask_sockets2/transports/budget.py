@@ -25,6 +25,8 @@ from functools import partial
 from time import monotonic
 from typing import Any, Protocol
 
+from ..concurrency.native_lock import native_rlock
+
 __all__ = ["UNCOUNTED", "Budget", "Share", "give_back"]
 
 logger = logging.getLogger("flask_sockets2.transports")
@@ -126,7 +128,7 @@ class Budget:
         self.total = 0
         self.shares: set[Share] = set()
         #: Guards all of it. Reentrant, since the garbage collector may end connections anywhere.
-        self.lock = _native_lock()
+        self.lock = native_rlock()
         #: How often bytes objects are held, by id: nobody frees an object that is held.
         self.shared: dict[int, int] = {}
         self._evicting = evicting
@@ -291,19 +293,6 @@ def _find_malloc_trim() -> Callable[[int], int]:
 
 def _return_nothing(pad: int) -> int:
     return 0
-
-
-def _native_lock() -> Any:
-    """Return a reentrant lock between native threads, also where gevent has patched them.
-
-    It is held only where no greenlet can be switched away from.
-    """
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is None:
-        from _thread import RLock
-
-        return RLock()
-    return monkey.get_original("_thread", "RLock")()
 
 
 UNCOUNTED = Share(Budget(float("inf")), None)

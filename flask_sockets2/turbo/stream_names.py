@@ -134,7 +134,8 @@ class Permission(NamedTuple):
     :ivar channel: of the stream.
     :ivar earliest: position that the page was rendered at; see
         :func:`~flask_sockets2.application.signing.not_before`.
-    :ivar holder: who may use the name; see :meth:`State.holder <flask_sockets2.application.state.State>`.
+    :ivar holder: who may use the name; see ``holder`` of
+        :class:`~flask_sockets2.application.state.State`.
     :ivar old_holder: who might use the one that it renews.
     """
 

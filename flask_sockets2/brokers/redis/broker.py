@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from typing import Any, TypeVar
 
+from ...concurrency.native_lock import native_lock
 from ...exceptions import BrokerError
 from ...rates import SeldomLog
 from ..base import (
@@ -28,7 +29,6 @@ from ..base import (
     Message,
     Position,
     Receiver,
-    native_lock,
     new_epoch,
     silent_ttl,
 )

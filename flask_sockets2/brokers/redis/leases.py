@@ -29,8 +29,9 @@ from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
 from ...concurrency.delayed_calls import Later
+from ...concurrency.native_lock import native_lock
 from ...exceptions import BrokerError
-from ..base import TEXT, native_lock, new_epoch
+from ..base import TEXT, new_epoch
 from .scripts import (
     CLAIM,
     COUNT,

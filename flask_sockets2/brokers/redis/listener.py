@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from time import monotonic
 
+from ...concurrency.native_lock import native_lock
 from ...exceptions import BrokerError
-from ..base import History, Position, Receiver, native_lock
+from ..base import History, Position, Receiver
 from .feeds import Feed
 from .reader import START, SUBSCRIBE, UNSUBSCRIBE, ListenerTimes, Reader, Servers
 from .scripts import Names
