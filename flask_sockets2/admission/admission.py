@@ -29,8 +29,9 @@ from weakref import WeakKeyDictionary
 from ..brokers.base import Message
 from ..concurrency.native_lock import native_lock
 from ..exceptions import HandshakeError
-from ..rates import Buckets, SeldomLog, TokenBucket
 from ..stats import Counters
+from ..throttled_log import ThrottledLog
+from ..token_bucket import Buckets, TokenBucket
 from ..transports.base import Clock
 from .disconnects import Order
 from .guests import NO_RULES, Guest, Rules, network_of
@@ -83,7 +84,7 @@ class Admission:
         self.streams: set[Any] = set()
         self.unattended: set[Any] = set()
         self._counters = counters
-        self._log = SeldomLog(logger)
+        self._log = ThrottledLog(logger)
         # Guards all below, and adding to what is above. Nothing waits while it is held: brokers
         # deliver orders wherever they are.
         self._lock = native_lock()

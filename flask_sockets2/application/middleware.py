@@ -12,15 +12,15 @@ from werkzeug.http import HTTP_STATUS_CODES
 
 from ..connection.connection import Connection
 from ..exceptions import HandshakeError
-from ..rates import SeldomLog
 from ..servers.takeover import RAISE, Takeover, close_after, take_over
+from ..throttled_log import ThrottledLog
 from ..wire.handshake import is_mount_point, is_upgrade
 from .sessions import mark_ended, serving
 
 __all__ = ["SocketMiddleware"]
 
 logger = logging.getLogger("flask_sockets2.sockets")
-_seldom = SeldomLog(logger)
+_seldom = ThrottledLog(logger)
 
 
 _SWITCHING = "101 Switching Protocols"

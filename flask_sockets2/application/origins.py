@@ -22,7 +22,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Map, Rule
 
 from ..connection.limits import shown
-from ..rates import SeldomLog
+from ..throttled_log import ThrottledLog
 from ..wire.origins import (
     Origins,
     can_be_rebound,
@@ -53,7 +53,7 @@ _EVENTS = "text/event-stream"
 _ELEMENTS = ("text/html", "text/css", "image/", "video/", "audio/")
 """Types that browsers name for what is shown: pages, style sheets, images, films and sounds."""
 
-_without_state = SeldomLog(logger)
+_without_state = ThrottledLog(logger)
 """Of applications that have no channels."""
 
 
@@ -289,6 +289,6 @@ def _refuse_host(app: Flask, setting: str) -> NoReturn:
     abort(403, f"pages of this host may not connect ({setting})")
 
 
-def _log_of(app: Flask) -> SeldomLog:
+def _log_of(app: Flask) -> ThrottledLog:
     state: State | None = app.extensions.get(EXTENSION)
     return _without_state if state is None else state.seldom_log(logger)

@@ -28,7 +28,7 @@ from ..brokers.base import Position
 from ..channels.app_channels import Channels
 from ..channels.publisher import Publisher, check_channel
 from ..connection.connection import Connection
-from ..rates import SeldomLog
+from ..throttled_log import ThrottledLog
 from ..wire.handshake import is_upgrade
 from .answers import Identify, UserId
 from .health import serve_health
@@ -447,7 +447,7 @@ class Sockets:
 _unserved: WeakSet[Sockets] = WeakSet()
 """Those with handlers whose ``init_app`` has not been called."""
 
-_seldom = SeldomLog(logger)
+_seldom = ThrottledLog(logger)
 
 
 def unserved() -> list[str]:

@@ -23,13 +23,13 @@ from ..channels.app_channels import Channels
 from ..connection.connection import Connection
 from ..connection.limits import MAX_BUFFERED, Limits
 from ..exceptions import BrokerError
-from ..rates import SeldomLog
 from ..servers import under_way
 from ..servers.patience import register
 from ..servers.serving import Unheard, is_listening, works_for_a_server
 from ..servers.takeover import waiter
 from ..signals import connection_closed, connection_opened, stream_closed, stream_opened, tell
 from ..stats import Counters
+from ..throttled_log import ThrottledLog
 from ..transports.base import Clock
 from ..transports.budget import Budget
 from .answers import Identify, WrongAnswer, identity
@@ -123,7 +123,7 @@ class State:
     budget: Budget = field(init=False)
     was_server: bool = False
     _channels: Channels | None = None
-    _logs: dict[str, SeldomLog] = field(default_factory=dict)  # by name of the logger
+    _logs: dict[str, ThrottledLog] = field(default_factory=dict)  # by name of the logger
     _lock: Lock = field(default_factory=Lock)  # guards making the channels
     _obeying: bool = False  # orders are listened to
 
@@ -154,9 +154,9 @@ class State:
             extra={"event": "buffers_full", "count": connections, "bytes": held},
         )
 
-    def seldom_log(self, logger: logging.Logger) -> SeldomLog:
+    def seldom_log(self, logger: logging.Logger) -> ThrottledLog:
         """Return where to log what strangers bring about; of any thread."""
-        return self._logs.setdefault(logger.name, SeldomLog(logger))
+        return self._logs.setdefault(logger.name, ThrottledLog(logger))
 
     @property
     def connections(self) -> set[Connection]:

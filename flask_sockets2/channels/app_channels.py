@@ -18,9 +18,9 @@ from ..fanout.encoding import Encoding, Frames
 from ..fanout.fanout import ALL, Fanout, Observer, Subscription
 from ..fanout.outbox import Outlet, Owner, SocketWriter
 from ..fanout.turn_writer import Clock
-from ..rates import SeldomLog
 from ..signals import broker_reconnected, client_too_slow, gap_told, message_dropped, tell
 from ..stats import Counters
+from ..throttled_log import ThrottledLog
 from .publisher import Publisher, check_channel, dumps_of, payload_of
 
 __all__ = ["Channels", "Subscriber"]
@@ -114,7 +114,7 @@ class Channels(Publisher):
         self._app = app
         self._dumps = dumps_of(app)
         self._log_errors = log_errors
-        self._seldom = SeldomLog(logger)
+        self._seldom = ThrottledLog(logger)
         self._warned = False
         self._unheard = None if self._broker.shared else unheard(self._is_heard, self._warn_of_none)
         self._unsent = Unsent(self._publish_order)

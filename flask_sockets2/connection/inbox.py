@@ -15,8 +15,8 @@ from sys import getsizeof
 from time import monotonic
 from typing import Any, Protocol
 
-from ..rates import TokenBucket
 from ..stats import RouteCounters
+from ..token_bucket import TokenBucket
 from ..transports.base import StreamTransport, Timer
 from ..transports.budget import STEP
 from .limits import Limits

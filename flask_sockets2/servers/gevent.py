@@ -31,7 +31,7 @@ from geventwebsocket.exceptions import WebSocketError as GeventWebSocketError
 
 from ..connection.connection import NO_HANDLER, Connection, Take
 from ..exceptions import ConnectionClosed, HandshakeError
-from ..rates import SeldomLog
+from ..throttled_log import ThrottledLog
 from ..transports import memory
 from ..transports.base import StreamTransport, read_ahead
 from ..transports.green import GreenTransport, hub_clock
@@ -56,7 +56,7 @@ from .wsgi_stream import Body, Stream
 __all__ = ["GreenConnection", "WebSocketHandler", "WebSocketServer", "drain"]
 
 logger = logging.getLogger("flask_sockets2.servers")
-_seldom = SeldomLog(logger)  # for what clients bring about, as often as they like
+_seldom = ThrottledLog(logger)  # for what clients bring about, as often as they like
 
 _STOPPING = "this server is stopping; connect again"
 

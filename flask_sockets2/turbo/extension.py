@@ -38,7 +38,7 @@ from ..application.state import state_of
 from ..brokers.base import NOWHERE, Position
 from ..connection.limits import shown
 from ..exceptions import BrokerError
-from ..rates import SeldomLog
+from ..throttled_log import ThrottledLog
 from . import responses as forms
 from .broadcasts import Broadcasting
 from .endpoint import EXTENSION, USER_ID, serve_streams
@@ -88,7 +88,7 @@ class Turbo(Broadcasting):
         #: Says who may have a stream; see :meth:`authorize`.
         self.authorizer: Permit | None = None
         self._jobs: list[Job] = []
-        self._log = SeldomLog(logger)
+        self._log = ThrottledLog(logger)
         # By an application's channels, of which a process that was forked has others.
         self._begun: WeakKeyDictionary[Any, dict[str, Job]] = WeakKeyDictionary()
         if app is not None:

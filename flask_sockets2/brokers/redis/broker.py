@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from ...concurrency.native_lock import native_lock
 from ...exceptions import BrokerError
-from ...rates import SeldomLog
+from ...throttled_log import ThrottledLog
 from ..base import (
     DAY,
     Broker,
@@ -89,7 +89,7 @@ class RedisBroker(Broker):
         super().__init__(url, options, receiver)
         self._client = Client(url, client_timeout, options.prefix)
         self._names = Names(options.prefix, self._client.db)
-        self._seldom = SeldomLog(logging.getLogger("flask_sockets2.brokers"))
+        self._seldom = ThrottledLog(logging.getLogger("flask_sockets2.brokers"))
         self._listener_times = listener_times or ListenerTimes()
         self._lease_times = lease_times or LeaseTimes()
         self._begin()

@@ -5,7 +5,8 @@ import logging
 import pytest
 
 from flask_sockets2 import rates
-from flask_sockets2.rates import Buckets, SeldomLog, TokenBucket
+from flask_sockets2.throttled_log import ThrottledLog
+from flask_sockets2.token_bucket import Buckets, TokenBucket
 
 
 def taken(bucket: TokenBucket, now: float) -> int:
@@ -108,7 +109,7 @@ def test_a_flood_is_logged_once_a_second_and_counted(
 ) -> None:
     now = 50.0
     monkeypatch.setattr(rates, "monotonic", lambda: now)
-    log = SeldomLog(logging.getLogger("test"))
+    log = ThrottledLog(logging.getLogger("test"))
     for number in range(1000):
         log.warning("full", "refused %s", number)
     log.warning("fast", "too fast")
@@ -126,7 +127,7 @@ def test_a_flood_is_logged_once_a_second_and_counted(
 
 def test_each_level_has_its_lines_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    log = SeldomLog(logging.getLogger("test"))
+    log = ThrottledLog(logging.getLogger("test"))
     for number in range(100):
         log.info("left", "left %s", number)
         log.failure("away", "away %s", number)
@@ -139,7 +140,7 @@ def test_each_level_has_its_lines_without_a_traceback(caplog: pytest.LogCaptureF
 def test_an_error_that_comes_again_and_again_is_one_traceback(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    log = SeldomLog(logging.getLogger("test"))
+    log = ThrottledLog(logging.getLogger("test"))
     for _ in range(100):
         log.error("it raised", error=ZeroDivisionError("x"))
         log.error("it raised", error=KeyError("y"))
