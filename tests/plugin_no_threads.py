@@ -23,7 +23,7 @@ _MAY_STAY = {
     "execnet/gateway_base.py": "of pytest-xdist",
     "gevent/threadpool.py": "of a hub, which keeps it for the next name that is to be resolved",
     "flask_sockets2/transports/threaded.py": "the selector thread, one for all of a process",
-    "flask_sockets2/brokers/later.py": "it waits until an application that is over may forget",
+    "concurrency/delayed_calls.py": "it waits until an application that is over may forget",
 }
 """What stands in the description of a thread that may stay, and why."""
 

@@ -404,7 +404,7 @@ def test_every_answer_is_explained(
 
 def test_every_finding_can_be_told_and_nothing_else_is_in_the_table() -> None:
     source = "".join(
-        (Path(__file__).parents[1] / "flask_sockets2" / name).read_text()
+        (Path(__file__).parents[1] / "flask_sockets2" / "tools" / name).read_text()
         for name in ("doctor.py", "findings.py")
     )
     for key in FINDINGS:

@@ -1,7 +1,8 @@
 """Server-Sent Events (WHATWG HTML §9.2) over channels, as a response of any WSGI server.
 
 A stream is the same for its channels as a WebSocket that resumes: each event is one of the JSON
-envelopes of ``encoding.py``, in a ``data`` field and without a type, made once for all clients::
+envelopes of ``fanout/encoding.py``, in a ``data`` field and without a type. It is encoded once for
+all clients::
 
     data: {"event": "streams", "channels": ["news"]}
 

@@ -220,7 +220,7 @@ _KINDS = {
 }
 
 _CHECKED_ELSEWHERE = ("SOCKETS_ALLOWED_ORIGINS", *HTTP_SETTINGS.values())
-"""In ``origins.py`` and ``servers/patience.py``."""
+"""In ``application/origins.py`` and ``servers/patience.py``."""
 
 KNOWN = frozenset((*_KINDS, *_CHECKED_ELSEWHERE))
 """The keys of all parts of the package, as ``docs/settings.rst`` has them."""

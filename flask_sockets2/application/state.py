@@ -93,7 +93,7 @@ class State:
     """What the package keeps about one application, in this process.
 
     :ivar app: that application, which owns the state.
-    :ivar rules: its WebSocket rules; see ``routes.py``, which has their class.
+    :ivar rules: its WebSocket rules; see ``application/routes.py``, which has their class.
     :ivar broker_settings: further settings with the broker's URL, where ``SOCKETS_BROKER_URL`` is
         not there.
     :ivar user_id: returns the id of the user of the current request, None for nobody.

@@ -6,9 +6,9 @@ States::
          └─ refused with an HTTP response: the connection is never opened     ↑
                               OPEN ─ the peer vanishes ───────────────────────┘
 
-From the accept on there is a link (``link.py``), which the hub or the selector thread feeds
-whatever the handler does; a message goes straight to the greenlet or thread that waits in
-:meth:`Connection.receive`, or into the link's inbox (``inbox.py``).
+From the accept on there is a link (``connection/driver.py``), which the hub or the selector thread
+feeds whatever the handler does; a message goes straight to the greenlet or thread that waits in
+:meth:`Connection.receive`, or into the link's inbox (``connection/inbox.py``).
 
 Differences from gevent-websocket's ``WebSocket``: binary messages are ``bytes``, not ``bytearray``;
 ``send(None)`` on a closed connection does nothing, so that the loop ``while not ws.closed:
@@ -576,7 +576,7 @@ class Connection:
             holds, None for what comes from now on. It may come from the client: whatever it holds
             is either resumed at or a gap.
         :param envelope: send each message in a JSON object with its position, and tell of a gap;
-            see ``encoding.py``.
+            see ``fanout/encoding.py``.
         :param presence: tell who is there, joins and leaves; needs ``envelope``.
         :param identity: who this is, for others to be told; a name or an id.
         :param gap: text, bytes or JSON to send where messages were lost; in an envelope the event

@@ -51,7 +51,7 @@ class Limits:
     :param ping_interval: between pings, None for none.
     :param ping_timeout: for a sign of life after a ping, None for as long as it takes.
     :param compression: agree to permessage-deflate where the client offers it (RFC 7692).
-    :param slow_client: ``disconnect``, ``drop_oldest`` or ``coalesce``, see ``outlet.py``.
+    :param slow_client: ``disconnect``, ``drop_oldest`` or ``coalesce``, see ``fanout/outbox.py``.
     :param max_message_rate: messages a second from the peer, pings, pongs and small fragments
         among them; beyond it reading pauses.
     :param max_connection_age: after at most so long it is closed with 1001, None for never.

@@ -2,7 +2,7 @@
 
 A channel has one audience for each hub or selector thread. In it a client is either a member of a
 group, which all get the same bytes, or *held*: the history is on its way to it, and what comes
-meanwhile is put in order with that (``replay.py``). The fan-out's lock guards all of it.
+meanwhile is put in order with that (``fanout/replay.py``). The fan-out's lock guards all of it.
 """
 
 from __future__ import annotations

@@ -6,19 +6,19 @@
                                         what came in one turn, joined, once for each encoding
                                            └─> one write for each client
 
-A message is encoded once for all clients that want it alike (``encoding.py``). What is published
-within one turn of the hub reaches a client in one write. A publisher never waits for a client, and
-one that does not yield is made to write (:meth:`Fanout.relieve`).
+A message is encoded once for all clients that want it alike (``fanout/encoding.py``). What is
+published within one turn of the hub reaches a client in one write. A publisher never waits for a
+client, and one that does not yield is made to write (:meth:`Fanout.relieve`).
 
 How a subscription begins, without a gap and without a duplicate: the client is put into the
 audience at once, but *held*, so that live messages collect. Then the history after its position is
 fetched, and both are released in order, without what they share. Where the messages wanted are
-still at hand in this process (``recent.py``), all of that is one step. A history that is more than
-a little goes out in pieces, as the client takes them (``replay.py``).
+still at hand in this process (``fanout/replay_cache.py``), all of that is one step. A history that
+is more than a little goes out in pieces, as the client takes them (``fanout/replay.py``).
 
-How the list of who is there is told anew (``presence.py``): the events that come while the broker
-is asked for it are noted, and told once more behind it. So whatever the list has of them already,
-who keeps a set ends up with the right one.
+How the list of who is there is told anew (``fanout/roll_call.py``): the events that come while the
+broker is asked for it are noted, and told once more behind it. So whatever the list has of them
+already, who keeps a set ends up with the right one.
 """
 
 from __future__ import annotations

@@ -163,7 +163,7 @@ class Outlet:
         #: What it subscribes to; the fan-out's.
         self.entries: dict[Any, Any] = {}
         #: What is replayed to it, None where nothing is; and bytes of histories that went out
-        #: at once since it was last seen to be level; both ``replay.py``'s.
+        #: at once since it was last seen to be level; both ``fanout/replay.py``'s.
         self.replays: Any = None
         self.at_once = 0
         #: Nothing goes out any more.

@@ -2,9 +2,9 @@
 
 A short history goes out at once. Of a longer one the client is given a *place* in the log of its
 channel, and no copy: while the client has room, the messages behind that place are looked up in
-what all clients share (the broker's log, or ``recent.py``) and the place moves on. At the newest
-message the client joins its audience. So a client that reads nothing holds a few messages, however
-much it has asked for, and one that is too slow for what is kept is told of a gap.
+what all clients share (the broker's log, or ``fanout/replay_cache.py``) and the place moves on. At
+the newest message the client joins its audience. So a client that reads nothing holds a few
+messages, however much it has asked for, and one that is too slow for what is kept is told of a gap.
 
 What counts for one client::
 

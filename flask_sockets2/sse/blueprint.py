@@ -13,7 +13,7 @@
 
 Differences from Flask-SSE:
 
-- Redis is not needed: the broker is the application's, see ``settings.py``.
+- Redis is not needed: the broker is the application's, see ``application/settings.py``.
 - What is published is kept for a while, and a browser that comes back gets what it missed.
 - A stream may have several channels; which ones anybody may have, is told in ``access.py``.
   Functions of ``before_request`` refuse, and open none.
