@@ -531,7 +531,7 @@ SITE = """
     from flask_sockets2 import Sockets
     from flask_sockets2.sse import sse
     from flask_sockets2.turbo import Turbo
-    from flask_sockets2.turbo.names import StreamSigner
+    from flask_sockets2.turbo.stream_names import StreamSigner
 
     app = Flask(__name__)
     app.secret_key = "for the tests"

@@ -149,7 +149,7 @@ def test_there_is_no_route_by_default() -> None:
 def test_without_prometheus_client_the_error_names_the_extra(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(sys.modules, "flask_sockets2.metrics", None)
+    monkeypatch.setitem(sys.modules, "flask_sockets2.application.metrics", None)
     app = Flask(__name__)
     app.config["SOCKETS_METRICS_ROUTE"] = "/metrics"
     with pytest.raises(RuntimeError, match=r"flask-sockets2\[metrics\]"):

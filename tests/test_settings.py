@@ -295,7 +295,7 @@ def test_a_server_does_not_start_with_a_wrong_setting(server_factory: Servers) -
 
 
 def test_a_broker_that_is_not_installed_is_no_wrong_value(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("brokers.client", "brokers.redis"):
+    for name in ("brokers.redis.client", "brokers.redis.broker"):
         monkeypatch.delitem(sys.modules, f"flask_sockets2.{name}", raising=False)
     monkeypatch.setitem(sys.modules, "redis", None)
     with pytest.raises(BrokerError, match=r'run pip install "flask-sockets2\[redis\]"'):

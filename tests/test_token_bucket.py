@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from flask_sockets2 import rates
+from flask_sockets2 import throttled_log, token_bucket
 from flask_sockets2.throttled_log import ThrottledLog
 from flask_sockets2.token_bucket import Buckets, TokenBucket
 
@@ -82,7 +82,7 @@ def test_a_key_that_still_waits_is_remembered_whoever_comes() -> None:
 
 
 def test_very_many_keys_at_once_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rates, "_MOST", 50)
+    monkeypatch.setattr(token_bucket, "_MOST", 50)
     buckets = Buckets()
     for number in range(1000):
         assert buckets.take(f"{number}", 0.001, 0.0) == 0.0
@@ -94,7 +94,7 @@ def test_when_all_places_are_taken_the_key_that_is_in_use_keeps_its_bucket(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Otherwise a client that goes on asking would be forgotten, and begin with a full bucket."""
-    monkeypatch.setattr(rates, "_MOST", 3)
+    monkeypatch.setattr(token_bucket, "_MOST", 3)
     buckets = Buckets()
     for key in ("busy", "idle 1", "idle 2"):
         buckets.take(key, 0.001, 0.0)
@@ -108,7 +108,7 @@ def test_a_flood_is_logged_once_a_second_and_counted(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 50.0
-    monkeypatch.setattr(rates, "monotonic", lambda: now)
+    monkeypatch.setattr(throttled_log, "monotonic", lambda: now)
     log = ThrottledLog(logging.getLogger("test"))
     for number in range(1000):
         log.warning("full", "refused %s", number)

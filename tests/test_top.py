@@ -39,7 +39,7 @@ PROGRAM = """
     import os
     from flask import Flask
     from flask_sockets2 import Sockets
-    from flask_sockets2.event_stream import stream_response
+    from flask_sockets2.application.event_stream import stream_response
 
     app = Flask(__name__)
     app.config.from_prefixed_env()

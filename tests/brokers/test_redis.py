@@ -768,7 +768,7 @@ def test_without_the_package_redis_the_remedy_is_named() -> None:
         sys.modules["redis"] = None
         from flask_sockets2 import BrokerError
         try:
-            import flask_sockets2.brokers.redis
+            import flask_sockets2.brokers.redis.broker
         except BrokerError as exc:
             print(exc)
     """)
@@ -799,7 +799,7 @@ def test_scripts_that_the_server_forgets_lose_and_double_nothing(
 SETUP = """
     import sys, threading, time
     from flask_sockets2.brokers.base import BrokerOptions, Draft
-    from flask_sockets2.brokers.redis import RedisBroker
+    from flask_sockets2.brokers.redis.broker import RedisBroker
 
     class Receiver:
         def __init__(self):

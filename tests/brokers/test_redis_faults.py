@@ -754,8 +754,8 @@ def test_a_process_that_is_killed_leaves(
     program = """
         import sys, time
         from flask_sockets2.brokers.base import BrokerOptions
-        from flask_sockets2.brokers.leases import LeaseTimes, _Attempt
-        from flask_sockets2.brokers.redis import RedisBroker
+        from flask_sockets2.brokers.redis.leases import LeaseTimes, _Attempt
+        from flask_sockets2.brokers.redis.broker import RedisBroker
         broker = RedisBroker(
             sys.argv[1], BrokerOptions(prefix=sys.argv[2]),
             lease_times=LeaseTimes(lease=2.0, renew=0.2, tick=0.05),

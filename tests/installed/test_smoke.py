@@ -111,7 +111,7 @@ def test_the_first_commands_of_the_tutorial_install_a_clone(
     if any(reason in ran.stdout for reason in UNREACHABLE):
         pytest.skip("pip does not reach its index")
     assert ran.returncode == 0, ran.stdout
-    program = "import flask_sockets2.brokers.redis, gunicorn; print(flask_sockets2.__file__)"
+    program = "import flask_sockets2.brokers.redis.broker, gunicorn; print(flask_sockets2.__file__)"
     said = run([tmp_path / "chat" / ".venv" / "bin" / "python", "-c", program], tmp_path)
     assert said.stdout.startswith(str(tmp_path / "chat" / ".venv")), said.stdout
 

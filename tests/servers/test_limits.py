@@ -34,9 +34,9 @@ from flask import Flask, request
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from flask_sockets2 import BrokerError, Sockets, Turbo
-from flask_sockets2.event_stream import stream_response
-from flask_sockets2.extension import state_of
-from flask_sockets2.settings import limits_of
+from flask_sockets2.application.event_stream import stream_response
+from flask_sockets2.application.state import state_of
+from flask_sockets2.application.settings import limits_of
 from flask_sockets2.sse import sse
 
 logging.basicConfig()

@@ -43,7 +43,7 @@ import weakref
 
 from flask import Flask, abort, request
 from flask_sockets2 import Sockets
-from flask_sockets2.connection import Connection
+from flask_sockets2.connection.connection import Connection
 from flask_sockets2.signals import connection_closed
 from greenlet import getcurrent
 

@@ -44,7 +44,7 @@ PUBLISHING = (
     APP
     + """
 import threading, time
-from flask_sockets2.extension import state_of
+from flask_sockets2.application.state import state_of
 
 def publish():
     print("publishing", flush=True)

@@ -26,7 +26,7 @@ from time import perf_counter
 from gevent import get_hub
 
 from flask_sockets2 import WebSocketServer
-from flask_sockets2.limits import Limits
+from flask_sockets2.connection.limits import Limits
 
 rounds = 0  # of the hub, in each of which it looks at all sockets
 

@@ -17,7 +17,7 @@ import os
 import time
 
 from flask import Flask, request
-from flask_sockets2.extension import state_of
+from flask_sockets2.application.state import state_of
 from flask_sockets2.sse import sse
 
 app = Flask(__name__)

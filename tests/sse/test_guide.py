@@ -257,7 +257,7 @@ def test_hidden_tabs_leave_the_connections_to_the_one_that_is_seen(
     """Chromium opens six connections to a server over HTTP/1.1."""
     source = "".join(blocks(GUIDE, "python")[:2])
     source += "\n\n@app.before_request\ndef login():\n    session['role'] = 'editor'\n"
-    source += "from flask_sockets2.extension import state_of\n"
+    source += "from flask_sockets2.application.state import state_of\n"
     source += "app.add_url_rule('/n', 'n', lambda: str(len(state_of().streams)))\n"
     server = gunicorn(source)
 
@@ -292,7 +292,7 @@ def test_the_page_of_the_guide_moves_its_bar(
     source = next(block for block in blocks(GUIDE, "python") if "Flask(__name__)" in block)
     source += next(block for block in blocks(GUIDE, "python") if "IMPORT = " in block)
     source += f"\n\napp.config['SOCKETS_BROKER_URL'] = {broker.url!r}\n"
-    source += "from flask_sockets2.extension import state_of\n"
+    source += "from flask_sockets2.application.state import state_of\n"
     server = gunicorn(
         source + "app.add_url_rule('/n', 'n', lambda: str(len(state_of().streams)))\n"
     )

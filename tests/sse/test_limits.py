@@ -462,8 +462,8 @@ import threading
 
 from flask import Flask
 from flask_sockets2 import Sockets
-from flask_sockets2.event_stream import stream_response
-from flask_sockets2.extension import state_of
+from flask_sockets2.application.event_stream import stream_response
+from flask_sockets2.application.state import state_of
 from flask_sockets2.sse import stream_generator
 
 app = Flask(__name__)

@@ -29,7 +29,7 @@ from unittest.mock import patch
 from flask import Flask, Response, redirect, render_template_string, request, send_file
 from flask_sockets2 import Turbo
 from flask_sockets2.signals import connection_opened
-from flask_sockets2.turbo.names import StreamSigner
+from flask_sockets2.turbo.stream_names import StreamSigner
 from itsdangerous import TimestampSigner
 
 app = Flask(__name__)

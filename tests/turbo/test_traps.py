@@ -23,7 +23,7 @@ from flask import Flask, get_flashed_messages, flash, render_template_string, re
 from flask import session, url_for
 from markupsafe import Markup
 from flask_sockets2 import Turbo
-from flask_sockets2.extension import state_of
+from flask_sockets2.application.state import state_of
 
 app = Flask(__name__)
 app.secret_key = "for the tests"
