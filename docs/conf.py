@@ -90,7 +90,7 @@ class PageLinks(SphinxTransform):
 
 
 class Commands(Directive):
-    """The help of each command of a group, as ``.. commands:: flask_sockets2.tools.cli:sockets_cli``."""
+    """Write the help of a group, as ``.. commands:: flask_sockets2.tools.cli:sockets_cli``."""
 
     required_arguments = 1
 
