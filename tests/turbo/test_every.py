@@ -25,7 +25,8 @@ SITE = """
     import os
     from time import sleep
     from flask import Flask
-    from flask_sockets2.turbo import Turbo, every
+    from flask_sockets2.turbo import Turbo
+    from flask_sockets2.turbo import jobs as every
 
     app = Flask(__name__)
     app.config.from_prefixed_env()
