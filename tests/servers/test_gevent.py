@@ -171,7 +171,7 @@ def test_an_application_is_served(kind: str, first: str, run: Run) -> None:
     [
         ("our handler", "flask_sockets2.servers.gevent /kind True"),
         ("our server", "flask_sockets2.servers.gevent /kind True"),
-        ("stock", "flask_sockets2.connection /kind False"),
+        ("stock", "flask_sockets2.connection.connection /kind False"),
         ("gevent-websocket", "geventwebsocket.websocket /kind True"),
     ],
 )
