@@ -1,4 +1,4 @@
-"""Later: calls that are put off, all by the same time, in one thread that ends when it is idle."""
+"""Calls that are delayed, all by the same time, in one thread that ends when it is idle."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from ..concurrency.native_lock import native_lock
+from .native_lock import native_lock
 
 __all__ = ["Later"]
 

@@ -290,8 +290,10 @@ def test_a_form_in_a_dialog_may_ask_for_a_refresh(site: Site) -> None:
         ),
         ("<select id=e><option>a<option>b</select>", [("press", "ArrowDown")]),
         ("<input id=e type=checkbox>", [("press", "Space")]),
+        ("<input id=e type=radio>", [("press", "Space")]),
+        ("<input id=e type=range>", [("press", "ArrowRight")]),
     ],
-    ids=["an editor, emptied again", "a select", "a checkbox"],
+    ids=["an editor, emptied again", "a select", "a checkbox", "a radio button", "a range"],
 )
 def test_what_a_script_has_made_holds_up_nothing(
     site: Site, made: str, change: list[tuple[str, str]]
@@ -728,3 +730,44 @@ def test_the_next_key_goes_to_the_row_that_has_the_focus(site: Site, method: str
     site.page.keyboard.type("x")
     assert values(site, "[title='6']") == [""]
     assert values(site, "[title='5']") == ["x"]
+
+
+def test_scripts_are_told_of_fields_that_a_pushed_morph_has_kept(site: Site) -> None:
+    site.open(body="<div id=t><input name=text></div>")
+    site.page.evaluate(
+        """document.addEventListener("turbo-stream:fields-kept", ({ detail }) => {
+            window.kept = detail.fields.map((field) => field.name);
+        })"""
+    )
+    site.page.fill("[name=text]", "typed")
+    morphed(site, 'target="t"', "<input name=text>")
+    assert site.page.evaluate("window.kept") == ["text"]
+
+
+@pytest.mark.parametrize(
+    ("method", "attributes"), [("morph", "id=x"), ("replace", "id=x data-turbo-permanent")]
+)
+def test_a_field_of_a_shadow_root_is_kept_as_documented(
+    site: Site, method: str, attributes: str
+) -> None:
+    body = f"<x-field {attributes}></x-field>"
+    site.open(method=method, body=body)
+    site.page.evaluate(
+        """() => customElements.define("x-field", class extends HTMLElement {
+            constructor() {
+                super();
+                this.attachShadow({ mode: "open" }).innerHTML = "<input>";
+            }
+        })"""
+    )
+    site.page.fill("x-field input", "typed")
+    site.refresh(body=f"<p></p>{body}")
+    assert site.page.input_value("x-field input") == "typed"
+
+
+def test_turbo_moves_the_focus_to_the_first_element_with_the_id(site: Site) -> None:
+    """As the page about Turbo warns of ids that are not unique."""
+    site.open(body=2 * "<input id=text>")
+    site.page.locator("input").nth(1).focus()
+    site.push(END)
+    site.page.wait_for_function("document.activeElement === document.querySelector('input')")

@@ -1590,12 +1590,14 @@ function isBusy(isOwn) {
   return performance.now() - busySince < PATIENCE;
 }
 
+const canBeSeen = (element) =>
+  element.checkVisibility({ visibilityProperty: true, opacityProperty: true });
+
 // A frame with display: contents has no box of its own.
 const isHidden = (element) =>
   "checkVisibility" in element &&
-  ![element, ...element.querySelectorAll("*")].some((each) =>
-    each.checkVisibility({ visibilityProperty: true, opacityProperty: true }),
-  );
+  !canBeSeen(element) &&
+  ![...element.querySelectorAll("*")].some(canBeSeen);
 
 /** Whether the page shows what the user has to correct, which no other page would. */
 function showsErrors() {
