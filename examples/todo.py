@@ -1,12 +1,13 @@
-"""A to-do list that many edit at once, without a line of JavaScript of its own.
+"""A to-do list that several people edit at once, without a line of JavaScript of its own.
 
     gunicorn -k flask_sockets2.worker examples.todo:app
 
-What one window adds, ticks off or removes, all others show at once. The window itself is answered
-with the same streams; a browser without JavaScript with a redirect, for these are ordinary forms.
+If you add, tick off or remove a to-do in one window, all other windows show the change at once.
+Your own window gets the same streams as the answer to its form. A browser without JavaScript gets a
+redirect, since the forms are ordinary ones.
 
-The list is in this process' memory, so it needs exactly one worker. With a database in its place,
-and Redis or Valkey as SOCKETS_BROKER_URL, there may be many.
+The list is in the memory of this process, so run exactly one worker. To run several, keep the list
+in a database and set SOCKETS_BROKER_URL to a Redis or Valkey.
 """
 
 import os
@@ -23,7 +24,7 @@ LONGEST_TEXT = 80  # characters
 MOST_TODOS = 50
 
 app = Flask(__name__)
-# Several workers need one key in common, from the environment; one worker may invent it.
+# Several workers need the same key, from the environment. A single worker may make one up.
 app.secret_key = os.environ.get("SECRET_KEY") or secrets.token_hex()
 app.config["SESSION_COOKIE_SAMESITE"] = "Lax"
 app.config["SOCKETS_BROKER_URL"] = os.environ.get("SOCKETS_BROKER_URL", "memory://")
@@ -50,7 +51,7 @@ def inject_todos():
 
 @app.get("/")
 def index():
-    # Asked for before the list is read: what is pushed from now on reaches the page.
+    # Read the position before the list, so that the page gets every later change.
     turbo.position("todos")
     return render_template("todo.html")
 
@@ -86,10 +87,10 @@ def edit(number):
     todo = todos.get(number)
     if todo is None:
         return answer(turbo.remove(f"todo-{number}"), "Somebody has removed that.")
-    # Not the opposite of what it is: two who tick it off at once mean the same.
+    # The form says which state is wanted: two people who tick it off at once mean the same.
     todo.done = request.form.get("done") == "yes"
     return answer(
-        # By morphing the button stays the element that it is.
+        # A morph keeps the button, so that the focus stays on the button.
         turbo.replace(template="_todo.html", todo=todo, target=f"todo-{number}", method="morph"),
         f"Done: “{todo.text}”." if todo.done else f"To be done again: “{todo.text}”.",
     )
@@ -113,6 +114,6 @@ def answer(change, words, *more):
     turbo.broadcast_to("todos", stream=change, exclude_sender=True)
     flash(words)
     if turbo.can_stream():
-        # What was wrong with a form before is settled; what is being written stays.
+        # Remove the old error, and leave the text that is being typed.
         return turbo.stream([change, turbo.flashes(), turbo.remove("error"), *more])
     return turbo.redirect(url_for("index"))  # with status 303

@@ -1,12 +1,12 @@
-"""Reports: what each process says of itself, while somebody looks (``flask sockets top``).
+"""Reports of each process, for ``flask sockets top``.
 
-Who looks publishes to one channel, once a second, and each process answers on another. Both are
-transient, so nothing of it is kept anywhere, and a process that has died is one that does not
-answer. While nobody looks a process is subscribed to one channel more, and that is all it costs;
-however many look, it answers every half second at most.
+``top`` publishes a request to one channel, once a second, and each process answers on another.
+These messages are transient, so no broker keeps them, and a process that has died does not answer.
+While ``top`` does not run, reports cost each process one subscription. A process answers twice a
+second at most, even if several people run ``top``.
 
-A process takes part from its first connection on: one that only publishes, such as Celery's,
-listens to nothing.
+A process takes part from its first connection on. A process that only publishes, such as Celery's,
+does not listen.
 """
 
 from __future__ import annotations
@@ -37,31 +37,31 @@ __all__ = ["LOOKS", "REPORTS", "Report", "Reporter", "look"]
 logger = logging.getLogger("flask_sockets2.channels")
 
 LOOKS = f"{RESERVED}looks"
-"""The channel of those who look."""
+"""The channel of requests for reports."""
 
 REPORTS = f"{RESERVED}reports"
 """The channel of the answers."""
 
-_MOST = 2**63  # what a process may count to, so that rates can be computed
+_MOST = 2**63  # the largest count, so that rates can be computed
 _LONGEST_KEY = 32  # letters
 _SELDOM = 0.5  # seconds between two answers
-_RETRY = 5.0  # seconds after which the next connection has it try again to listen
+_RETRY = 5.0  # seconds until a new connection makes the process try again to listen
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a process says of itself.
+    """The state of one process.
 
-    :ivar process: its name, which no other process ever has.
-    :ivar host: where it runs.
-    :ivar at: seconds of its own clock, to tell by how long ago the last one was.
+    :ivar process: unique name of the process.
+    :ivar host: name of its machine.
+    :ivar at: monotonic time of the process in seconds, to compute rates between two reports.
     :ivar connections: WebSockets that are open.
     :ivar streams: event streams that are open.
-    :ivar requests: HTTP requests under way, where our handler serves.
-    :ivar channels: those with subscribers in the process.
+    :ivar requests: HTTP requests under way, if our handler serves.
+    :ivar channels: number of channels with subscribers in the process.
     :ivar buffered: bytes that connections hold.
-    :ivar counts: as :meth:`Counters.totals`, since the process began.
-    :ivar key: differs where the ``SECRET_KEY`` does; empty without one.
+    :ivar counts: the result of :meth:`Counters.totals`, since the process began.
+    :ivar key: digest that differs if the ``SECRET_KEY`` differs; empty without a key.
     """
 
     process: str
@@ -77,12 +77,15 @@ class Report:
     key: str = ""
 
     def serialize(self) -> bytes:
-        """Return it as the data of a message."""
+        """Return the report as the data of a message."""
         return json.dumps(asdict(self)).encode()
 
     @classmethod
     def parse(cls, data: bytes) -> Report | None:
-        """Read the data of a message; None for what is no report, as of another version."""
+        """Read a report from the data of a message.
+
+        :returns: None if the data is no report, for example of another version.
+        """
         try:
             fields = json.loads(data)
             return cls(
@@ -103,7 +106,7 @@ class Report:
 
 
 def _count(value: Any) -> int:
-    """:raises ValueError: when it is more than can be counted."""
+    """:raises ValueError: if the value is negative or too large."""
     count = int(value)
     if not 0 <= count < _MOST:
         raise ValueError(f"expected a count, got {count}")
@@ -111,7 +114,7 @@ def _count(value: Any) -> int:
 
 
 def _seconds(value: Any) -> float:
-    """:raises ValueError: when it is no time: JSON of Python has NaN and Infinity."""
+    """:raises ValueError: if the value is NaN or infinite, which Python's JSON allows."""
     seconds = float(value)
     if not isfinite(seconds):
         raise ValueError(f"expected seconds, got {seconds}")
@@ -119,15 +122,15 @@ def _seconds(value: Any) -> float:
 
 
 class Reporter:
-    """Answers who looks, for one application in this process.
+    """Answers requests for reports, for one application in this process.
 
-    :param counters: what was counted.
-    :param admission: who is here.
-    :param budget: what they hold.
-    :param requests: returns how many HTTP requests are under way.
-    :param key: returns what differs where the ``SECRET_KEY`` does.
+    :param counters: counters of the application.
+    :param admission: the open connections and streams.
+    :param budget: the bytes that they hold.
+    :param requests: returns the number of HTTP requests under way.
+    :param key: returns a digest that differs if the ``SECRET_KEY`` differs.
 
-    :ivar begun: whether it does, or need not.
+    :ivar begun: the process answers, or the broker is its own and nobody can ask.
     """
 
     def __init__(
@@ -145,14 +148,14 @@ class Reporter:
         self._requests = requests
         self._key = key
         self._process = secrets.token_hex(8)
-        self._answered = 0.0  # when; written by whom the broker delivers by, one after another
-        self._not_before = 0.0  # to try again
+        self._answered = 0.0  # monotonic time; written by the thread that delivers messages
+        self._not_before = 0.0  # monotonic time of the next attempt to listen
         self._soon = Later(0.0)
 
     def begin(self, channels: Channels, clock: Clock) -> None:
-        """Answer from now on, where others can ask; does not wait and never fails.
+        """Answer from now on, if other processes can ask. Does not wait and never fails.
 
-        :param clock: of who is here.
+        :param clock: clock of the calling connection.
         """
         if monotonic() < self._not_before:
             return
@@ -163,10 +166,10 @@ class Reporter:
     def _listen(self, channels: Channels, clock: Clock) -> None:
         try:
             channels.listen(LOOKS, partial(self._asked, channels), clock, {})
-        except Exception as exc:  # whatever it is: it is not needed to serve
+        except Exception as exc:  # reports are not needed to serve
             logger.debug("cannot take part in flask sockets top: %s", exc)
             self._not_before = monotonic() + _RETRY
-            self.begun = False  # not by a timer: the next who comes has it try again
+            self.begun = False  # without a timer: the next connection tries again
 
     def _asked(self, channels: Channels, message: Message) -> None:
         now = monotonic()
@@ -182,7 +185,7 @@ class Reporter:
             logger.debug("could not tell who looks: %s", exc)
 
     def report(self, channels: int) -> Report:
-        """Return what there is to say now."""
+        """Return the report of this moment."""
         return Report(
             process=self._process,
             host=socket.gethostname(),

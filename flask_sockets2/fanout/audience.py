@@ -1,8 +1,9 @@
-"""Audience: the subscribers of a channel in this process, and what is on its way to them.
+"""The subscribers of a channel in this process, and the messages on their way to them.
 
-A channel has one audience for each hub or selector thread. In it a client is either a member of a
-group, which all get the same bytes, or *held*: the history is on its way to it, and what comes
-meanwhile is put in order with that (``fanout/replay.py``). The fan-out's lock guards all of it.
+A channel has one audience for each hub or selector thread. Most clients are members of a group,
+whose members all get the same bytes. A client whose history is still being replayed is *held*: new
+messages are put in order with that history (``fanout/replay.py``). The fan-out's lock guards
+audiences, channels and entries.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ __all__ = ["Audience", "Channel", "Entry"]
 class Entry:
     """One outlet's subscription to one channel.
 
-    :ivar identity: who has joined by it, and leaves with it.
+    :ivar identity: the user that this subscription makes present on the channel, None for nobody.
     """
 
     __slots__ = ("channel", "encoding", "identity")
@@ -49,23 +50,23 @@ class Audience:
         self.pending: list[Message] = []
 
     def encodings(self) -> Iterator[Encoding]:
-        """Return those of its subscribers."""
+        """Return the encodings of the subscribers."""
         yield from self.groups
         for outlet in self.held:
             yield outlet.entries[self.channel.name].encoding
 
     @property
     def empty(self) -> bool:
-        """Whether nobody is left."""
+        """Whether the audience has no subscriber."""
         return not self.groups and not self.held
 
     def admit(self, outlet: Outlet, encoding: Encoding) -> None:
-        """Have an outlet get what comes from now on; it is held no longer."""
+        """Give an outlet all further messages, and hold it no longer."""
         self._release(outlet)
         self.groups.setdefault(encoding, {})[outlet] = None
 
     def remove(self, outlet: Outlet, encoding: Encoding) -> None:
-        """Take an outlet out."""
+        """Remove an outlet."""
         self._release(outlet)
         group = self.groups.get(encoding)
         if group is not None:
@@ -79,7 +80,7 @@ class Audience:
             held.leave()
 
     def seal(self) -> None:
-        """Assign what is pending to those who subscribe now."""
+        """Hand the pending messages to the present subscribers."""
         messages = self.pending
         if not messages:
             return
@@ -124,17 +125,17 @@ class Channel:
         self.counters = counters
         self.subscribers = 0
         self.audiences: dict[Any, Audience] = {}  # by clock
-        #: Of the newest message that was delivered here.
+        #: Position of the newest message that was delivered in this process.
         self.position: Position | None = None
-        #: Who joined and left since the broker is being asked who is there; None where it is not.
+        #: Joins and leaves since the broker was asked for the members; None if no question is open.
         self.joined: list[Message] | None = None
-        #: Set once the broker delivers, or will not; None from then on.
+        #: Set when the broker has subscribed to the channel or has failed to; None from then on.
         self.opened: threading.Event | None = threading.Event()
         self.error: BrokerError | None = None
         self.closing = False
 
     def tells_presence(self) -> bool:
-        """Whether a subscriber is told who joins and leaves."""
+        """Whether a subscriber asked for joins and leaves."""
         return any(
             encoding.presence
             for audience in self.audiences.values()
@@ -142,7 +143,7 @@ class Channel:
         )
 
     def put(self, message: Message) -> None:
-        """Have all its subscribers sent a message."""
+        """Send a message to all subscribers."""
         for audience in self.audiences.values():
             audience.pending.append(message)
             audience.writer.note(audience, len(message.data) + OVERHEAD)

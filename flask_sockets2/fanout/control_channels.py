@@ -1,7 +1,7 @@
-"""Own channels: those of the processes themselves, which no client can have.
+"""Channels by which processes tell each other something, and which no client can subscribe to.
 
-What they tell one another there, as who is to be disconnected, goes to a function, not to a client.
-It may log, so nothing of this is called under a lock between native threads.
+A message on such a channel, for example an order to disconnect a user, goes to a function and not
+to a client. The function may log. So do not call these methods under a lock between native threads.
 """
 
 from __future__ import annotations
@@ -20,31 +20,32 @@ logger = logging.getLogger("flask_sockets2.channels")
 
 
 class OwnChannels:
-    """Which functions of this process take what comes on which channel.
+    """The functions of this process that receive messages of control channels.
 
-    :param broker: asked to deliver them.
+    :param broker: delivers the messages.
     """
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._listeners: dict[str, Callable[[Message], None]] = {}
         self._missable: dict[str, Callable[[], None]] = {}
-        self._heard: set[str] = set()  # those that the broker delivers
-        self._listening = threading.Lock()  # held while it is asked to
-        self._not_listening: tuple[float, BrokerError | None] = (0.0, None)  # when, why
+        self._heard: set[str] = set()  # channels that the broker delivers
+        self._listening = threading.Lock()  # held while the broker subscribes
+        #: When subscribing failed, and why.
+        self._not_listening: tuple[float, BrokerError | None] = (0.0, None)
 
     def hears(self, name: str) -> bool:
-        """Whether somebody listens, and the broker delivers."""
+        """Whether a function listens and the broker delivers."""
         return name in self._heard
 
     def listen(
         self, name: str, listener: Callable[[Message], None], missed: Callable[[], None] | None
     ) -> None:
-        """Have a function called; see :meth:`Fanout.listen`."""
+        """Call a function for each message; see :meth:`Fanout.listen`."""
         begun = monotonic()
         with self._listening:
             failed, error = self._not_listening
-            if error is not None and failed >= begun:  # while we waited: it is as much ours
+            if error is not None and failed >= begun:  # while this call waited: the same failure
                 raise BrokerError(error.description) from error
             if name in self._heard:
                 return
@@ -56,19 +57,19 @@ class OwnChannels:
             except BaseException as exc:
                 if isinstance(exc, BrokerError):
                     self._not_listening = (monotonic(), exc)
-                else:  # killed, or a timeout of its request's: those who wait try themselves
+                else:  # killed, or the request timed out: other waiting calls try again
                     self._broker.unsubscribe(name)
                 raise
             self._heard.add(name)
 
     def deliver(self, message: Message) -> None:
-        """Hand a message to who listens to its channel, where anybody does."""
+        """Call the function that listens to the message's channel, if there is one."""
         listener = self._listeners.get(message.channel)
         if listener is not None:
             listener(message)
 
     def missed(self, channel: str, position: Position) -> None:
-        """Tell who listens to a channel that messages were lost."""
+        """Tell the channel's listener that messages were lost."""
         told = self._missable.get(channel)
         if told is not None:
             logger.warning(

@@ -1,4 +1,4 @@
-"""What ``flask sockets doctor`` may find, in words that somebody new can act on."""
+"""The findings of ``flask sockets doctor``, with a remedy for each."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["ANSWERS", "CERTIFICATE_ERRORS", "FINDINGS", "Finding", "closing", "p
 
 
 class Finding(Exception):
-    """The doctor knows what is wrong.
+    """The doctor has found the fault.
 
-    :param key: of :data:`FINDINGS`.
-    :param facts: what its texts are formatted with.
+    :param key: key of :data:`FINDINGS`.
+    :param facts: values for the texts of the finding.
     """
 
     def __init__(self, key: str, **facts: Any) -> None:
@@ -21,9 +21,9 @@ class Finding(Exception):
         self.facts = facts
 
     def explain(self, **facts: Any) -> tuple[str, str]:
-        """Return what is the matter and what to do.
+        """Return the fault and its remedy as texts.
 
-        :param facts: further ones, known to the caller.
+        :param facts: further values for the texts.
         """
         what, remedy = FINDINGS[self.key]
         facts.update(self.facts)
@@ -31,9 +31,9 @@ class Finding(Exception):
 
 
 def proxy_remedy(sender: str) -> str:
-    """Return what to change in a proxy.
+    """Return the remedy for a proxy.
 
-    :param sender: what it calls itself in the header fields ``Server`` and ``Via``.
+    :param sender: the proxy's header fields ``Server`` and ``Via``.
     """
     return next(
         (remedy for name, remedy in _PROXIES if re.search(name, sender, re.IGNORECASE)),
@@ -42,7 +42,7 @@ def proxy_remedy(sender: str) -> str:
 
 
 def closing(code: int) -> tuple[str, str]:
-    """Return what a close code means and what to do."""
+    """Return the meaning of a close code, and a remedy."""
     return _CODES.get(code, _OTHER_CODE)
 
 
@@ -54,7 +54,7 @@ in nginx, into the block "location" of this URL:
     proxy_set_header Connection "upgrade";"""
 
 _PROXIES = (
-    # name in the Server or Via header field, what to change there
+    # name in the Server or Via header field, remedy
     ("nginx|openresty", _NGINX),
     (
         "apache",
@@ -66,7 +66,7 @@ _PROXIES = (
 _ANY_PROXY = f"in another proxy, look for its WebSocket setting;\n{_NGINX}"
 
 FINDINGS = {
-    # what is the matter; what to do. Both are formatted with the facts at hand.
+    # the fault, and the remedy. Both are formatted with the facts.
     "no name": (
         "The name {host} cannot be resolved ({error}).",
         "Check the spelling, and the DNS record of that name.",

@@ -1,17 +1,17 @@
-"""Feeds: what comes on the channels that are listened to, delivered once and in order.
+"""Feeds: the messages of subscribed channels, each delivered once and in order.
 
-What becomes of a channel's feed::
+The states of a channel's feed::
 
-    asked       SUBSCRIBE was sent, or will be with the next connection
-    confirmed   the server has said so; what it sends is held
-    live        subscribe() has asked for a position; what follows that is delivered
-    behind      the connection was lost: the history brings what was missed, and it is live again
+    asked       SUBSCRIBE was sent, or will be sent over the next connection
+    confirmed   the server has confirmed; messages are held
+    live        subscribe() has read a position; messages after that position are delivered
+    behind      the connection was lost; the history brings the missed messages, then live again
 
-A channel that cannot be read then is told of as missed, and goes on with what comes next; it must
-not keep others waiting.
+If the history cannot be read, the channel reports a gap and goes on with the next message. Other
+channels do not wait for one that fails.
 
-Messages are told apart by their offsets, so that each is delivered once, whether the history
-brought it, the connection, or both.
+A message is recognised by its offset. So a message is delivered once, even if both the history and
+the connection bring it.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ _ANSWERED.set()
 
 
 class Feed:
-    """A channel that is subscribed to. Its reader's thread alone writes what has no other comment.
+    """A channel with a subscription. Only the reader's thread writes attributes, unless stated.
 
-    :ivar name: of the channel in pub/sub.
-    :ivar since: what was returned to the first who subscribed; guarded by the listener's lock.
-    :ivar last: the newest position that was delivered, None until it is live.
-    :ivar begun: when it was made, by the monotonic clock.
-    :ivar keep_at: when the server is to be asked again to keep the channel, by the same clock.
-    :ivar answered: set with the server's answer, which is `error` where it refused.
-    :ivar gone: unsubscribed; set by anyone.
+    :ivar name: name of the channel in pub/sub.
+    :ivar since: position that the first subscribe() returned; guarded by the listener's lock.
+    :ivar last: position of the newest delivered message, None until the feed is live.
+    :ivar begun: monotonic time at which the feed was made.
+    :ivar keep_at: monotonic time at which the server is asked again to keep the channel.
+    :ivar answered: set when the server has answered; a refusal is in ``error``.
+    :ivar gone: unsubscribed; any thread may set it.
     """
 
     __slots__ = (
@@ -70,28 +70,27 @@ class Feed:
         self.reader: Reader | None = None
 
     def interrupt(self) -> None:
-        """Nothing comes for now; the history will bring what is missed."""
+        """Note that the connection is lost: the history will bring the missed messages."""
         self.confirmed = False
         self.behind = True
         self.held.clear()
 
 
 class Delivery:
-    """Hands what comes over one connection to the receiver; in the reader's thread only.
+    """Hands the messages of one connection to the receiver; for the reader's thread only.
 
-    :ivar returning: feeds that have not yet been brought what they missed since the connection was
-        lost.
+    :ivar returning: feeds that still lack messages since the connection was lost.
     """
 
     def __init__(self, receiver: Receiver | None) -> None:
         self.returning: set[Feed] = set()
         self._receiver = receiver
-        self._behind: list[Feed] = []  # confirmed, and to be brought what they missed
+        self._behind: list[Feed] = []  # confirmed, and still lack messages
 
     # -- the connection --------------------------------------------------------------------
 
     def confirmed(self, feed: Feed) -> None:
-        """The server sends what is published from now on."""
+        """Note that the server sends every message from now on."""
         feed.confirmed = True
         feed.error = None
         feed.answered.set()
@@ -100,7 +99,7 @@ class Delivery:
             self._behind.append(feed)
 
     def lost(self, feeds: Iterable[Feed], error: BrokerError | None) -> None:
-        """The connection is lost, or was not made because of an error: feeds wait for the next."""
+        """Note that there is no connection, because of an error if given. Feeds wait for one."""
         self._behind.clear()
         for feed in feeds:
             feed.interrupt()
@@ -111,19 +110,19 @@ class Delivery:
                 self.returning.add(feed)
 
     def behind(self) -> list[Feed]:
-        """Return, once, the feeds that are to be brought what they missed."""
+        """Return the feeds whose history has to be read, each once."""
         waiting, self._behind = self._behind, []
         return [each for each in waiting if each.behind]
 
     def reconnected(self) -> None:
-        """Tell that all of them have been brought what they missed."""
+        """Tell the receiver that no feed lacks messages any more."""
         if self._receiver is not None:
             self._receiver.reconnected()
 
     # -- messages --------------------------------------------------------------------------
 
     def go_live(self, feed: Feed) -> None:
-        """Deliver what is held, where it is known by now from which position on."""
+        """Deliver the held messages, if the position to begin at is known by now."""
         since = feed.since
         if since is None or feed.last is not None:
             return
@@ -139,9 +138,9 @@ class Delivery:
                 self.receive(feed, message)
 
     def receive(self, feed: Feed, message: Message) -> None:
-        """Deliver a message, unless it was, or something is missing before it.
+        """Deliver a message, unless it is a duplicate or an earlier message is missing.
 
-        It is held while it is not known from which position on.
+        The message is held until the position to begin at is known.
         """
         position = message.position
         if feed.last is None:
@@ -153,7 +152,7 @@ class Delivery:
         elif message.transient:
             self._deliver(feed, message)
         elif feed.behind:
-            pass  # the history brings it
+            pass  # the history brings the message
         elif position.epoch != last.epoch:
             # The log was begun anew, and this connection has seen all that came since.
             if position.offset != 1:
@@ -199,7 +198,7 @@ class Delivery:
         self._behind.append(feed)
 
     def bring(self, feed: Feed, found: History | BrokerError) -> None:
-        """Deliver what was missed, or tell that it is lost."""
+        """Deliver the missed messages, or report a gap."""
         feed.behind = False
         if isinstance(found, BrokerError):
             self.unreadable(feed, found)
@@ -213,11 +212,11 @@ class Delivery:
             self.returning.discard(feed)
 
     def unreadable(self, feed: Feed, error: BrokerError) -> None:
-        """Tell that what was missed cannot be read, once until something is delivered again."""
+        """Report that missed messages cannot be read, once until the next delivery."""
         self.returning.discard(feed)
         last = feed.last
         if last is None or last is NOWHERE:
             return
         logger.error("cannot read channel %.200r, so messages may be lost: %s", feed.channel, error)
         self._missed(feed, last)
-        feed.last = NOWHERE  # whatever comes next has something missing before it
+        feed.last = NOWHERE  # so that the next message has a gap before it
