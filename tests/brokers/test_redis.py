@@ -41,6 +41,7 @@ MakeRedis = Callable[..., RedisBroker]
 OwnServer = Callable[..., RedisServer]
 
 SHORT = {"lease_times": LeaseTimes(lease=2.0, renew=0.2, tick=0.05)}
+SELDOM = {"lease_times": LeaseTimes(lease=60.0, renew=30.0, tick=0.05)}  # reaps nothing here
 
 
 def text(channel: str, *data: str, **fields: Any) -> list[Draft]:
@@ -506,6 +507,38 @@ def test_a_process_that_was_paused_finds_its_own_identities(
     monkeypatch.setattr(broker._leases, "_round", lambda: None)
     wait_until(lambda: other.present("room") == [], "the lease to end")
     assert broker.present("room") == ["ann"]
+
+
+def test_an_identity_that_was_seen_gone_with_its_dead_process_joins_again(
+    make_redis: MakeRedis, recorder: Recorder
+) -> None:
+    """The dead process has not been reaped yet when the identity comes back elsewhere."""
+    reader = make_redis(recorder)
+    reader.subscribe("room")
+    ends, other = make_redis(times=SHORT), make_redis(times=SELDOM)
+    ends.join("room", "ann")
+    ends._leases.forget()  # as if it had been killed
+    wait_until(lambda: reader.present("room") == [], "the lease to end")
+    other.join("room", "ann")
+    wait_until(lambda: len(events(recorder)) == 3, "all events")
+    assert events(recorder) == [("join", "ann"), ("leave", "ann"), ("join", "ann")]
+    assert reader.present("room") == ["ann"]
+
+
+def test_a_process_that_was_seen_dead_while_it_was_paused_tells_that_its_identities_joined(
+    make_redis: MakeRedis, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paused, other = make_redis(times=SHORT), make_redis(recorder)
+    other.subscribe("room")
+    paused.join("room", "ann")
+    with monkeypatch.context() as patch:
+        patch.setattr(paused._leases, "_round", lambda: None)
+        wait_until(lambda: other.present("room") == [], "the lease to end")
+    wait_until(lambda: len(events(recorder)) == 3, "all events")
+    assert events(recorder) == [("join", "ann"), ("leave", "ann"), ("join", "ann")]
+    paused.leave("room", "ann")
+    wait_until(lambda: other.present("room") == [], "ann to be gone")
+    assert events(recorder)[3:] == [("leave", "ann")]
 
 
 def test_the_lease_of_a_reaper_that_died_is_taken_over(

@@ -1,13 +1,18 @@
-"""Leases: who is in a channel, in all processes, and who is there no more since its process died.
+"""Leases: presence and subscriber counts of all processes, without those of dead processes.
 
-Each process takes part under a random token and a lease that it renews. What it says of a channel
-(identities with their connections, number of subscribers) is said in numbers, not in changes, so
-that it can be repeated after an error. A process whose lease is over is dead: readers ignore it at
-once, and the next process that renews its own lease takes it out of each channel, which publishes
-``leave`` for those who are nowhere else. A process that was only paused finds its lease gone, takes
-another token and says everything again; what it was about to say is refused by the server, since
-nobody would take it back. Nor does a server know the lease that was restarted, and it may have
-heard something under it already: so the process takes that lease once more, and lets it end.
+Each process takes part under a random token and a lease that the process renews. Identities and
+subscribers of a channel are told as numbers, not as changes, so that a call can be repeated after
+an error.
+
+A process whose lease is over is dead from the moment at which another process notices. A reader
+takes the dead process out of the channel that is being read, the next process that renews its own
+lease takes it out of the rest; both publish ``leave`` for identities that are nowhere else. If the
+process was only paused, its lease cannot be renewed any more: the process takes another token and
+tells everything again, so that ``join`` is published. Calls that were under way before the pause
+are refused by their deadline, since nothing would clear their effect.
+
+A restarted Redis does not know the lease either, and may have recorded presence under it already.
+So the process takes that lease once more and lets it end.
 
 On a cluster that server's clock is another than that of the leases: they may differ by a quarter of
 a lease.
@@ -214,15 +219,16 @@ class Leases:
 
     def present(self, channel: str) -> list[str]:
         if self._lease is not None:
-            self._register(())  # after a pause it would ignore its own identities
-        who = self._names.key(channel, "who")
-        dead = [f"{who}:{process.decode()}" for process in self._dead()]
-        found = self._runner.run([Call(WHO, [who, *dead], [])])[0]
+            self._register(())  # after a pause it would be among the dead itself,
+            self._settle_rest()  # and has to say its own identities again
+        keys = [*self._names.log(channel), self._names.key(channel, "who")]
+        keys += [f"{keys[-1]}:{process.decode()}" for process in self._dead()]
+        found = self._runner.run([Call(WHO, keys, self._event_args(channel))])[0]
         return sorted(identity.decode() for identity in found)
 
     def _dead(self) -> list[bytes]:
         keys = [self._names.processes, self._names.reaping]
-        dead: list[bytes] = self._runner.run([Call(DEAD, keys, [])])[0]
+        dead: list[bytes] = self._runner.run([Call(DEAD, keys, [self._kept_ms])])[0]
         return dead
 
     def _settle(self, wanted: Iterable[tuple[str, str]]) -> None:

@@ -345,19 +345,20 @@ end
 """
 )
 
-# settle(identity, old, new) sets the connections of an identity in a process, and publishes `join`
-# for its first and `leave` for its last in all processes.
+# settle(process, identity, old, new) sets the connections of an identity in a process, whose key is
+# `process`, and publishes `join` for the first and `leave` for the last in all processes.
 #   KEYS: meta, log, who, who of the process, ...
 #   ARGV: PUBLISH or SPUBLISH, fresh epoch, name of the channel in pub/sub, the messages `join` and
 #         `leave` without their data, ...
+# clear(process) takes all identities of a dead process out of the channel.
 _SETTLE = """
-local function settle(identity, old, new)
+local function settle(process, identity, old, new)
   if new == old then return end
   local total = redis.call('HINCRBY', KEYS[3], identity, new - old)
   if new > 0 then
-    redis.call('HSET', KEYS[4], identity, text(new))
+    redis.call('HSET', process, identity, text(new))
   else
-    redis.call('HDEL', KEYS[4], identity)
+    redis.call('HDEL', process, identity)
   end
   local event
   if total <= 0 then
@@ -371,6 +372,12 @@ local function settle(identity, old, new)
     redis.call(ARGV[1], ARGV[3], epoch .. '-' .. text(offset) .. ' ' .. event .. identity)
   end
 end
+local function clear(process)
+  local found = redis.call('HGETALL', process)
+  for i = 1, #found, 2 do
+    settle(process, found[i], tonumber(found[i + 1]) or 0, 0)
+  end
+end
 """
 
 # Sets the connections of an identity in a process; can be repeated.
@@ -382,7 +389,8 @@ SETTLE = Script(
     _LATE,
     """
 if late(ARGV[9]) then return 0 end
-settle(ARGV[6], tonumber(redis.call('HGET', KEYS[4], ARGV[6]) or 0), tonumber(ARGV[7]))
+local old = tonumber(redis.call('HGET', KEYS[4], ARGV[6]) or 0)
+settle(KEYS[4], ARGV[6], old, tonumber(ARGV[7]))
 redis.call('PEXPIRE', KEYS[3], ARGV[8])
 redis.call('PEXPIRE', KEYS[4], ARGV[8])
 return 1
@@ -395,33 +403,27 @@ REAP = Script(
     _LOG_OF,
     _SETTLE,
     """
-local found = redis.call('HGETALL', KEYS[4])
-for i = 1, #found, 2 do
-  settle(found[i], tonumber(found[i + 1]), 0)
-end
+clear(KEYS[4])
 redis.call('HDEL', KEYS[5], ARGV[6])
 return 1
 """,
 )
 
-# Returns the identities that are in a channel.
-#   KEYS: who, who of each dead process.
+# Returns the identities that are in a channel, after taking out those of dead processes. A
+# reader that only disregarded them would miss the `join` of an identity that comes back before
+# the reaper does: for the server, that identity was never away.
+#   KEYS: meta, log, who, who of each dead process.  ARGV: as above.
 WHO = Script(
+    _LOG_OF,
+    _SETTLE,
     """
-local total = {}
-local found = redis.call('HGETALL', KEYS[1])
-for i = 1, #found, 2 do
-  total[found[i]] = tonumber(found[i + 1]) or 0
-end
-for k = 2, #KEYS do
-  found = redis.call('HGETALL', KEYS[k])
-  for i = 1, #found, 2 do
-    total[found[i]] = (total[found[i]] or 0) - (tonumber(found[i + 1]) or 0)
-  end
+for k = 4, #KEYS do
+  clear(KEYS[k])
 end
 local identities = {}
-for identity, connections in pairs(total) do
-  if connections > 0 then identities[#identities + 1] = identity end
+local found = redis.call('HGETALL', KEYS[3])
+for i = 1, #found, 2 do
+  if (tonumber(found[i + 1]) or 0) > 0 then identities[#identities + 1] = found[i] end
 end
 return identities
 """,
@@ -488,16 +490,19 @@ return found
 """,
 )
 
-# Returns the processes whose lease is over and whose presence may not have been cleared yet.
-#   KEYS: processes, reaping.
+# Returns the processes whose lease is over and whose presence may not have been cleared yet. From
+# then on they are dead for all: none of them can renew its lease, it has to take another one.
+#   KEYS: processes, reaping.  ARGV: milliseconds that all is kept.
 DEAD = Script(
     _NOW,
     """
-local found = redis.call('ZRANGE', KEYS[2], 0, -1)
-for _, process in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now())) do
-  found[#found + 1] = process
+local time = now()
+for _, process in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', time)) do
+  redis.call('ZREM', KEYS[1], process)
+  redis.call('ZADD', KEYS[2], time, process)
+  redis.call('PEXPIRE', KEYS[2], ARGV[1])
 end
-return found
+return redis.call('ZRANGE', KEYS[2], 0, -1)
 """,
 )
 
