@@ -356,7 +356,7 @@ def test_a_server_of_files(tmp_path: Path) -> None:
         finally:
             server.shutdown()
             thread.join()
-    finds(result, "A page came instead of a WebSocket", "200 OK from SimpleHTTP")
+    finds(result, "The answer is a page instead of a WebSocket", "200 OK from SimpleHTTP")
 
 
 def test_a_redirect_is_named_and_not_followed(fake: Callable[..., Fake]) -> None:
@@ -386,7 +386,7 @@ def test_a_login_page_and_a_handler_that_refuses_are_thought_of(gunicorn: StartS
     url = server.ws_url("/members")
     cookie = ("--header", "Cookie: session=x")
     finds(doctor(url), "redirects to", "/login", "a login page", "--header 'Cookie: session=")
-    finds(doctor(url, *cookie), "400", "The handler may refuse it", "the query string")
+    finds(doctor(url, *cookie), "400", "The handler may call abort(400)", "the query string")
     assert doctor(f"{url}?name=ada", *cookie).exit_code == 0
 
 
@@ -442,9 +442,9 @@ def test_an_answer_cannot_command_the_terminal(fake: Callable[..., Fake]) -> Non
         (upgraded(http_answer("200 OK", "a page " * 20)), True, "are no WebSocket frames"),
         (upgraded(b"\x88\x02\x03\xf1"), True, "at once with 1009: a message was too large"),
         (upgraded(b"\x88\x06\x0f\xa0gone"), True, "at once with 4000 (gone): a code of the app"),
-        (upgraded(b"\x88\x00"), True, "at once with 1005: it gave no code"),
-        (upgraded(extra=b"Sec-WebSocket-Extensions: x-zip\r\n"), True, "what was not offered"),
-        (upgraded(extra=b"Sec-WebSocket-Protocol: news\r\n"), True, "what was not offered"),
+        (upgraded(b"\x88\x00"), True, "at once with 1005: the server gave no code"),
+        (upgraded(extra=b"Sec-WebSocket-Extensions: x-zip\r\n"), True, "that was not offered"),
+        (upgraded(extra=b"Sec-WebSocket-Protocol: news\r\n"), True, "that was not offered"),
     ],
 )
 def test_a_handshake_that_goes_wrong(
@@ -481,7 +481,7 @@ def test_a_length_of_thousands_of_digits_does_no_harm(fake: Callable[..., Fake])
     ("setting", "words"),
     [
         ("MAX_CONNECTIONS", "SOCKETS_MAX_CONNECTIONS is reached"),
-        ("MAX_CONNECTIONS_PER_ADDRESS", "without ProxyFix all clients of a proxy have one address"),
+        ("MAX_CONNECTIONS_PER_ADDRESS", "all clients behind a proxy have one address"),
     ],
 )
 def test_a_limit_is_named(gunicorn: StartServer, setting: str, words: str) -> None:
@@ -525,7 +525,7 @@ HOST = "proxy_set_header Host $http_host;"
             f"proxy_http_version 1.1; {HOST} proxy_set_header Upgrade $http_upgrade;",
             "removes the header field 'Connection: Upgrade'",
         ),
-        (f"{HOST} {UPGRADE}", "talks HTTP/1.0 to the application"),
+        (f"{HOST} {UPGRADE}", "speaks HTTP/1.0 to the application"),
     ],
     ids=["none", "no Upgrade", "no Connection", "HTTP/1.0"],
 )
@@ -567,12 +567,12 @@ def test_a_proxy_that_changes_the_host(gunicorn: StartServer, server_factory: Se
 def test_a_proxy_without_an_application(server_factory: Servers, unused_port: int) -> None:
     text = "location / { proxy_pass http://127.0.0.1:8000; }"
     proxy = nginx_in_front(server_factory, unused_port, text)
-    finds(doctor(proxy.ws_url("/echo")), "nothing good comes from the application", "502")
+    finds(doctor(proxy.ws_url("/echo")), "no valid answer from the application", "502")
 
 
 def test_a_path_that_only_the_proxy_was_asked_for(server_factory: Servers) -> None:
     proxy = nginx_in_front(server_factory, 8000, "location / { return 404; }")
-    finds(doctor(proxy.ws_url("/echo")), "nginx itself knows no such path", "proxy_pass")
+    finds(doctor(proxy.ws_url("/echo")), "nginx has no such path", "proxy_pass")
 
 
 @pytest.mark.parametrize(

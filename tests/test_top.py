@@ -356,7 +356,7 @@ def test_memory_is_refused_with_the_remedy() -> None:
     Sockets(app)
     result = app.test_cli_runner().invoke(sockets_cli, ["top", "--once"])
     assert result.exit_code == 1
-    assert "with memory:// what a worker counts stays within it" in result.output
+    assert "with memory:// no worker can be asked from here" in result.output
     assert "set SOCKETS_BROKER_URL to a redis:// URL" in result.output
 
 

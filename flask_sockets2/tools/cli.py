@@ -1,9 +1,7 @@
-"""``flask sockets routes`` lists the WebSocket rules; ``flask sockets publish`` and ``listen`` are
-at the other end of a channel; ``flask sockets top`` shows what all workers do; ``flask sockets
-doctor URL`` finds out why a browser cannot connect.
+"""Commands: ``flask sockets routes``, ``publish``, ``listen``, ``top`` and ``doctor``.
 
-Those of channels take the application's settings, or with ``--url`` none, and ``doctor`` needs no
-application.
+``publish``, ``listen`` and ``top`` read the settings of the application. With ``--url`` they need
+no application, and neither does ``doctor``.
 """
 
 from __future__ import annotations
@@ -63,7 +61,7 @@ def routes() -> None:
 
 
 def _options(view: Any) -> str:
-    """The options of a route that differ from the application's; a foreign view has none."""
+    """Return the options of a route that differ from the application's; none for a foreign view."""
     options: dict[str, Any] = {}
     if isinstance(view, View):
         if not view.accept:
@@ -79,32 +77,38 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def _of_channels(command: Command) -> Command:
-    """Give a command the options that stand in for an application; :func:`_publisher` takes them.
+    """Give a command the options that replace an application; :func:`_publisher` takes them.
 
-    Such a command has no application before that.
+    Until then the command has loaded no application.
     """
-    url = "Of the broker, as redis://localhost:6379/0; then no application is loaded."
-    prefix = "Of all names on the broker, with --url: SOCKETS_CHANNEL_PREFIX of the application."
+    url = "URL of the broker, such as redis://localhost:6379/0; no application is loaded then."
+    prefix = "Prefix of all names on the broker, with --url: the value of SOCKETS_CHANNEL_PREFIX."
     return click.option("--url", help=url)(click.option("--prefix", help=prefix)(command))
 
 
 @sockets_cli.command("publish", with_appcontext=False)
 @click.argument("channel")
 @click.argument("data")
-@click.option("--json", "is_json", is_flag=True, help="DATA is JSON; it is checked.")
-@click.option("--binary", is_flag=True, help="DATA is bytes; sent as they are, as binary.")
-@click.option("--key", default="", help="A slow client needs only the newest message of a key.")
-@click.option("--transient", is_flag=True, help="For who listens now; not kept in the history.")
+@click.option("--json", "is_json", is_flag=True, help="DATA is JSON, and is checked.")
+@click.option("--binary", is_flag=True, help="Send DATA unchanged, as a binary message.")
+@click.option(
+    "--key", default="", help="A slow client receives only the newest message of each key."
+)
+@click.option(
+    "--transient",
+    is_flag=True,
+    help="Send to present listeners only; do not keep the message in the history.",
+)
 @_of_channels
 @click.option(
     "--history-size",
     type=click.IntRange(0),
-    help="Messages kept, with --url: SOCKETS_HISTORY_SIZE of the application.",
+    help="Number of messages kept, with --url: the value of SOCKETS_HISTORY_SIZE.",
 )
 @click.option(
     "--history-ttl",
     type=click.FloatRange(1),
-    help="Seconds they are kept, with --url: SOCKETS_HISTORY_TTL of the application.",
+    help="Seconds for which messages are kept, with --url: the value of SOCKETS_HISTORY_TTL.",
 )
 def publish(
     channel: str,
@@ -115,10 +119,10 @@ def publish(
     transient: bool,
     **broker: Any,
 ) -> None:
-    """Publish DATA to CHANNEL, and print its position.
+    """Publish DATA to CHANNEL, and print the position of the message.
 
-    DATA '-' is read from standard input. Of text the line break at its end, which echo adds, is
-    left out; --binary keeps it.
+    With '-' as DATA, standard input is read. A line break at the end of text, as echo adds, is
+    removed; --binary keeps it.
     """
     if is_json and binary:
         raise click.UsageError("--json and --binary exclude each other")
@@ -167,14 +171,14 @@ def _text(data: str) -> str:
 @click.option(
     "--since",
     default="",
-    help="A position to go on from, 'start' for all the history holds; by default from now on.",
+    help="Position to resume from, or 'start' for the whole history; by default only new messages.",
 )
-@click.option("--count", type=click.IntRange(1), help="End after so many messages.")
+@click.option("--count", type=click.IntRange(1), help="End after this number of messages.")
 @_of_channels
 def listen(channel: str, since: str, count: int | None, **broker_options: Any) -> None:
-    """Print what is published to CHANNEL, until Ctrl-C.
+    """Print the messages of CHANNEL, until Ctrl-C.
 
-    Each message is a JSON object, in a line of its own.
+    Each message is a JSON object on a line of its own.
     """
     receiver = _Receiver()
     encoding = Frames.of(envelope=True, presence=True)
@@ -199,16 +203,16 @@ def listen(channel: str, since: str, count: int | None, **broker_options: Any) -
 
 
 @sockets_cli.command("top", with_appcontext=False)
-@click.option("--once", is_flag=True, help="Print it once, after two seconds, and end.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object in each line.")
+@click.option("--once", is_flag=True, help="Print the table once, after two seconds, and end.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
 @_of_channels
 def top(once: bool, as_json: bool, **broker: Any) -> None:
     """Show what each worker does, every second until Ctrl-C."""
     shown = Top()
     if (broker["url"] or broker_url_of(_app())).startswith("memory:"):
         raise click.ClickException(
-            "with memory:// what a worker counts stays within it; set SOCKETS_BROKER_URL to a "
-            "redis:// URL, the same for the workers and here"
+            "with memory:// no worker can be asked from here; set SOCKETS_BROKER_URL to a "
+            "redis:// URL, the same for the workers and this command"
         )
     try:
         with _publisher(shown, **broker) as publisher:
@@ -343,9 +347,13 @@ def _parse_headers(
 
 @sockets_cli.command("doctor", with_appcontext=False)
 @click.argument("url", callback=_parse_url)
-@click.option("--origin", help="Origin of the page; by default the URL's own, '' for none.")
+@click.option("--origin", help="Origin of the page; by default the URL's own origin, '' for none.")
 @click.option(
-    "--header", "headers", multiple=True, callback=_parse_headers, help="As 'Cookie: a=b'."
+    "--header",
+    "headers",
+    multiple=True,
+    callback=_parse_headers,
+    help="Header field to send, such as 'Cookie: a=b'.",
 )
 @click.option(
     "--timeout",
@@ -366,7 +374,7 @@ def doctor(
 ) -> None:
     """Open a WebSocket at URL, and name the hop that breaks it.
 
-    It is opened as a browser does.
+    The WebSocket is opened as a browser does.
     """
     case = Case(url, origin, headers, timeout, insecure)
     try:

@@ -1,8 +1,8 @@
-"""What ``flask sockets doctor`` does: open a WebSocket as a browser does, one hop after the other.
+"""``flask sockets doctor``: open a WebSocket as a browser does, and name the hop that fails.
 
-Name, TCP, TLS, handshake, a ping, a second connection, a close. It speaks HTTP itself on a plain
-socket, since what proxies answer is often no WebSocket, and leaves frames to websockets' Sans-I/O
-protocol.
+The steps are name, TCP, TLS, handshake, ping, a second connection, close. The doctor speaks HTTP
+on a plain socket, since the answer of a proxy is often no WebSocket, and leaves frames to the
+Sans-I/O protocol of websockets.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _LARGEST_MESSAGE = 2**24
 _BODY_TIME = 1.0  # seconds for the body of a refusal, of which a few words are enough
 
 Report = Callable[[str, str], None]
-"""Tell what went well: the step, and what there is to know about it."""
+"""Report a step that succeeded: its name, and details."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What the doctor is to look at.
+    """The WebSocket to examine.
 
-    :param origin: of the page that asks; empty for none, None for the URL's own.
+    :param origin: origin of the page; empty for none, None for the URL's own origin.
     :param headers: further header fields of the request.
     :param timeout: seconds for each step.
     :param insecure: do not check the certificate.
@@ -69,7 +69,7 @@ class Case:
         return f"ws{'s' if secure else ''}://{self._host()}{port}{self.uri.resource_name}"
 
     def facts(self) -> dict[str, object]:
-        """What the texts of a finding may name."""
+        """Return the values that the texts of a finding may name."""
         return {
             "host": self.uri.host,
             "port": self.uri.port,
@@ -84,9 +84,9 @@ class Case:
 
 
 def examine(case: Case, report: Report) -> None:
-    """Take one hop after the other.
+    """Examine one hop after the other.
 
-    :raises Finding: at the first that does not work.
+    :raises Finding: at the first hop that does not work.
     """
     with _connected(case, report) as wire:
         frames, answer = _handshake(case, wire)
@@ -101,7 +101,7 @@ def examine(case: Case, report: Report) -> None:
 
 
 def _open_second(case: Case, report: Report) -> None:
-    """See whether the server serves a second connection beside the first."""
+    """Check whether the server serves a second connection beside the first."""
     try:
         with _connected(case, _say_nothing) as wire:
             frames, _ = _handshake(case, wire)
@@ -113,12 +113,12 @@ def _open_second(case: Case, report: Report) -> None:
         report("second connection", f"not accepted: {exc.explain(**case.facts())[0]}")
         return
     except OSError:
-        pass  # it was answered, and that is what counts
+        pass  # the server has answered, and only that is checked
     report("second connection", "answered beside the first")
 
 
 def _say_nothing(step: str, text: str) -> None:
-    """The steps to the second connection are those to the first."""
+    """Report nothing: the steps to the second connection are those to the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +133,12 @@ class _Answer:
 
     @property
     def sender(self) -> str:
-        """What the server, or the nearest proxy, calls itself; possibly empty."""
+        """The name that the server or the nearest proxy gives itself; possibly empty."""
         return ", ".join(self.headers.get_all("Server") + self.headers.get_all("Via"))
 
     @property
     def location(self) -> str:
-        """Where it redirects to, empty where it does not say."""
+        """The target of a redirect; empty if there is none."""
         return "".join(self.headers.get_all("Location")[:1])
 
     def __str__(self) -> str:
@@ -178,7 +178,7 @@ class _Wire:
 
 @contextmanager
 def _connected(case: Case, report: Report) -> Iterator[_Wire]:
-    """Resolve, connect and do the TLS handshake."""
+    """Resolve the name, connect, and do the TLS handshake."""
     with _tcp(case, report) as plain:
         if not case.uri.secure:
             yield _Wire(plain, case.timeout)
@@ -262,11 +262,11 @@ def _ask(wire: _Wire, request: bytes) -> _Answer:
 
 
 def _read_answer(wire: _Wire) -> _Answer:
-    """Read a response, of its body as much as comes soon."""
+    """Read a response, and the part of its body that comes soon."""
     deadline = wire.deadline()
     head, rest = _read_head(wire, deadline, b"")
     while head.split(b" ", 2)[1].startswith(b"1") and head.split()[1] != b"101":
-        head, rest = _read_head(wire, deadline, rest)  # it was an early hint
+        head, rest = _read_head(wire, deadline, rest)  # an early hint
     status_line, *lines = head.decode("latin-1").split("\r\n")
     _, status, reason = f"{status_line} ".split(" ", 2)
     headers = _headers(lines)
@@ -288,7 +288,7 @@ def _headers(lines: list[str]) -> Headers:
 
 
 def _read_head(wire: _Wire, deadline: float, data: bytes) -> tuple[bytes, bytes]:
-    """Return the head of a response without its blank line, and what came behind it."""
+    """Return the head of a response without its blank line, and the bytes behind it."""
     while b"\r\n\r\n" not in data:
         chunk = wire.receive(deadline)
         data += chunk
@@ -305,7 +305,7 @@ def _read_head(wire: _Wire, deadline: float, data: bytes) -> tuple[bytes, bytes]
 
 
 def _read_text(wire: _Wire, headers: Headers, body: bytes) -> str:
-    """Return the words of a response's body; where it does not end in time, of its beginning."""
+    """Return the words of a response's body, or of its beginning if the end does not come."""
     length = "".join(headers.get_all("Content-Length")[:1])
     most = min(int(length), _LARGEST_BODY) if re.fullmatch("[0-9]{1,9}", length) else _LARGEST_BODY
     deadline = monotonic() + min(_BODY_TIME, wire.timeout)
@@ -316,7 +316,7 @@ def _read_text(wire: _Wire, headers: Headers, body: bytes) -> str:
                 break
             body += chunk
     except OSError:
-        pass  # the head is what counts
+        pass  # the head is enough
     return _words(body.decode(errors="replace"))
 
 
@@ -326,7 +326,7 @@ def _words(html: str) -> str:
 
 
 def _refusal(case: Case, answer: _Answer) -> Finding:
-    """Name what an answer other than 101 means."""
+    """Return the finding for an answer other than 101."""
     key = next(
         key
         for status, words, key in ANSWERS
@@ -344,7 +344,7 @@ def _redirect(case: Case, answer: _Answer) -> Finding:
     here = case.own_origin() + case.uri.resource_name
     try:
         location = urljoin(here, answer.location)
-    except ValueError:  # it is no address at all
+    except ValueError:  # no address at all
         location = answer.location
     target = "ws" + location.removeprefix("http")
     return Finding("redirect", answer=answer, location=location, target=target)
@@ -385,7 +385,7 @@ def _ping(frames: ClientProtocol, wire: _Wire, answer: _Answer) -> float:
 
 
 def _exchange(frames: ClientProtocol, wire: _Wire) -> Iterator[Frame]:
-    """Write what is to be written and yield the frames that come, until the stream ends."""
+    """Send pending bytes and yield the frames that come, until the stream ends."""
     deadline = wire.deadline()
     while True:
         for data in frames.data_to_send():
@@ -404,7 +404,7 @@ def _exchange(frames: ClientProtocol, wire: _Wire) -> Iterator[Frame]:
 
 
 def _ended(frames: ClientProtocol) -> Finding:
-    """Name why the server's frames have ended."""
+    """Return the finding for the end of the server's frames."""
     error, received = frames.parser_exc, frames.close_rcvd
     if received is not None:
         meaning, advice = closing(received.code)
@@ -437,5 +437,5 @@ def _close(frames: ClientProtocol, wire: _Wire) -> str:
 
 
 def printable(text: str) -> str:
-    """Return text from the network as text that cannot command a terminal."""
+    """Return text from the network without characters that control a terminal."""
     return "".join(c if c.isprintable() else " " for c in text)

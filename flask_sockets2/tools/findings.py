@@ -86,25 +86,25 @@ FINDINGS = {
     ),
     "certificate expired": (
         "The certificate of {host} has expired.",
-        "Renew it, and reload the server that holds it. Browsers refuse it without a question.",
+        "Renew the certificate and reload the server. Until then browsers refuse the connection.",
     ),
     "certificate self-signed": (
         "The certificate of {host} is self-signed, or its authority is not known here ({error}).",
-        "Get one from an authority that browsers know, such as Let's Encrypt, or trust this one "
-        "on every client. To test what lies behind: --insecure",
+        "Get a certificate from an authority that browsers know, such as Let's Encrypt, or trust "
+        "this one on every client. To test the server behind it: --insecure",
     ),
     "certificate chain": (
         "The certificate of {host} does not lead to an authority that is known here ({error}).",
         "Serve the whole chain (the file is often called fullchain.pem), or trust the authority. "
-        "To test what lies behind: --insecure",
+        "To test the server behind it: --insecure",
     ),
     "certificate for another host": (
         "The certificate was not issued for {host} ({error}).",
-        "Use the name that it was issued for, or get one for this name.",
+        "Use the name in the certificate, or get a certificate for this name.",
     ),
     "certificate": (
         "The certificate of {host} is not accepted ({error}).",
-        "Check its dates and its chain. To test what lies behind: --insecure",
+        "Check its dates and its chain. To test the server behind it: --insecure",
     ),
     "tls": (
         "TLS with {host} failed ({error}).",
@@ -117,31 +117,31 @@ FINDINGS = {
     ),
     "dropped": (
         "The server closed the connection without an answer ({error}).",
-        "Its log says why. If port {port} is a TLS port, use {secure}",
+        "Read the server's log. If port {port} is a TLS port, use {secure}",
     ),
     "needs tls": (
         "Port {port} of {host} speaks TLS, but the URL does not.",
         "Use {secure}",
     ),
     "not http": (
-        "What listens on port {port} does not speak HTTP; its answer begins with {start}",
+        "The server on port {port} does not speak HTTP; its answer begins with {start}",
         "Check the port, and that no proxy protocol or HTTP/2 without TLS is in the way.",
     ),
     "version": (
-        "The server does not accept version 13 of the protocol, the one of every browser: {answer}",
-        "Something in between changes Sec-WebSocket-Version, or that server is very old.",
+        "The server does not accept version 13 of the protocol, which every browser uses: {answer}",
+        "A proxy in between changes Sec-WebSocket-Version, or the server is very old.",
     ),
     "connection header": (
         "A proxy in between removes the header field 'Connection: Upgrade': {answer}",
-        "Tell the proxy to pass it on: {proxy}",
+        "Have the proxy forward the header field: {proxy}",
     ),
     "upgrade header": (
         "A proxy in between removes the header fields 'Upgrade' and 'Connection', so that the "
         "application saw an ordinary request: {answer}",
-        "Tell the proxy to pass them on: {proxy}",
+        "Have the proxy forward both header fields: {proxy}",
     ),
     "http/1.0": (
-        "A proxy in between talks HTTP/1.0 to the application; a WebSocket needs 1.1: {answer}",
+        "A proxy in between speaks HTTP/1.0 to the application; a WebSocket needs 1.1: {answer}",
         "Set the version, in nginx with proxy_http_version 1.1; {proxy}",
     ),
     "page only": (
@@ -149,62 +149,63 @@ FINDINGS = {
         "Check the path. 'flask sockets routes' lists the WebSocket rules.",
     ),
     "bad request": (
-        "The request was refused as a bad one: {answer}",
-        "The handler may refuse it, as by abort(400): check the path and the query string. Or the "
+        "The request was refused as a bad request: {answer}",
+        "The handler may call abort(400): check the path and the query string. Or the "
         "application has no WebSocket rule for this path ('flask sockets routes'). Or a proxy "
         "changes the header fields: {proxy}",
     ),
     "login": (
         "The server asks for a login: {answer}",
-        "Give it one: --header 'Authorization: ...' or --header 'Cookie: session=...'. Browsers "
-        "send cookies with a WebSocket, but no Authorization header field of your own.",
+        "Pass credentials: --header 'Cookie: session=...' or --header 'Authorization: ...'. "
+        "Browsers send cookies with a WebSocket; a page cannot set Authorization there.",
     ),
     "own origin": (
         "The application refuses pages of its own address, {origin}: {answer}",
-        "A proxy in between changes the Host header field. Let it pass Host on (in nginx: "
-        "proxy_set_header Host $http_host;), or let it send X-Forwarded-Host and wrap the "
+        "A proxy in between changes the Host header field. Have the proxy forward Host (in nginx: "
+        "proxy_set_header Host $http_host;), or have it send X-Forwarded-Host and wrap the "
         "application: app.wsgi_app = ProxyFix(app.wsgi_app, x_proto=1, x_host=1). Or add the "
         "origin to SOCKETS_ALLOWED_ORIGINS.",
     ),
     "other origin": (
         "The application refuses pages of the origin {origin}: {answer}",
-        "If they may connect, add it: app.config['SOCKETS_ALLOWED_ORIGINS'] = ['{origin}']. If it "
-        "is the application's own address seen from outside, use Werkzeug's ProxyFix.",
+        "If these pages may connect, add the origin: app.config['SOCKETS_ALLOWED_ORIGINS'] = "
+        "['{origin}']. If {origin} is the application's own public address, use Werkzeug's "
+        "ProxyFix.",
     ),
     "forbidden": (
         "The request is refused: {answer}",
-        "The application, a firewall or an access rule of the proxy says no. If a login is "
-        "needed, pass it with --header 'Cookie: ...'; see also the server's log.",
+        "The application, a firewall or an access rule of the proxy refuses. If a login is needed, "
+        "pass its cookie: --header 'Cookie: ...'. See also the server's log.",
     ),
     "not found by nginx": (
-        "nginx itself knows no such path, the application was not asked: {answer}",
-        'Its configuration needs a block "location" with proxy_pass for this path; {proxy}',
+        "nginx has no such path and did not ask the application: {answer}",
+        'Add a block "location" with proxy_pass for this path; {proxy}',
     ),
     "not found": (
         "There is no such path: {answer}",
-        "Check the path, also its slash at the end; 'flask sockets routes' lists the rules.",
+        "Check the path, also a slash at its end; 'flask sockets routes' lists the rules.",
     ),
     "no socket": (
         "The application runs on a server that cannot serve WebSockets: {answer}",
         "Start it with gunicorn -k flask_sockets2.worker app:app",
     ),
     "bad gateway": (
-        "The proxy is there, but nothing good comes from the application behind it: {answer}",
-        "See that the application runs and listens where the proxy looks (in nginx: proxy_pass), "
-        "and read the logs of both.",
+        "The proxy got no valid answer from the application behind it: {answer}",
+        "Check that the application runs and listens at the address that the proxy uses (in nginx: "
+        "proxy_pass), and read both logs.",
     ),
     "full": (
         "The application is full: {answer}",
         "SOCKETS_MAX_CONNECTIONS is reached: raise it, or add workers.",
     ),
     "crowded": (
-        "Too many connect at once: {answer}",
+        "Too many clients connect at the same time: {answer}",
         "SOCKETS_MAX_HANDSHAKE_RATE is reached: try again in a moment, raise it, or add workers.",
     ),
     "limited": (
-        "This client has or asks for too much: {answer}",
-        "A limit per address or user is reached, of the application (docs/limits.rst) or of a "
-        "proxy; without ProxyFix all clients of a proxy have one address.",
+        "This client has reached a rate limit or a quota: {answer}",
+        "The application (docs/limits.rst) or a proxy limits connections for each address or user. "
+        "Without ProxyFix all clients behind a proxy have one address.",
     ),
     "stopping": (
         "The server is just stopping or restarting: {answer}",
@@ -212,64 +213,66 @@ FINDINGS = {
     ),
     "no broker": (
         "The application runs, but cannot reach its broker: {answer}",
-        "See that the Redis of SOCKETS_BROKER_URL runs; the application's log says what is wrong.",
+        "Check that the Redis of SOCKETS_BROKER_URL runs, and read the application's log.",
     ),
     "unavailable": (
-        "Somebody on the way is not available: {answer}",
-        "A proxy that sees no healthy application says so; see that it runs, and the logs.",
+        "The application or a proxy is not available: {answer}",
+        "A proxy answers so if no application behind it is healthy. Check that the application "
+        "runs, and read the logs.",
     ),
     "gateway timeout": (
-        "The proxy waited in vain for the application: {answer}",
+        "The application did not answer the proxy in time: {answer}",
         "All workers may be busy (a gunicorn sync worker serves one connection at a time): use "
         "gunicorn -k flask_sockets2.worker",
     ),
     "redirect": (
         "The server redirects to {location}, which browsers do not follow: {answer}",
         "If that is a login page, pass the cookie of a browser that has logged in: --header "
-        "'Cookie: session=...'. If the WebSocket has moved there, use that address: {target}",
+        "'Cookie: session=...'. If the WebSocket has moved, use its new address: {target}",
     ),
     "page": (
-        "A page came instead of a WebSocket: {answer}",
-        "Either this path serves no WebSocket ('flask sockets routes'), or a server in between "
-        "knows none or removes the Upgrade header field: {proxy}",
+        "The answer is a page instead of a WebSocket: {answer}",
+        "Either this path serves no WebSocket ('flask sockets routes'), or a proxy in between "
+        "does not support WebSockets or removes the Upgrade header field: {proxy}",
     ),
-    "client error": ("The request is refused: {answer}", "See the server's log."),
-    "server error": ("The server failed: {answer}", "Its log holds the reason."),
+    "client error": ("The request is refused: {answer}", "Read the server's log."),
+    "server error": ("The server failed: {answer}", "Read the server's log."),
     "no upgrade": (
         "The answer is 101, but without the header field {name}.",
         "A proxy in between removed it: {proxy}",
     ),
     "wrong accept": (
         "The answer is 101, but Sec-WebSocket-Accept does not fit the key that was sent.",
-        "A cache or a proxy answered from its memory, or the server computes it wrongly.",
+        "A cache or a proxy answered instead of the server, or the server has a fault.",
     ),
     "not negotiated": (
-        "The answer is 101, but agrees to what was not offered ({error}).",
+        "The answer is 101, but accepts an extension or subprotocol that was not offered "
+        "({error}).",
         "The server, or a proxy in between, handles Sec-WebSocket-Extensions or -Protocol wrongly.",
     ),
     "no pong": (
-        "The handshake went well, but no frames pass: no pong came in {timeout:g} s.",
-        "A proxy in between keeps frames back. Switch buffering off for this path, and let the "
-        "proxy treat it as a WebSocket: {proxy}",
+        "The handshake succeeded, but no frames pass: no pong came in {timeout:g} s.",
+        "A proxy in between holds frames back. Switch buffering off for this path, and let the "
+        "proxy treat the path as a WebSocket: {proxy}",
     ),
     "no frames": (
-        "The handshake went well, but what follows are no WebSocket frames ({error}).",
-        "A server or proxy adds bytes of its own; its log, and 'curl -i', may show which.",
+        "The handshake succeeded, but the bytes after it are no WebSocket frames ({error}).",
+        "A server or proxy adds bytes of its own; its log, or 'curl -i', may show which.",
     ),
     "cut off": (
-        "The handshake went well, then the connection was cut without a close frame (1006).",
-        "The worker may have died, or a proxy cuts upgraded connections: see their logs.",
+        "The handshake succeeded, then the connection was cut without a close frame (1006).",
+        "The worker may have died, or a proxy cuts upgraded connections: read their logs.",
     ),
     "closed at once": (
-        "The handshake went well, then the server closed the WebSocket at once with {code}: "
+        "The handshake succeeded, then the server closed the WebSocket at once with {code}: "
         "{meaning}.",
         "{advice}",
     ),
     "one at a time": (
         "This connection works, but a second one beside it got no answer in {timeout:g} s: the "
         "server works on one request at a time.",
-        "Use another worker: gunicorn -k flask_sockets2.worker app:app (if it is that one, its "
-        "--worker-connections are used up).",
+        "Use another worker: gunicorn -k flask_sockets2.worker app:app. If the server already runs "
+        "that worker, its --worker-connections are used up.",
     ),
 }
 
@@ -312,23 +315,23 @@ CERTIFICATE_ERRORS = {  # OpenSSL's X509_V_ERR_*
     64: "certificate for another host",
 }
 
-_SEE_LOG = "The server's log says more."
+_SEE_LOG = "Read the server's log."
 
 _CODES = {  # RFC 6455 §7.4.1 and the registry of IANA: meaning, advice
     1000: (
         "the handler has ended",
-        "If it should stay, let it loop: for message in ws: ... If it is meant to end, all is "
-        "well.",
+        "If the handler is to stay, let it loop: for message in ws: ... If it is meant to end, "
+        "nothing is wrong.",
     ),
     1001: ("the server is stopping or restarting", "Try again in a moment."),
-    1002: ("it saw a violation of the protocol", "A proxy in between may change frames."),
-    1003: ("it does not take this kind of data", _SEE_LOG),
-    1005: ("it gave no code", _SEE_LOG),
-    1007: ("it got text that is no UTF-8", "A proxy in between may change frames."),
+    1002: ("the server saw a violation of the protocol", "A proxy in between may change frames."),
+    1003: ("the server does not accept this kind of data", _SEE_LOG),
+    1005: ("the server gave no code", _SEE_LOG),
+    1007: ("the server received text that is no UTF-8", "A proxy in between may change frames."),
     1008: ("the application refuses this client", "Pass its login: --header 'Cookie: ...'"),
     1009: ("a message was too large", "Look at SOCKETS_MAX_MESSAGE_SIZE."),
     1011: ("the handler failed with an exception", "The server's log holds its traceback."),
     1012: ("the server restarts", "Try again in a moment."),
     1013: ("the server is overloaded", "Try again in a moment."),
 }
-_OTHER_CODE = ("a code of the application's own", "Its documentation or its code says more.")
+_OTHER_CODE = ("a code of the application's own", "Look the code up in the application.")

@@ -1,4 +1,4 @@
-"""What ``flask sockets top`` shows: the reports of all processes, and how fast they count."""
+"""The table of ``flask sockets top``: the reports of all processes, and the rates between them."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ _HEADS = ("WORKER", "WEBSOCKETS", "STREAMS", "REQUESTS", "CHANNELS", "BUFFERED",
 
 _SEVERAL_KEYS = """\
 These workers have {} SECRET_KEYs, so each refuses pages and sessions of the others. If each worker
-makes its own, as by os.urandom() at import, set one for all. If a rolling restart is changing the
-key, all is well where the new workers have the old key in SECRET_KEY_FALLBACKS."""
+makes its own, for example with os.urandom() at import, set one key for all. If a rolling restart is
+changing the key, the new workers need the old key in SECRET_KEY_FALLBACKS."""
 
 
 class _Row(NamedTuple):
-    """What is known of a process.
+    """The newest report of a process.
 
-    :ivar heard: when, by our clock.
-    :ivar rates: what its counts grew by a second, none at first.
+    :ivar heard: monotonic time at which the report came.
+    :ivar rates: growth of each count a second; empty for the first report.
     """
 
     report: Report
@@ -51,7 +51,7 @@ class _Row(NamedTuple):
 
 
 class Top:
-    """Collects reports; the receiver of its broker."""
+    """Collects the reports of all processes; the receiver of its broker."""
 
     def __init__(self) -> None:
         self._begun = False
@@ -59,10 +59,10 @@ class Top:
         self._lock = Lock()  # guards them
 
     def look(self, broker: Broker) -> None:
-        """Ask for reports; they come a moment later.
+        """Ask all processes for a report; the reports come a moment later.
 
-        :param broker: that delivers here; once it was reached it does so by itself.
-        :raises BrokerError: when it cannot be reached.
+        :param broker: delivers the reports to this object.
+        :raises BrokerError: if the broker cannot be reached.
         """
         if not self._begun:
             broker.subscribe(REPORTS)
@@ -101,7 +101,7 @@ class Top:
         return sorted(rows, key=lambda row: (row.report.host, row.report.pid))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all that is known: each worker's report and rates, and the sums."""
+        """Return the report and rates of each worker, and the sums."""
         rows = self._alive()
         counts: Counter[str] = Counter()
         rates: dict[str, float] = {}
@@ -134,12 +134,12 @@ class Top:
         }
 
     def table(self) -> str:
-        """Return it as text for a terminal."""
+        """Return the table as text for a terminal."""
         known = self.as_dict()
         if not known["workers"]:
             return (
-                "No worker has answered. They do from their first WebSocket or event stream on, "
-                "with SOCKETS_BROKER_URL and SOCKETS_CHANNEL_PREFIX as they are here."
+                "No worker has answered. Workers answer from their first WebSocket or event stream "
+                "on, if SOCKETS_BROKER_URL and SOCKETS_CHANNEL_PREFIX have the same values as here."
             )
         lines = [_HEADS, *(_line(_name(worker), worker) for worker in known["workers"])]
         # A channel may be in several of them, so there is no sum.
