@@ -26,11 +26,15 @@ from typing import Any
 
 import trustme
 
+from tests.warm import WarmProcess, start_warm
+
 PATIENCE = 60.0
 """Seconds that a test waits for what must come, however busy the machine is."""
 
 FORKS = "ignore:This process:DeprecationWarning"
 """For ``python -W``: what Python 3.12 and newer say of a fork beside threads, which is tested."""
+
+OUR_WORKER = "flask_sockets2.worker"
 
 CHROMIUM_NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 
@@ -83,6 +87,7 @@ class Server:
     :param log: file that takes its standard output and error.
     :param environ: variables set on top of this process's.
     :param secure: it speaks TLS.
+    :param warm: the command is gunicorn's script with our worker; see ``tests/warm.py``.
     """
 
     def __init__(
@@ -93,21 +98,20 @@ class Server:
         log: Path,
         environ: dict[str, str] | None = None,
         secure: bool = False,
+        warm: bool = False,
     ) -> None:
         self.command = command
         self.log = log
         self.secure = secure
         self.port = 0
-        self._log_file = log.open("wb")
-        self.process = subprocess.Popen(
-            command,
+        self._is_stopped = False
+        # In a group of its own, so that stop() reaches its workers too.
+        self.process = _start(
+            list(map(str, command)),
             cwd=cwd,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environ or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=self._log_file,
-            stderr=subprocess.STDOUT,
-            # A group of its own, so that stop() reaches its workers too.
-            start_new_session=True,
+            log=log,
+            environ={**os.environ, "PYTHONUNBUFFERED": "1", **(environ or {})},
+            warm=warm,
         )
 
     @property
@@ -169,12 +173,32 @@ class Server:
 
         A worker of gunicorn looks once a second whether it is to end.
         """
-        if self._log_file.closed:
+        if self._is_stopped:
             return
+        self._is_stopped = True
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(PATIENCE)
-        self._log_file.close()
+
+
+def _start(
+    command: list[str], *, cwd: Path, log: Path, environ: dict[str, str], warm: bool
+) -> subprocess.Popen[bytes] | WarmProcess:
+    log.touch()
+    if warm:
+        process = start_warm(command, cwd=cwd, log=log, environ=environ)
+        if process is not None:
+            return process
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 class Servers:
@@ -200,10 +224,13 @@ class Servers:
         cwd: Path | None = None,
         environ: dict[str, str] | None = None,
         secure: bool = False,
+        warm: bool = False,
     ) -> Server:
         """Start any command; the caller waits for it and sets its port."""
         log = self.folder / f"server-{len(self._started)}.log"
-        server = Server(command, cwd=cwd or self.folder, log=log, environ=environ, secure=secure)
+        server = Server(
+            command, cwd=cwd or self.folder, log=log, environ=environ, secure=secure, warm=warm
+        )
         self._started.append(server)
         return server
 
@@ -211,7 +238,7 @@ class Servers:
         self,
         source: str | None = None,
         *,
-        worker: str | None = "flask_sockets2.worker",
+        worker: str | None = OUR_WORKER,
         args: Sequence[str | Path] = (),
         target: str = "app:app",
         port: int = 0,
@@ -235,7 +262,8 @@ class Servers:
         command += ["-b", f"127.0.0.1:{port}", "-c", self._gunicorn_config()]
         command += ["--graceful-timeout", "5", *_no_control_socket()]
         command += [*(["-k", worker] if worker else []), *args, target]
-        server = self.start(command, cwd=cwd, environ=environ, secure=secure)
+        warm = worker == OUR_WORKER and python == sys.executable
+        server = self.start(command, cwd=cwd, environ=environ, secure=secure, warm=warm)
         listening = server.wait_for_output(r"Listening at: https?://127\.0\.0\.1:(\d+)")
         server.port = int(listening[1])
         server.wait_for_output(r"a worker has loaded the application")
