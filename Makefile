@@ -1,16 +1,17 @@
 # make demo   serve the examples on http://127.0.0.1:5000 (HOST=, PORT=, SOCKETS_BROKER_URL=)
 # make test   run the tests, in some minutes (ARGS="-k echo" to choose)
-# make test-slow run those that it leaves out, which take longer and seldom fail
-# make test-all run all of them, with the neighbours
-# make fuzz   try what no test names, for a minute (SECONDS=600, TARGETS="frames heads")
-# make soak   ill-treat all features and their servers for ten minutes (MINUTES=60)
-# make attack measure what hostile clients cost all others (ATTACK_ARGS="--only chunks")
-# make oldest run what touches the dependencies with the oldest ones that are declared
-# make neighbours run what is combined with other extensions, in an environment of their own
-# make audit  ask pip-audit for known vulnerabilities of what is installed
+# make test-slow run the slow tests that make test leaves out
+# make test-all run both, and make neighbours
+# make fuzz   feed random input to the parsers for a minute (SECONDS=600, TARGETS="frames heads")
+# make soak   stress-test all features under injected faults for ten minutes (MINUTES=60)
+# make attack measure how much hostile clients slow down the others (ATTACK_ARGS="--only chunks")
+# make oldest run the tests of the dependencies with their oldest declared versions
+# make neighbours run the tests beside other extensions, in an environment of their own
+# make audit  ask pip-audit for known vulnerabilities of the installed packages
+# make house  count how easily a stranger finds the way in the package (tests/house.py)
 # make docs   build the documentation into docs/_build/html
 #
-# They need Python 3.11 or newer and nothing else; what they install goes into .venv.
+# You need Python 3.11 or newer and make. All commands install into .venv.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -29,10 +30,10 @@ PARALLEL := -n auto --dist loadfile
 TURBO_JS := flask_sockets2/turbo/vendored/turbo.es2017-umd.js
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-all neighbours oldest oldest-installed docs fuzz soak attack lint types audit bench clean
+.PHONY: help demo test test-slow test-all neighbours oldest oldest-installed house docs fuzz soak attack lint types audit bench clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 13
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -n 14
 	@echo 'also: make lint, make types, make bench, make clean'
 
 $(BIN)/python:
@@ -103,6 +104,9 @@ soak: $(VENV)/.installed-test
 
 attack: $(VENV)/.installed-test
 	$(BIN)/python -m tests.attacks $(ATTACK_ARGS)
+
+house: | $(BIN)/python
+	@$(BIN)/python -m tests.house
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
