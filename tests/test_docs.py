@@ -89,7 +89,7 @@ SECURITY = ROOT / "docs" / "security.rst"
 TURBO = ROOT / "docs" / "turbo.rst"
 TURBO_FLASK = ROOT / "docs" / "migrating-from-turbo-flask.rst"
 
-STARTED = {RECIPES: ["measure"], TURBO_FLASK: ["update_load"]}
+STARTED = {RECIPES: ["measure"]}
 """The threads that the programs of a page start."""
 
 YOURS = {"app.py", "conftest.py", "tasks.py"}
