@@ -1,4 +1,4 @@
-"""What "What to watch for" of ``docs/turbo.rst`` says is so in Chromium, with turbo.js itself."""
+"""The traps that the guides to Turbo name are so in Chromium, with turbo.js itself."""
 
 from __future__ import annotations
 

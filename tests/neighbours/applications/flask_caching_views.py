@@ -43,7 +43,7 @@ def cached_public():
 @app.get("/cached/private")
 @cache.cached()
 def cached_private():
-    """What docs/turbo.rst says not to do: the names are of who came first."""
+    """What docs/turbo-pages.rst says not to do: the names are of who came first."""
     return render_template_string("{{ turbo() }}{{ turbo.stream_from('secret') }}")
 
 
