@@ -1297,16 +1297,31 @@ def test_the_tree_of_errors_is_the_real_one() -> None:
         above[depth:] = [kind]
 
 
+QUICKSTART = """
+@app.route("/hello-of-flask-sse")
+def publish_hello_of_flask_sse():
+    sse.publish({"message": "Hello!"}, type="greeting")
+    return "Message sent!"
+"""
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"], ids=["Flask-SSE's quickstart", "the page"])
 def test_the_program_from_flask_sse_publishes_to_its_stream(
-    broker_url: str, monkeypatch: pytest.MonkeyPatch
+    method: str, broker_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REDIS_URL", broker_url)
     page = page_of("migrating-from-flask-sse.rst")
+    exec(QUICKSTART, page)
     interop = Site.of(page["app"]).interop
     assert interop is not None
     response = page["app"].test_client().get("/stream")
+    client = page["app"].test_client()
     try:
-        assert page["app"].test_client().get("/hello").text == "Message sent!"
+        assert client.post("/hello").status_code == 403
+        path = "/hello" if method == "POST" else "/hello-of-flask-sse"
+        headers = {"Authorization": "Bearer change me"} if method == "POST" else {}
+        answer = client.open(path, method=method, headers=headers)
+        assert answer.text == "Message sent!"
         text = ""
         for piece in response.response:
             text += piece if isinstance(piece, str) else piece.decode()
@@ -1393,6 +1408,23 @@ def test_readers_get_their_news_and_others_the_login() -> None:
         with http.session_transaction() as session:
             session["user"] = user
         response = http.get(f"/news?channel={channel}")
+        assert response.status_code == status
+        response.close()
+
+
+def test_users_get_their_channels_and_others_the_login() -> None:
+    http = page_of("sse.rst")["app"].test_client()
+    response = http.get("/mail?channel=news")
+    assert (response.status_code, response.headers["Location"]) == (302, "/login")
+    for user, channel, status in (
+        ("ann", "news", 200),
+        ("ann", "user:ann", 200),
+        ("ann", "user:bob", 403),
+        ("bob", "user:ann", 403),
+    ):
+        with http.session_transaction() as session:
+            session["user"] = user
+        response = http.get(f"/mail?channel={channel}")
         assert response.status_code == status
         response.close()
 
