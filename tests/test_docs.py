@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import json
 import logging
 import os
@@ -86,6 +87,7 @@ METRICS = ROOT / "docs" / "metrics.rst"
 DEPLOYMENT = ROOT / "docs" / "deployment.rst"
 FIREHOSE = ROOT / "docs" / "firehose.rst"
 SECURITY = ROOT / "docs" / "security.rst"
+AUTHENTICATION = ROOT / "docs" / "authentication.rst"
 TURBO = ROOT / "docs" / "turbo.rst"
 TURBO_FLASK = ROOT / "docs" / "migrating-from-turbo-flask.rst"
 
@@ -906,9 +908,10 @@ def test_the_page_about_metrics_names_the_metric_of_each_counter() -> None:
         assert {(field, f"{name}_total") for field, (name, _) in counted.items()} <= set(rows)
 
 
-def test_the_logout_of_the_page_about_limits_ends_what_the_user_has() -> None:
-    namespace = run(ROOT / "docs" / "limits.rst")
+def test_the_logout_of_the_page_about_authentication_ends_what_the_user_has() -> None:
+    namespace = run(AUTHENTICATION)
     app, sockets = namespace["app"], namespace["sockets"]
+    sockets.add_url_rule("/chat", "chat", echo_all)
     browser, stranger = app.test_client(), app.test_client()
     browser.post("/login", data={"user": "ann"})
     with (
@@ -925,16 +928,22 @@ def test_the_logout_of_the_page_about_limits_ends_what_the_user_has() -> None:
         assert other.receive() == "still here"
 
 
+def echo_all(ws: Any) -> None:
+    for message in ws:
+        ws.send(message)
+
+
 def test_the_page_about_limits_says_with_what_each_of_them_refuses() -> None:
     text = (ROOT / "docs" / "limits.rst").read_text()
     statuses: dict[str, int] = {}
-    row = r"^   \* - (``SOCKETS_.+``)\n     - (\d{3})\b"
+    row = r"^   \* - (``SOCKETS_.+)\n     - (\d{3})\b"
     for names, status in re.findall(row, text, re.MULTILINE):
         for name in re.findall(r"SOCKETS_(\w+)", names):
             statuses[name.lower()] = int(status)
     refusals = [value for value in vars(admission).values() if isinstance(value, _Refusal)]
-    assert statuses == {refusal.limit: refusal.status for refusal in refusals}
-    assert statuses.keys() == asdict(Rules()).keys() == set(LIMITS)
+    others = {"max_channels": 400, "handshake_timeout": 408, "http_stall_timeout": 408}
+    assert statuses == others | {refusal.limit: refusal.status for refusal in refusals}
+    assert statuses.keys() - others.keys() == asdict(Rules()).keys() == set(LIMITS)
 
 
 def test_the_first_block_of_the_page_about_limits_fits_the_command_beside_it() -> None:
@@ -979,30 +988,47 @@ def test_how_often_clients_had_to_wait_is_where_the_page_about_limits_says() -> 
 
 
 def test_the_tests_that_the_page_about_security_names_exist() -> None:
-    row = r"^     - ``(tests/\S+\.py)``\n     - ``(test_\w+)``$"
-    rows = re.findall(row, SECURITY.read_text(), re.MULTILINE)
-    assert len(rows) == SECURITY.read_text().count("``test_")
-    for path, name in rows:
-        assert f"def {name}(" in (ROOT / path).read_text(), name
+    with SECURITY.with_name("security-tests.csv").open(newline="") as file:
+        (_, *rows) = csv.reader(file)
+    assert ":file: security-tests.csv" in SECURITY.read_text()
+    written = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    defined = set(re.findall(r"^ *def (test_\w+)\(", written, re.MULTILINE))
+    names = [name.strip("`") for _, name in rows]
+    assert set(names) - defined == set()
+    assert len(names) == len(set(names))
 
 
-def test_the_ticket_of_the_page_about_security_is_asked_for_first() -> None:
-    namespace = run(SECURITY)
+def test_a_ticket_is_asked_for_in_the_first_message() -> None:
+    namespace = run(AUTHENTICATION)
     for first, code in (("made up", 4401), (b"\0", 4401)):
-        with connect(namespace, "/feed") as ws:
+        with connect(namespace, "/mail") as ws:
             ws.send(first)
             assert ws.receive(timeout=TIMEOUT) is None
             assert ws.close_code == code
-    with connect(namespace, "/feed") as ws:
+    with connect(namespace, "/mail") as ws:
         ws.send(namespace["tickets"].dumps("ann"))
         assert ws.receive(timeout=TIMEOUT) == "hello, ann"
 
 
-def test_what_users_say_is_escaped_on_the_page_about_security() -> None:
-    namespace = run(SECURITY)
-    client = namespace["app"].test_client()
-    text = client.post("/say", data={"text": "<script>"}).text
-    assert "<li>&lt;script&gt;</li>" in text
+def test_a_page_sends_its_ticket_as_a_subprotocol(
+    gunicorn: Callable[..., Server], page: Page
+) -> None:
+    (script,) = [each for each in blocks(AUTHENTICATION, "javascript") if "openFeed" in each]
+    programs = blocks(AUTHENTICATION, "python")
+    program = "".join(each for each in programs if "ALLOWED_ORIGINS" not in each)
+    server = gunicorn(program + "\n\n@app.get('/')\ndef index():\n    return '<p>'\n")
+    page.goto(server.url("/"))
+    page.evaluate("fetch('/login', { method: 'POST', body: new URLSearchParams('user=ann') })")
+    got = page.evaluate(f"""async () => {{
+        {script}
+        const socket = await openFeed();
+        const message = new Promise((resolve, reject) => {{
+            socket.onmessage = resolve;
+            socket.onclose = reject;
+        }});
+        return [(await message).data, socket.protocol];
+    }}""")
+    assert got == ["hello, ann", "feed.v1"]
 
 
 def test_the_formatter_of_the_page_about_security_makes_one_line_of_all() -> None:
@@ -1289,16 +1315,31 @@ def test_the_tree_of_errors_is_the_real_one() -> None:
         above[depth:] = [kind]
 
 
+QUICKSTART = """
+@app.route("/hello-of-flask-sse")
+def publish_hello_of_flask_sse():
+    sse.publish({"message": "Hello!"}, type="greeting")
+    return "Message sent!"
+"""
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"], ids=["Flask-SSE's quickstart", "the page"])
 def test_the_program_from_flask_sse_publishes_to_its_stream(
-    broker_url: str, monkeypatch: pytest.MonkeyPatch
+    method: str, broker_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REDIS_URL", broker_url)
     page = page_of("migrating-from-flask-sse.rst")
+    exec(QUICKSTART, page)
     interop = Site.of(page["app"]).interop
     assert interop is not None
     response = page["app"].test_client().get("/stream")
+    client = page["app"].test_client()
     try:
-        assert page["app"].test_client().get("/hello").text == "Message sent!"
+        assert client.post("/hello").status_code == 403
+        path = "/hello" if method == "POST" else "/hello-of-flask-sse"
+        headers = {"Authorization": "Bearer change me"} if method == "POST" else {}
+        answer = client.open(path, method=method, headers=headers)
+        assert answer.text == "Message sent!"
         text = ""
         for piece in response.response:
             text += piece if isinstance(piece, str) else piece.decode()
@@ -1347,7 +1388,7 @@ def test_who_is_known_is_let_in_and_others_are_refused_before_the_handshake() ->
 
     assert status("/inbox") == 401
     assert status("/members/news") == 401
-    assert status("/feed?ticket=forged") == 403
+    assert status("/feed") == status("/feed", subprotocols=["feed.v1", "ticket.forged"]) == 403
     assert http.post("/ticket").status_code == 401
     with http.session_transaction() as session:
         session["user"] = "ada"
@@ -1355,7 +1396,8 @@ def test_who_is_known_is_let_in_and_others_are_refused_before_the_handshake() ->
         with client.connect(path):
             pass
     ticket = http.post("/ticket").get_json()["ticket"]
-    with client.connect(f"/feed?ticket={ticket}", subprotocols=["feed.v9", "feed.v1"]) as ws:
+    offered = ["feed.v9", f"ticket.{ticket}", "feed.v1"]
+    with client.connect("/feed", subprotocols=offered) as ws:
         assert ws.subprotocol == "feed.v1"
         assert ws.receive(timeout=TIMEOUT) == "hello, ada"
     elsewhere = "https://evil.example"
@@ -1373,18 +1415,19 @@ def test_a_redirect_to_the_login_is_the_answer_to_the_handshake() -> None:
     assert (response.status_code, response.location) == (302, "/login")
 
 
-def test_readers_get_their_news_and_others_the_login() -> None:
-    http = page_of("authentication.rst")["app"].test_client()
-    response = http.get("/news?channel=sport")
+def test_users_get_their_channels_and_others_the_login() -> None:
+    http = page_of("sse.rst")["app"].test_client()
+    response = http.get("/mail?channel=news")
     assert (response.status_code, response.headers["Location"]) == (302, "/login")
     for user, channel, status in (
-        ("ann", "sport", 200),
-        ("ann", "art", 403),
-        ("bob", "sport", 403),
+        ("ann", "news", 200),
+        ("ann", "user:ann", 200),
+        ("ann", "user:bob", 403),
+        ("bob", "user:ann", 403),
     ):
         with http.session_transaction() as session:
             session["user"] = user
-        response = http.get(f"/news?channel={channel}")
+        response = http.get(f"/mail?channel={channel}")
         assert response.status_code == status
         response.close()
 
@@ -1536,7 +1579,7 @@ def came():
 def test_a_page_that_may_not_stay_goes_to_the_login_and_another_comes_back(
     code: int, gunicorn: Callable[..., Server], page: Page
 ) -> None:
-    (script,) = blocks(ROOT / "docs" / "authentication.rst", "javascript")
+    (script,) = [each for each in blocks(AUTHENTICATION, "javascript") if "comeBack" in each]
     server = gunicorn(SENT_AWAY.replace("SCRIPT", script))
     page.goto(server.url("/"))
     for number in (1, 2):

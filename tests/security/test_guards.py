@@ -22,7 +22,7 @@ from tests.wire_client import TEXT, TIMEOUT, Response, WireClient, connect, fram
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-SECURITY = ROOT / "docs" / "security.rst"
+AUTHENTICATION = ROOT / "docs" / "authentication.rst"
 
 APPLICATION = """
 import logging
@@ -208,7 +208,7 @@ def test_with_flask_session_a_cookie_from_before_the_login_is_nobody_after_it(
     gunicorn: Callable[..., Server],
 ) -> None:
     """By the program of the page, with the line for Flask-Session in it."""
-    source = python_blocks(SECURITY.read_text())[0]
+    source = python_blocks(AUTHENTICATION.read_text())[0]
     regenerate = "app.session_interface.regenerate(session)"
     assert f"# {regenerate}" in source
     server = gunicorn(source.replace(f"# {regenerate}", regenerate) + ON_THE_SERVER)

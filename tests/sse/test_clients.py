@@ -1,6 +1,6 @@
 """Clients of event streams that applications use, behind a proxy whose server is away for a while.
 
-Each is the real one, and does what ``docs/sse.rst`` says that it needs.
+Each is the real one, and does what ``docs/sse-clients.rst`` says that it needs.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from tests.npm import npm_file
 from tests.processes import Server, wait_until
 from tests.sse.away import Proxy
 from tests.sse.site import SOURCE, Site
-from tests.sse.test_guide import GUIDE
-from tests.test_docs import blocks, run
+from tests.sse.test_guide import SCRIPT
+from tests.test_docs import ROOT, blocks, run
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page, Route
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 
 StartServer = Callable[..., Server]
+
+GUIDE = ROOT / "docs" / "sse-clients.rst"
 
 PATIENCE = 60.0  # seconds; for what comes after several attempts
 
@@ -90,7 +92,7 @@ def check_resuming(site: Site, proxy: Proxy, open_: Callable[[], Callable[[], li
 
 def of_guide(name: str) -> str:
     """The script of the guide that defines a name."""
-    defines = re.compile(rf"^(?:export )?(?:const|function) {name}\b", re.MULTILINE)
+    defines = re.compile(rf"^(?:const|function) {name}\b", re.MULTILINE)
     (script,) = filter(defines.search, blocks(GUIDE, "javascript"))
     return script
 
@@ -129,7 +131,7 @@ RECONNECTING = {
 }
 
 FOLLOW = f"""<script type=module>
-{of_guide("follow")}
+{SCRIPT}
 follow("{START}", {{ message: (event) => take(event.data), gap: () => take("gap") }});
 </script>"""
 

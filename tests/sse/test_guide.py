@@ -1,6 +1,7 @@
-"""What ``docs/sse.rst`` says is so: its programs, its lines, its tables and its numbers.
+"""The guides about event streams: their programs, lines, tables and numbers.
 
-So are the numbers of the page for who comes from Flask-SSE.
+These are ``docs/sse.rst``, ``docs/progress.rst``, ``docs/streaming-llm.rst`` and the page about
+migrating from Flask-SSE. ``tests/sse/test_clients.py`` tests ``docs/sse-clients.rst``.
 """
 
 from __future__ import annotations
@@ -27,15 +28,23 @@ from tests.clients import http
 from tests.processes import Server, wait_until
 from tests.sse.away import Proxy
 from tests.sse.reader import Reader
-from tests.test_docs import PAGES, ROOT, blocks, run
+from tests.test_docs import PAGES, ROOT, blocks, run, value_of
+from tests.test_docs import settings as settings_of_page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 GUIDE = ROOT / "docs" / "sse.rst"
+PROGRESS = ROOT / "docs" / "progress.rst"
+ANSWERS = ROOT / "docs" / "streaming-llm.rst"
 MIGRATION = ROOT / "docs" / "migrating-from-flask-sse.rst"
-SCRIPT = next(block for block in blocks(GUIDE, "javascript") if "function follow(" in block)
-TEXT = " ".join((GUIDE.read_text() + MIGRATION.read_text()).split())
+SCRIPT = (ROOT / "examples" / "static" / "events.js").read_text()
+TEXT = " ".join(
+    " ".join(path.read_text() for path in (GUIDE, PROGRESS, ANSWERS, MIGRATION)).split()
+)
+
+MAY_SEND = {"Authorization": "Bearer change me"}
+"""The header field of a request that may publish a greeting."""
 
 DEFAULTS = {
     "SSE_HEARTBEAT": settings.settings_of({}).heartbeat,
@@ -55,6 +64,18 @@ def guide() -> SimpleNamespace:
 
 
 @pytest.fixture
+def progress_guide() -> SimpleNamespace:
+    """The same of the guide about long jobs."""
+    return SimpleNamespace(**run(PROGRESS))
+
+
+@pytest.fixture
+def answers_guide() -> SimpleNamespace:
+    """The same of the guide about the answers of a language model."""
+    return SimpleNamespace(**run(ANSWERS))
+
+
+@pytest.fixture
 def client(guide: SimpleNamespace) -> FlaskClient:
     client: FlaskClient = guide.app.test_client()
     return client
@@ -71,9 +92,7 @@ def test_the_first_stream_brings_its_greeting_and_looks_as_it_is_shown(
     assert found is not None
     guide.app.config["SSE_HEARTBEAT"] = 0.1
     with Reader(guide.app, json.loads(f'"{found[1]}"')) as reader:
-        with client.session_transaction() as session:
-            session["role"] = "editor"
-        assert client.post("/send").text == "Message sent!"
+        assert client.post("/send", headers=MAY_SEND).text == "Message sent!"
         for block in filter(any, blocks):
             lines = reader.block().split("\n")
             assert [line.partition(":")[0] for line in lines] == [
@@ -103,21 +122,39 @@ def test_mail_is_for_its_user(guide: SimpleNamespace, client: FlaskClient) -> No
         response.close()
 
 
-def test_the_import_is_told_by_another_process(
-    guide: SimpleNamespace, client: FlaskClient, broker: RedisServer
+def test_each_visitor_has_the_news_and_an_inbox(
+    guide: SimpleNamespace, client: FlaskClient
 ) -> None:
-    guide.app.config["SOCKETS_BROKER_URL"] = broker.url
-    guide.import_rows(broker.url, "7", ["a", "b"])
-    (stream,) = re.findall(r"follow\((\".*?\")", client.get("/import/7").text)
+    assert client.get("/inbox").status_code == 401
+    with client.session_transaction() as session:
+        session["user"] = "ada"
+    stream = client.get("/inbox").json["stream"]  # type: ignore[index]
+    with guide.app.app_context():
+        guide.report_is_ready("bob")
+        guide.report_is_ready("ada")
+        sse.publish("It rains", channel="news")
+    with Reader(guide.app, stream) as reader:
+        got = {reader.next().data for _ in range(2)}
+    assert got == {"It rains", "Your report is ready."}  # and nothing for bob
+
+
+def test_the_import_is_told_by_another_process(
+    progress_guide: SimpleNamespace, broker: RedisServer
+) -> None:
+    app = progress_guide.app
+    app.config["SOCKETS_BROKER_URL"] = broker.url
+    progress_guide.import_rows(broker.url, "7", ["a", "b"])
+    (stream,) = re.findall(r"follow\((\".*?\")", app.test_client().get("/import/7").text)
     stream = json.loads(stream)
-    with Reader(guide.app, stream) as reader:
+    with Reader(app, stream) as reader:
         assert reader.next().json() == {"state": "done", "value": 2, "total": 2, "text": "row 2"}
-    guide.app.extensions["flask_sockets2"].channels.close()
+    app.extensions["flask_sockets2"].channels.close()
 
 
-def test_the_count_is_told_by_a_thread(guide: SimpleNamespace, client: FlaskClient) -> None:
-    stream = client.post("/count/7", json=[1, 2]).json["stream"]  # type: ignore[index]
-    with Reader(guide.app, stream) as reader:
+def test_the_count_is_told_by_a_thread(progress_guide: SimpleNamespace) -> None:
+    client = progress_guide.app.test_client()
+    stream = client.post("/count/7", json=[1, 2]).json["stream"]
+    with Reader(progress_guide.app, stream) as reader:
         events = [reader.next()]
         while events[-1].json()["state"] == "running":
             events.append(reader.next())
@@ -127,11 +164,12 @@ def test_the_count_is_told_by_a_thread(guide: SimpleNamespace, client: FlaskClie
     assert json.loads(shown).keys() == events[0].json().keys()
 
 
-def test_the_clock_and_the_countdown_stream(guide: SimpleNamespace, client: FlaskClient) -> None:
+def test_the_clock_and_the_countdown_stream(answers_guide: SimpleNamespace) -> None:
+    client = answers_guide.app.test_client()
     text = client.get("/countdown").text
     assert text.startswith(":\n\nevent:count\ndata:3\nid:3\n\n")
     assert text.endswith("event:end\ndata:\n\n")
-    guide.next_second.__globals__["time"] = SimpleNamespace(
+    answers_guide.next_second.__globals__["time"] = SimpleNamespace(
         sleep=lambda seconds: None, strftime=lambda format: "12:00:00"
     )
     response = client.get("/clock")
@@ -141,14 +179,8 @@ def test_the_clock_and_the_countdown_stream(guide: SimpleNamespace, client: Flas
 
 
 def test_the_settings_are_complete_and_their_defaults_are_the_real_ones() -> None:
-    rows = re.findall(r"^   \* - (``.*``)\n     - (\S+)$", GUIDE.read_text(), re.MULTILINE)
-    words = {"none": None, "False": False}
-    shown = {
-        name: words[default] if default in words else float(default)
-        for names, default in rows
-        for name in re.findall(r"``(\w+)``", names)
-    }
-    assert shown == DEFAULTS
+    rows = settings_of_page("SSE_") | settings_of_page("REDIS_")
+    assert {name: value_of(default) for name, default in rows.items()} == DEFAULTS
     module = re.findall(r"``((?:SSE|REDIS)_\w+)``", settings.__doc__ or "")
     assert set(module) == DEFAULTS.keys()
 
@@ -211,21 +243,21 @@ def script(tmp_path: Path) -> None:
     (tmp_path / "static" / "events.js").write_text(SCRIPT)
 
 
-def test_the_script_of_the_guide_is_that_of_the_examples() -> None:
-    assert (ROOT / "examples" / "static" / "events.js").read_text().strip() == SCRIPT.strip()
+def test_the_guide_shows_the_script_of_the_examples() -> None:
+    path = "../examples/static/events.js"
+    assert f".. literalinclude:: {path}\n" in GUIDE.read_text()
+    assert (GUIDE.parent / path).read_text() == SCRIPT
 
 
 @pytest.mark.usefixtures("script")
 def test_the_page_of_the_guide_stays_and_goes_on_while_the_proxy_has_no_server(
     gunicorn: Callable[..., Server], page: Page
 ) -> None:
-    source = "".join(blocks(GUIDE, "python")[:2])
-    source += "\n\n@app.before_request\ndef login():\n    session['role'] = 'editor'\n"
-    server = gunicorn(source)
+    server = gunicorn(blocks(GUIDE, "python")[0])
     shown = page.locator("#greetings li")
 
     def greet(number: int) -> None:
-        assert http(server.url("/send"), data=b"")[0] == 200
+        assert http(server.url("/send"), data=b"", headers=MAY_SEND)[0] == 200
         wait_until(lambda: shown.all_inner_texts() == ["Hello!"] * number, f"{number} greetings")
 
     def tried_again() -> bool:
@@ -238,7 +270,7 @@ def test_the_page_of_the_guide_stays_and_goes_on_while_the_proxy_has_no_server(
         greet(1)
         proxy.leave(502)
         wait_until(tried_again, "several attempts")
-        assert http(server.url("/send"), data=b"")[0] == 200
+        assert http(server.url("/send"), data=b"", headers=MAY_SEND)[0] == 200
         proxy.status = 0
         page.clock.fast_forward(120_000)
         greet(3)
@@ -255,8 +287,7 @@ def test_hidden_tabs_leave_the_connections_to_the_one_that_is_seen(
     gunicorn: Callable[..., Server], page: Page
 ) -> None:
     """Chromium opens six connections to a server over HTTP/1.1."""
-    source = "".join(blocks(GUIDE, "python")[:2])
-    source += "\n\n@app.before_request\ndef login():\n    session['role'] = 'editor'\n"
+    source = blocks(GUIDE, "python")[0]
     source += "from flask_sockets2.application.state import state_of\n"
     source += "app.add_url_rule('/n', 'n', lambda: str(len(state_of().streams)))\n"
     server = gunicorn(source)
@@ -271,7 +302,7 @@ def test_hidden_tabs_leave_the_connections_to_the_one_that_is_seen(
     page.context.add_init_script(f"({HIDE})(true)")
     for _ in range(6):
         page.context.new_page().goto(server.url("/"))
-    assert http(server.url("/send"), data=b"")[0] == 200
+    assert http(server.url("/send"), data=b"", headers=MAY_SEND)[0] == 200
     assert http(server.url("/n"))[1] == "0"
     for each in page.context.pages:  # one after the other is seen, and shows what it missed
         each.evaluate(HIDE, False)
@@ -279,7 +310,7 @@ def test_hidden_tabs_leave_the_connections_to_the_one_that_is_seen(
         open_streams(1)
         each.evaluate(HIDE, True)
     page.evaluate(HIDE, False)
-    assert http(server.url("/send"), data=b"")[0] == 200
+    assert http(server.url("/send"), data=b"", headers=MAY_SEND)[0] == 200
     shown = page.locator("#greetings li")
     wait_until(lambda: shown.all_inner_texts() == ["Hello!"] * 2, "each greeting once")
     page.context.close()
@@ -289,8 +320,7 @@ def test_hidden_tabs_leave_the_connections_to_the_one_that_is_seen(
 def test_the_page_of_the_guide_moves_its_bar(
     gunicorn: Callable[..., Server], page: Page, broker: RedisServer
 ) -> None:
-    source = next(block for block in blocks(GUIDE, "python") if "Flask(__name__)" in block)
-    source += next(block for block in blocks(GUIDE, "python") if "IMPORT = " in block)
+    source = blocks(PROGRESS, "python")[0]
     source += f"\n\napp.config['SOCKETS_BROKER_URL'] = {broker.url!r}\n"
     source += "from flask_sockets2.application.state import state_of\n"
     server = gunicorn(
@@ -306,6 +336,37 @@ def test_the_page_of_the_guide_moves_its_bar(
     wait_until(lambda: page.inner_text("#text") == "row 101, done", "the end")
     assert page.evaluate("bar.position") == 1
     wait_until(lambda: http(server.url("/n"))[1] == "0", "the stream to be closed")
+
+
+@pytest.mark.usefixtures("script")
+def test_the_page_of_the_guide_shows_the_answer_while_it_grows(
+    gunicorn: Callable[..., Server], page: Page
+) -> None:
+    source = blocks(ANSWERS, "python")[0]
+    source += """
+from threading import Event
+go_on = Event()
+
+
+def ask_model(question):
+    yield "You asked"
+    go_on.wait()
+    yield f": {question}"
+
+
+@app.post("/go-on")
+def end():
+    go_on.set()
+    return ""
+"""
+    server = gunicorn(source)
+    page.goto(server.url("/"))
+    page.fill("[name=question]", "<b>why?")
+    page.click("button")
+    shown = page.locator("#answer")
+    wait_until(lambda: shown.inner_text() == "You asked", "the first token")
+    http(server.url("/go-on"), data=b"")
+    wait_until(lambda: shown.inner_text() == "You asked: <b>why?", "the whole answer")
 
 
 # -- several hosts -------------------------------------------------------------------------
