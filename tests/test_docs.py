@@ -1214,7 +1214,8 @@ def test_redis_takes_the_configuration_of_the_deployment_page() -> None:
 def test_the_gunicorn_command_of_the_deployment_page_starts(
     gunicorn: Callable[..., Server],
 ) -> None:
-    (command,) = blocks(DEPLOYMENT, "console")
+    command, check = blocks(DEPLOYMENT, "console")
+    assert check == "flask sockets doctor wss://example.com/echo\n"  # as behind nginx, above
     words = command.replace("\\\n", " ").split()
     assert words[0] == "gunicorn"
     bind = words.index("--bind")
