@@ -57,7 +57,7 @@ def write(results: Results, about: dict[str, Any]) -> None:
         text = _replace(text, "echoes", [*parts, many])
         picture.draw_echoes(DOCS / "measurements.png", results)
     if LISTENERS in results.samples:
-        parts = [PICTURE, _about(about, PUSH_PACKAGES), _literal(report.push_goals(results))]
+        parts = [PICTURE, _about(about, PUSH_PACKAGES)]
         parts += [_literal(part) for part in push_report.tables(results) if part]
         many = _each(results, LISTENERS_MANY, "listeners in one worker")
         text = _replace(text, "broadcasts", [*parts, many])

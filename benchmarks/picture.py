@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .pushers import FLOOR, FLOOR_C, PUSHERS, TURBO
+from .pushers import BATCHES, FLOOR, FLOOR_C, PUSHERS, TURBO
 from .pushers import TITLES as PUSH_TITLES
 from .results import ECHOES, FLOOD, HANDSHAKES, IDLE, LISTENERS, Results, fanout
 from .servers import ALL, OURS
@@ -76,7 +76,7 @@ def _draw(path: Path, results: Results, panels: Sequence[Panel], titles: dict[st
         axes.set_visible(False)
     for axes, panel in zip(grid.flat, panels, strict=False):
         measured = results.samples[panel.scenario]
-        shown = [name for name in titles if name in measured]
+        shown = [name for name in titles if name in measured and name not in BATCHES]
         medians = [results.median(panel.scenario, name, panel.key) or 0.0 for name in shown]
         values = [results.values(panel.scenario, name, panel.key) for name in shown]
         low = [median - min(all_) for median, all_ in zip(medians, values, strict=True)]

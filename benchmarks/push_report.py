@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from .measure import Sample
-from .pushers import TITLES
+from .pushers import BATCHES, TITLES
 from .results import (
     CHANNELS_FEW,
     CHANNELS_MANY,
@@ -17,7 +17,6 @@ from .results import (
     STREAMS_PART,
     WORKERS,
     WORKERS_FLOOD,
-    WORKERS_FLOOD_SHARED,
     Results,
 )
 from .tables import format_figure, spread, table
@@ -42,6 +41,9 @@ def tables(results: Results) -> list[str]:
             if name.startswith("fanout-")
         ),
         _table(results, FLOOD, "Broadcast, back to back", BACK_TO_BACK),
+        _table(
+            results, FLOOD, "Broadcast, several messages in a write", BACK_TO_BACK, batches=True
+        ),
         _table(results, LISTENERS, "Memory of listeners", MEMORY),
         _table(results, LISTENERS_MANY, "Memory of the most listeners", MEMORY),
         _table(results, CHANNELS_FEW, "Publishing to one of ten channels", CHANNELS),
@@ -49,12 +51,6 @@ def tables(results: Results) -> list[str]:
         _table(results, REPLAY, "Coming back", BACK),
         _table(results, WORKERS, "Two workers and Redis, paced", SHARED),
         _table(results, WORKERS_FLOOD, "Two workers and Redis, back to back", SHARED),
-        _table(
-            results,
-            WORKERS_FLOOD_SHARED,
-            "Two workers and Redis, back to back, one on the load client's core",
-            SHARED,
-        ),
         _table(results, PUBLISH, "Publishing through Redis from one process", PUBLISHING),
     ]
 
@@ -84,8 +80,17 @@ def _streams_of(scenario: str) -> str:
     return f"{int(number):,}" if part == STREAMS_PART else ""
 
 
-def _table(results: Results, scenario: str, title: str, columns: Mapping[str, Cell]) -> str:
-    servers = results.samples.get(scenario, {})
+def _table(
+    results: Results,
+    scenario: str,
+    title: str,
+    columns: Mapping[str, Cell],
+    *,
+    batches: bool = False,
+) -> str:
+    """Return a table of the rows with one message a turn, or of those with several."""
+    measured_rows = results.samples.get(scenario, {})
+    servers = {name: each for name, each in measured_rows.items() if (name in BATCHES) is batches}
     order = {name: place for place, name in enumerate(TITLES)}
     rows: list[Sequence[str]] = []
     for name in sorted(servers, key=lambda name: order.get(name, len(order))):
@@ -95,7 +100,7 @@ def _table(results: Results, scenario: str, title: str, columns: Mapping[str, Ce
         rows.append((_title(name), *cells))
     measured = {name.partition(",")[0] for name in servers}
     for place, name in results.failed:
-        if place == scenario and name not in measured:
+        if place == scenario and not batches and name not in measured:
             rows.append((_title(name), *("-" if head else "" for head in columns)))
     return table(title, ("server", *columns), rows)
 

@@ -159,6 +159,9 @@ PUSHERS: tuple[Pusher, ...] = (
     ),
 )
 
+BATCHES = frozenset(name for each in PUSHERS for name, turn in each.rows().items() if turn > 1)
+"""Rows of several messages a turn; beside one message a turn they are no comparison."""
+
 STREAMERS: tuple[Streamer, ...] = (
     Streamer(
         "flask_sockets2-sse",

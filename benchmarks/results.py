@@ -143,12 +143,8 @@ def _push_goals() -> tuple[Goal, ...]:
             Goal(scenario, f"first to last, {clients:,}", "p50_ms", "floor-python", 1.2),
             Goal(scenario, f"CPU, push to {clients:,}", "cpu_us", "turbo-flask", 1.0, ours="turbo"),
         ]
-    ten, pushes = f"{OURS}-10", "turbo-10"
     goals += [
-        Goal(FLOOD, "CPU, ten pushes a turn", "cpu_us", "turbo-flask-10", 0.125, ours=pushes),
-        Goal(FLOOD, "CPU, ten a turn", "cpu_us", "turbo-flask", 0.125, ours=ten),
-        Goal(FLOOD, "CPU, ten a turn", "cpu_us", "floor-python", 1.0, ours=ten),
-        Goal(FLOOD, "CPU, ten a turn", "cpu_us", "floor-c", 1.0, ours=ten),
+        Goal(FLOOD, "CPU, ten pushes a turn", "cpu_us", "turbo-flask-10", 0.125, ours="turbo-10"),
         Goal(LISTENERS, "KiB of a listener", "kib", None, 3.0),
         Goal(LISTENERS_MANY, "KiB of a listener, most", "kib", None, 3.0),
         Goal(

@@ -138,7 +138,7 @@ ALL: tuple[Peer, ...] = (
     Peer("node-ws", "Node ws", ("node", str(PEERS / "node_ws.js"), "{port}"), ()),
     Peer(
         "floor-sendall",
-        "floor: recv, sendall",
+        "gevent recv, sendall",
         script("floors.py", "sendall"),
         ("gevent",),
         parsed=False,

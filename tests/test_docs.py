@@ -898,7 +898,7 @@ def test_the_page_about_metrics_names_all_counters_and_signals() -> None:
 
 
 def test_the_page_about_metrics_names_the_metric_of_each_counter() -> None:
-    rows = re.findall(r"^   \* - ``(\w+)``\n     - ``(\w+)``$", METRICS.read_text(), re.MULTILINE)
+    rows = re.findall(r"^``(\w+)`` +``(\w+)`` ", METRICS.read_text(), re.MULTILINE)
     text, _ = Metrics(Counters, int, int, int).text()
     names = re.findall(r"^# HELP flask_sockets2_(\w+)", text.decode(), re.MULTILINE)
     metrics = [name for name in names if not name.endswith("_created")]
@@ -1232,7 +1232,8 @@ def test_redis_takes_the_configuration_of_the_deployment_page() -> None:
 def test_the_gunicorn_command_of_the_deployment_page_starts(
     gunicorn: Callable[..., Server],
 ) -> None:
-    (command,) = blocks(DEPLOYMENT, "console")
+    command, check = blocks(DEPLOYMENT, "console")
+    assert check == "flask sockets doctor wss://example.com/echo\n"  # as behind nginx, above
     words = command.replace("\\\n", " ").split()
     assert words[0] == "gunicorn"
     bind = words.index("--bind")
@@ -1599,7 +1600,7 @@ def test_the_metrics_are_where_the_page_has_them() -> None:
 def test_the_logging_of_the_page_says_who_is_refused_and_not_who_comes(
     gunicorn: Callable[..., Server],
 ) -> None:
-    _, program, _ = blocks(ROOT / "docs" / "logging.rst", "python")
+    program, _, _ = blocks(ROOT / "docs" / "logging.rst", "python")
     program += '\n\n@sockets.route("/echo")\ndef echo(ws):\n    ws.send(ws.receive())\n'
     server = gunicorn(program)
     assert echoed(server.ws_url("/echo"), "hello") == "hello"

@@ -23,9 +23,10 @@ from tests.test_docs import ROOT, blocks
 pytestmark = pytest.mark.slow
 
 PAGE = ROOT / "docs" / "hosting.rst"
-SETTINGS, HEALTH = blocks(PAGE, "python")
+PROGRAM, INTERVALS = blocks(PAGE, "python")
+SETTINGS = PROGRAM.replace("sockets = Sockets(app)\n", INTERVALS + "sockets = Sockets(app)\n")
 (DOCKERFILE,) = blocks(PAGE, "docker")
-(COMPOSE,) = blocks(PAGE, "yaml")
+COMPOSE, POD = blocks(PAGE, "yaml")
 (PROCFILE,) = [block for block in blocks(PAGE, "text") if block.startswith("web: ")]
 
 ROUTES = """
@@ -107,9 +108,29 @@ def test_the_command_of_the_container_is_a_list_that_starts(
     grace = re.search(r"stop_grace_period: (\d+)s", COMPOSE)
     assert grace is not None
     assert int(grace[1]) > int(words[words.index("--graceful-timeout") + 1])
-    server = gunicorn(SETTINGS + ROUTES + HEALTH, worker=None, args=words[1:-1], target=words[-1])
+    assert f"containerPort: {port}}}" in POD
+    server = gunicorn(SETTINGS + ROUTES, worker=None, args=words[1:-1], target=words[-1])
     assert echoed(server.ws_url("/echo"), "hello") == "hello"
     assert http(server.url("/healthz"))[:2] == (200, "ok\n")
+
+
+def test_the_pod_asks_routes_that_answer_and_has_time_to_stop() -> None:
+    namespace: dict[str, Any] = {"__name__": "app"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLASK_SOCKETS_HEALTH_ROUTE", "/health")
+        exec(PROGRAM, namespace)
+    (host,) = re.findall(r"name: Host, value: ([\w.]+)", POD)
+    paths = re.findall(r"httpGet: \{path: (/\w+)", POD)
+    assert paths == ["/healthz", "/health"]
+    for path in paths:
+        answer = namespace["app"].test_client().get(path, base_url=f"http://{host}")
+        assert answer.status_code == 200
+    (grace,), (sleep,) = (
+        re.findall(r"terminationGracePeriodSeconds: (\d+)", POD),
+        re.findall(r'sleep, "(\d+)"', POD),
+    )
+    (graceful,) = re.findall(r'"--graceful-timeout", "(\d+)"', DOCKERFILE)
+    assert int(grace) > int(sleep) + int(graceful)
 
 
 def test_the_variable_of_the_platforms_is_the_one_that_the_program_reads() -> None:

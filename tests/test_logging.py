@@ -69,7 +69,7 @@ def words(text: str) -> list[str]:
 
 
 def test_the_page_lists_every_event_with_its_logger_level_and_fields() -> None:
-    row = r"^   \* - ``(\w+)``\n     - (``.*)\n     - (INFO|WARNING|ERROR)\n     - (``.*)$"
+    row = r"^``(\w+)`` +(``.*``) +(INFO|WARNING|ERROR) +(``.*)$"
     listed = {
         Line(event, logger, level, frozenset(words(fields)))
         for event, names, level, fields in re.findall(row, LOGGING.read_text(), re.MULTILINE)
