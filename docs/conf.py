@@ -1,8 +1,7 @@
-"""How Sphinx makes the site of the pages in this folder; ``make docs`` runs it.
+"""The configuration of Sphinx for the site of these pages; ``make docs`` builds it.
 
-The pages are written to be read as files, too: they name each other as ``docs/channels.rst``, and
-the examples as ``examples/chat.py``. Both become links here. Nothing is fetched while the site is
-built.
+The pages can also be read as files: they name each other as ``docs/channels.rst``, and the examples
+as ``examples/chat.py``. Both become links in the site. The build needs no network.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ version = release = __version__
 extensions = ["sphinx.ext.autodoc", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
 html_theme = "furo"
-pygments_dark_style = "github-dark"  # furo's own underlines the names of modules
+pygments_dark_style = "github-dark"  # furo's default underlines module names
 html_title = f"flask_sockets2 {version}"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
@@ -48,8 +47,8 @@ autodoc_default_options = {"members": True}
 python_use_unqualified_type_names = True
 python_display_short_literal_types = True
 
-# Links have to lead somewhere, but for those to other projects, whose inventories would have to be
-# fetched, and for types of signatures that are in modules of our own use.
+# A broken link is an error. Exceptions: other projects, whose inventories the build would have to
+# fetch, and types in signatures that come from internal modules.
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!flask_sockets2\b).*"),
@@ -59,9 +58,9 @@ nitpick_ignore_regex = [
 
 
 class PageLinks(SphinxTransform):
-    """Makes links of the names of pages: ``docs/channels.rst`` becomes "Channels".
+    """Turn the names of pages into links: ``docs/channels.rst`` becomes "Channels".
 
-    And of the files that a page shows in full: ``examples/chat.py``, ``SECURITY.md``.
+    Also the names of files that a page shows in full: ``examples/chat.py``, ``SECURITY.md``.
     """
 
     default_priority = 5
@@ -89,8 +88,27 @@ class PageLinks(SphinxTransform):
         )
 
 
+LANGUAGES = {".py": "python", ".js": "javascript", ".html": "html+jinja"}
+
+
+class Files(Directive):
+    """Show whole files, given one a line, with their names as captions and labels."""
+
+    has_content = True
+
+    def run(self) -> list[nodes.Node]:
+        lines = [line for path in self.content for line in self.block(path)]
+        self.state_machine.insert_input(lines, self.state_machine.document["source"])
+        return []
+
+    def block(self, path: str) -> list[str]:
+        options = {"name": path, "caption": path, "language": LANGUAGES[Path(path).suffix]}
+        lines = [f"   :{name}: {value}" for name, value in options.items()]
+        return [f".. literalinclude:: ../{path}", *lines, ""]
+
+
 class Commands(Directive):
-    """Write the help of a group, as ``.. commands:: flask_sockets2.tools.cli:sockets_cli``."""
+    """Show the help of a command group: ``.. commands:: flask_sockets2.tools.cli:sockets_cli``."""
 
     required_arguments = 1
 
@@ -114,6 +132,7 @@ class Commands(Directive):
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_transform(PageLinks)
-    app.add_lexer("console", BashLexer)  # its own takes lines without a prompt for output: grey
+    app.add_lexer("console", BashLexer)  # Sphinx's own shows lines without a prompt as output
     app.add_directive("commands", Commands)
+    app.add_directive("files", Files)
     return {"parallel_read_safe": True}

@@ -1,5 +1,7 @@
-// How the search of the site orders what it finds: guides before the names of the reference.
+// The order of search results: guides first, then the reference and the pages about how it works.
 var Scorer = {
+  score: ([page, , , , score]) =>
+    score - (/^(reference\/|architecture|measurements|changes)/.test(page) ? 10 : 0),
   objNameMatch: 5,
   objPartialMatch: 1,
   objPrio: { 0: 0, 1: 0, 2: -5 },

@@ -3,8 +3,8 @@
 gunicorn -k flask_sockets2.worker examples.blueprints:app
 """
 
-# First of all, before anything else is imported: without it time.sleep() or a database driver in
-# one handler stops all others.
+# Patch before any other import. Without the patch time.sleep() or a database driver in one handler
+# stops all others.
 from gevent import monkey
 
 monkey.patch_all()

@@ -1,4 +1,4 @@
-"""A chat with rooms: what one says reaches all who are in the room, in whichever worker they are.
+"""A chat with rooms: everyone in a room sees each message, in any worker.
 
     gunicorn -k flask_sockets2.worker examples.chat:app
 
@@ -7,9 +7,9 @@ Several workers need a Redis or Valkey server between them (pip install "flask-s
     SOCKETS_BROKER_URL=redis://localhost:6379/0 \\
         gunicorn -k flask_sockets2.worker --workers 4 examples.chat:app
 
-Nothing that was said gets lost when a page is loaded again, a network fails or a worker is killed:
-the browser comes back with the last position that it saw, and sends again what it has not seen
-return. Everybody may choose any name here; `examples/login.py` shows how to know who it is.
+After a reload, a network failure or a killed worker the page reconnects with its last position. It
+receives the messages it missed, or shows that some are missing, and sends again each message of its
+own that has not come back. The chat has no login: `examples/login.py` shows one.
 """
 
 import json
@@ -21,7 +21,7 @@ from flask import Blueprint, Flask, abort, redirect, render_template, request, u
 
 from flask_sockets2 import Sockets
 
-ROOMS = ("lobby", "kitchen", "garden")  # offered by the page; others are made by going there
+ROOMS = ("lobby", "kitchen", "garden")  # linked by the page; others may be opened, too
 LONGEST_NAME = 30  # characters
 LONGEST_TEXT = 1000
 
@@ -30,9 +30,9 @@ sockets = Sockets()
 
 
 def channel_of(room):
-    """A room's name comes from its user: look at it before it becomes a channel's."""
+    """Return the channel of a room. Anybody can type a room's name, so check the name first."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,29}", room):
-        abort(404, "a room's name is made of up to 30 small letters, digits and hyphens")
+        abort(404, "a room's name has at most 30 lowercase letters, digits and hyphens")
     return f"chat:{room}"
 
 
@@ -44,9 +44,9 @@ def name_of(given):
 
 
 def said(message):
-    """Return the id and the text of what a browser sent.
+    """Return the id and the text of a browser's message.
 
-    :raises ValueError: when it is something else.
+    :raises ValueError: if the message has another form.
     """
     try:
         fields = json.loads(message)
@@ -74,12 +74,12 @@ def page(room):
     )
 
 
-# accept=False: a name that is none is answered with 400 before there is a WebSocket.
+# accept=False: an invalid name is refused with 400 before the handshake.
 @sockets.route("/chat/<room>", accept=False, max_message_size=8192)
 def chat(ws, room):
     channel = channel_of(room)
     name = name_of(request.args.get("name", ""))
-    # Who comes for the first time gets the room's last messages, who comes back what it missed.
+    # A new page gets the room's last messages, a reconnecting page the messages it missed.
     since = request.args.get("since", "start")
     ws.subscribe(channel, since, envelope=True, presence=True, identity=name)
     for message in ws:

@@ -1,8 +1,8 @@
-"""All examples that have a page, in one application, with a page that leads to them: `make demo`.
+"""All examples with a page in one application, with a start page: `make demo`.
 
     gunicorn -k flask_sockets2.worker examples.demo:app
 
-With SOCKETS_BROKER_URL=redis://localhost:6379/0 scripts can publish to it, too.
+If you set SOCKETS_BROKER_URL=redis://localhost:6379/0, scripts can publish to the pages, too.
 """
 
 import os
@@ -15,12 +15,12 @@ from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from examples import chat, echo, hints, load, log, login, notify, orders, progress, todo
 
 app = Flask(__name__)
-# The examples share the cookie of the session, so they need one key.
+# The examples share the session cookie, so they need the same key.
 app.secret_key = os.environ.get("SECRET_KEY") or secrets.token_hex()
 app.config["SOCKETS_BROKER_URL"] = os.environ.get("SOCKETS_BROKER_URL", "memory://")
 
 PAGES = {"echo": echo, "chat": chat, "notify": notify}  # blueprints
-# These stay applications of their own, each below a prefix.
+# applications of their own, each below a prefix
 APPS = {
     "load": load,
     "todo": todo,
@@ -34,8 +34,8 @@ SOURCES = {name: Path(__file__).with_name(f"{name}.py") for name in [*PAGES, *AP
 
 
 def add_links():
-    """Tell the layout where the page of all examples is, and the source of this one."""
-    # A part that is rendered for a broadcast has no request.
+    """Give the layout the links to the start page and to the source of this example."""
+    # There is no request while a part is rendered for a broadcast.
     home = request.environ.get("examples.home") if request else None
     if home is None:
         return {}

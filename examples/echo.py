@@ -1,4 +1,4 @@
-"""A page and a WebSocket that sends back what it gets, both at /echo.
+"""A page and a WebSocket that sends each message back, both at /echo.
 
 gunicorn -k flask_sockets2.worker examples.echo:app
 """

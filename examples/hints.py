@@ -1,11 +1,11 @@
-"""A slow page in three ways, and the waterfall of each: what Early Hints and an early head gain.
+"""A slow page, sent in three ways, with a waterfall chart of each: plain, Early Hints, head first.
 
     gunicorn -k flask_sockets2.worker examples.hints:app
 
-The page takes 600 ms to make and its stylesheet 400 ms to come. One after the other that is a
-second. With the head sent first, or hints ahead of the page, the browser fetches the stylesheet
-meanwhile. Browsers heed hints over HTTP/2 only, so for these put a proxy in front that passes a
-response 103, tell it to send X-Early-Hints: 1, and open its https address:
+The server needs 600 ms to make the page and 400 ms to send its stylesheet, together a second. With
+Early Hints, or with the head sent first, the browser fetches the stylesheet at the same time.
+Browsers accept Early Hints over HTTP/2 only. To see them, put a proxy in front that passes a 103
+response and sends X-Early-Hints: 1 to the application, and open its https address.
 docs/firehose.rst has the configuration.
 """
 
@@ -15,8 +15,8 @@ from flask import Flask, Response, g, redirect, render_template, request, url_fo
 
 from flask_sockets2 import Firehose
 
-PAGE_TIME = 0.6  # seconds, of a database for example
-STYLE_TIME = 0.4  # seconds, of a network that is far away
+PAGE_TIME = 0.6  # seconds, for example for a database query
+STYLE_TIME = 0.4  # seconds, for example over a slow network
 
 app = Flask(__name__)
 app.config["FIREHOSE_HOP_HEADER"] = "X-Early-Hints"
@@ -24,14 +24,14 @@ firehose = Firehose(app, connector=None)
 
 
 def style_url():
-    """The stylesheet, by another URL in each visit, so that no cache spoils the comparison."""
+    """Return the stylesheet's URL, a new one for each visit so that no cache distorts the times."""
     if "asked" not in g:
         g.asked = now()
     return url_for("style", asked=g.asked)
 
 
 def now():
-    """Return milliseconds of the machine's clock."""
+    """Return the time in milliseconds."""
     return round(time.monotonic() * 1000)
 
 
@@ -65,7 +65,7 @@ def flushed():
 def style():
     waited = max(0, now() - request.args.get("asked", now(), type=int))
     time.sleep(STYLE_TIME)
-    # The browser's own times of what was hinted begin when the page asks for it.
+    # The browser's own timing of a hinted file begins only when the page asks for it.
     return Response(
         render_template("slow.css"),
         mimetype="text/css",

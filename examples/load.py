@@ -1,15 +1,15 @@
-"""Load averages that update by themselves, in every page that is open.
+"""Load averages that update by themselves in every open page.
 
     gunicorn -k flask_sockets2.worker examples.load:app
 
-It is the program of the article "Dynamically Update Your Flask Web Pages Using Turbo-Flask". That
-began a thread in `before_first_request`, which Flask has not any more, and which was one thread in
-each worker; `@turbo.every(5)` goes on after an error, and runs in one worker of all:
+The example of the article "Dynamically Update Your Flask Web Pages Using Turbo-Flask". The article
+starts a thread in `before_first_request`, which Flask has removed. `@turbo.every(5)` continues
+after an error, and runs in only one of several workers:
 
     SOCKETS_BROKER_URL=redis://localhost:6379/0 \\
         gunicorn -k flask_sockets2.worker --workers 4 examples.load:app
 
-turbo.js comes from the installed package, else from a CDN.
+turbo.js comes from the package if the package contains it, and from a CDN otherwise.
 """
 
 import os
@@ -40,7 +40,7 @@ def about():
 def inject_load():
     try:
         loads = [*os.getloadavg()]
-    except (AttributeError, OSError):  # Windows has none
+    except (AttributeError, OSError):  # Windows has no load average
         loads = [2 * chance.random() for _ in range(3)]
     return {
         "loads": dict(zip((1, 5, 15), loads, strict=True)),

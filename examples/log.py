@@ -1,12 +1,12 @@
-"""A live log: what a program logs, in every page that looks, as it happens.
+"""A live log: every open page shows the log messages of a program as they are written.
 
     gunicorn -k flask_sockets2.worker examples.log:app
 
-Three loggers, three channels. A page follows those that it has chosen over one stream, and begins
-with the last lines of each. The program logs as ever: it is a handler that publishes.
+There are three loggers with a channel each. A page chooses channels, follows them over one stream,
+and begins with the last lines of each. The program logs as usual: a logging handler publishes.
 
-With SOCKETS_BROKER_URL=redis://localhost:6379/0 there may be many workers, and what each of them
-logs is in all pages; SECRET_KEY must be the same for all of them then.
+To run several workers, set SOCKETS_BROKER_URL=redis://localhost:6379/0, and the same SECRET_KEY for
+all workers. Each page then shows the log messages of all workers.
 """
 
 import itertools
@@ -24,10 +24,10 @@ from flask_sockets2 import BrokerError
 from flask_sockets2.sse import sse
 
 PARTS = ("shop", "kitchen", "courier")
-LAST = 20  # lines of each part that a page begins with
-LONGEST = 200  # characters of a line that a visitor writes
+LAST = 20  # lines of each channel that a new page shows
+LONGEST = 200  # characters in a visitor's line
 
-# What may happen to an order, one after the other.
+# what happens to an order, in this sequence
 LINES = (
     ("shop", logging.INFO, "order {n}: two Margherita, one Funghi"),
     ("shop", logging.WARNING, "order {n}: the card was declined, asking again"),
@@ -40,7 +40,7 @@ LINES = (
 )
 
 app = Flask(__name__)
-# The addresses of streams are signed. One worker may invent the key.
+# The key signs the addresses of streams. Several workers need the same key.
 app.secret_key = os.environ.get("SECRET_KEY") or secrets.token_hex()
 app.config["SOCKETS_BROKER_URL"] = os.environ.get("SOCKETS_BROKER_URL", "memory://")
 app.register_blueprint(sse, url_prefix="/stream")
@@ -48,7 +48,7 @@ app.before_request(refuse_other_origins)
 
 
 class Publishing(logging.Handler):
-    """Publishes each record to the channel of its logger."""
+    """Publish each record to the channel of its logger."""
 
     def emit(self, record):
         line = {"time": record.created, "level": record.levelname, "text": record.getMessage()}
@@ -67,7 +67,7 @@ for logger in loggers.values():
 
 
 def work():
-    """What there would be to log in a pizzeria."""
+    """Log as a pizzeria would."""
     chance = Random()
     for number in itertools.count(100):
         for part, level, text in sorted(chance.sample(LINES, 5), key=LINES.index):
@@ -80,7 +80,7 @@ started = threading.Lock()
 
 @app.before_request
 def start_work():
-    # Not at import: the parent of several workers imports, and serves nobody.
+    # Not at import: gunicorn's parent process imports the program, too.
     if started.acquire(blocking=False):
         threading.Thread(target=work, daemon=True).start()
 
@@ -90,7 +90,7 @@ def index():
     chosen = [part for part in request.args.getlist("part") if part in PARTS] or list(PARTS)
     stream = sse.url(*(f"log:{part}" for part in chosen), last=LAST)
     html = render_template("log.html", parts=PARTS, chosen=chosen, stream=stream)
-    # A page from a cache would bring an old address.
+    # A cached page would contain an old address.
     return html, {"Cache-Control": "no-store"}
 
 

@@ -1,10 +1,10 @@
-"""A login by Ajax, and a WebSocket for those who have logged in.
+"""A login by fetch(), and a WebSocket for users who have logged in.
 
     gunicorn -k flask_sockets2.worker examples.login:app
 
-The browser sends the session's cookie with the WebSocket's handshake, so that the handler has
-the same `session` as a view. A visitor without a login is refused before there is a WebSocket. A
-WebSocket stays open until it is closed, so the logout closes those of its user.
+The browser sends the session cookie with the handshake, so the handler has the same `session` as a
+view. A visitor without a login is refused with 401 before the handshake. A WebSocket would stay
+open after the logout, so the logout closes all WebSockets of its user.
 """
 
 import os
@@ -17,11 +17,11 @@ from examples.same_origin import refuse_other_origins
 from flask_sockets2 import Sockets
 
 app = Flask(__name__)
-# Several workers need one key in common, from the environment; one worker may invent it.
+# Several workers need the same key, from the environment. A single worker may make one up.
 app.secret_key = os.environ.get("SECRET_KEY") or secrets.token_hex()
 # HttpOnly is Flask's default. Over HTTPS, set SESSION_COOKIE_SECURE=True as well.
 app.config["SESSION_COOKIE_SAMESITE"] = "Lax"
-# SameSite keeps the cookie from other sites, but a subdomain is the same site, and so is any port.
+# SameSite keeps the cookie from other sites, but not from subdomains and other ports.
 app.before_request(refuse_other_origins)
 sockets = Sockets(app)
 
@@ -38,7 +38,7 @@ def page():
 def login():
     form = request.get_json()
     user, password = str(form.get("user")), str(form.get("password"))
-    # Checked for an unknown user too: the time it takes shall not tell who exists.
+    # Check a hash for unknown users, too: the response time must not reveal which users exist.
     if not check_password_hash(passwords.get(user, nobody), password):
         return jsonify(error="wrong name or password"), 401
     session["user"] = user
@@ -57,7 +57,7 @@ def logout():
     user = session.pop("user", None)
     response = Response(status=204)
 
-    # After the answer: a page that connected just before it would still have the old cookie.
+    # After the response: a page that connects before it still has the old cookie.
     @response.call_on_close
     def disconnect():
         if user is not None:

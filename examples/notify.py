@@ -1,9 +1,9 @@
-"""Notifications: a script, a cron job or a worker of Celery publishes, and open pages show it.
+"""Notifications: a script, a cron job or a Celery task publishes, and all open pages show them.
 
     SOCKETS_BROKER_URL=redis://localhost:6379/0 \\
         gunicorn -k flask_sockets2.worker --workers 2 examples.notify:app
 
-Open http://127.0.0.1:8000 and, in another terminal, with the Python that has the package, run
+Open http://127.0.0.1:8000. In another terminal, with the same Python environment, run
 
     export SOCKETS_BROKER_URL=redis://localhost:6379/0
     python -m examples.notify_script "Lunch is ready"
@@ -14,8 +14,8 @@ or, without a script,
     flask --app examples.notify sockets publish notify:all --json '{"id": "1", "title": "Hello"}'
 
 `SOCKETS_BROKER_URL=redis://localhost:6379/0 make demo` has the packages in .venv, and its page
-names .venv/bin/python. Without SOCKETS_BROKER_URL everything stays in the one worker's process:
-then the page's own button still works, and the script does not.
+names .venv/bin/python. Without SOCKETS_BROKER_URL all messages stay in one process: the button of
+the page works, and the script does not.
 """
 
 import os
@@ -37,14 +37,14 @@ sockets = Sockets()
 
 
 def commands():
-    """What to type into a terminal; nothing where a script cannot reach this process."""
+    """Return the lines to type into a terminal, none if a script cannot reach this process."""
     url = current_app.config["SOCKETS_BROKER_URL"]
     if url == "memory://":
         return []
     python = os.path.relpath(sys.executable)
     python = shlex.quote(sys.executable if python.startswith("..") else python)
     return [
-        # The page is for everybody, the password is not; it may stand in the query, too.
+        # Hide a password: it can be before the @ or in the query.
         f"export SOCKETS_BROKER_URL={shlex.quote(re.sub('//.*@', '//…@', url).partition('?')[0])}",
         f'{python} -m examples.notify_script "Lunch is ready"',
         f"{python} -m examples.notify_script Backup --progress",
@@ -53,10 +53,10 @@ def commands():
 
 @pages.route("/notify")
 def page():
-    # What is published from now on reaches the page, also before its script has connected.
+    # The page gets every message after this position, even before its script connects.
     position = sockets.position(CHANNEL)
     html = render_template("notify.html", position=position, commands=commands())
-    # A page from a cache would bring an old position.
+    # A cached page would contain an old position.
     return html, {"Cache-Control": "no-store"}
 
 
@@ -66,11 +66,11 @@ def test():
     return "", 204
 
 
-# A page that does not keep up needs only the newest state of each notification.
+# A slow page needs only the newest state of each notification.
 @sockets.route("/notify", slow_client="coalesce")
 def notifications(ws):
     ws.subscribe(CHANNEL, request.args.get("since"), envelope=True)
-    # The handler returns, and the connection stays open: it costs no greenlet any more.
+    # The handler returns. The connection stays open, without a greenlet.
 
 
 app = Flask(__name__)

@@ -1,11 +1,11 @@
-"""Shows a notification in every browser that has the page of `examples/notify.py` open.
+"""Show a notification in every browser that has the page of `examples/notify.py` open.
 
     export SOCKETS_BROKER_URL=redis://localhost:6379/0
     python -m examples.notify_script "Lunch is ready" "In the kitchen, as always."
     python -m examples.notify_script "Backup" --progress
 
-It needs the package with its extra "redis", and the broker: no application, no server and no
-gevent.
+The script needs the package with its extra "redis", and a running broker. It needs no application,
+no server and no gevent.
 """
 
 import argparse
@@ -24,11 +24,11 @@ def notify(publisher, title, text=""):
 
 
 def show_progress(publisher, title, seconds):
-    """Publish one notification again and again; the page shows the newest state of each id."""
+    """Publish one notification repeatedly: the page shows the newest state of each id."""
     number = secrets.token_hex(8)
     for percent in range(0, 101, 5):
         state = {"id": number, "title": title, "percent": percent}
-        # With the key, a browser that is behind is sent the newest only.
+        # With the key a slow browser gets only the newest state.
         publisher.publish(CHANNEL, state, key=number)
         time.sleep(seconds / 20)
 
@@ -37,13 +37,13 @@ def main():
     parser = argparse.ArgumentParser(description="Show a notification in all browsers.")
     parser.add_argument("title")
     parser.add_argument("text", nargs="?", default="")
-    parser.add_argument("--progress", action="store_true", help="one that counts up to 100 %%")
-    parser.add_argument("--seconds", type=float, default=5.0, help="that --progress takes")
+    parser.add_argument("--progress", action="store_true", help="count up to 100 %%")
+    parser.add_argument("--seconds", type=float, default=5.0, help="duration of --progress")
     given = parser.parse_args()
     try:
         url = os.environ["SOCKETS_BROKER_URL"]
     except KeyError:
-        sys.exit("set SOCKETS_BROKER_URL to that of the application")
+        sys.exit("set SOCKETS_BROKER_URL to the URL that the application uses")
     try:
         with Publisher(url) as publisher:
             if given.progress:

@@ -1,12 +1,12 @@
-"""The orders of a pizzeria: a board for the kitchen, and for each order a page for who waits.
+"""The orders of a pizzeria: a board for the kitchen, and a page for each order.
 
     gunicorn -k flask_sockets2.worker examples.orders:app
 
-The page of an order has the stream of that order alone. The board has one by which it is told to
-load itself again; what has changed is morphed into the page, and everything else stays as it is.
+The page of an order listens to the stream of that order only. The board listens to a stream of
+refreshes: after each, it loads itself again and morphs the changes into the page.
 
-The orders are in this process' memory, so it needs exactly one worker. With a database in their
-place, and Redis or Valkey as SOCKETS_BROKER_URL, there may be many.
+The orders are in the memory of this process, so run exactly one worker. To run several, keep the
+orders in a database and set SOCKETS_BROKER_URL to a Redis or Valkey.
 """
 
 import os
@@ -22,13 +22,13 @@ from flask_sockets2 import Turbo
 
 MENU = ("Margherita", "Funghi", "Quattro stagioni", "Diavola")
 LONGEST_NAME = 30  # characters
-MOST_ORDERS = 100  # of which the oldest are forgotten
+MOST_ORDERS = 100  # then the oldest is deleted
 
 
 class Step(NamedTuple):
-    title: str  # of its column
-    words: str  # for who waits
-    button: str  # leads to the next one
+    title: str  # of the column on the board
+    words: str  # for the customer
+    button: str  # moves the order to the next step
 
 
 STEPS = (
@@ -39,7 +39,7 @@ STEPS = (
 )
 
 app = Flask(__name__)
-# Names of streams are signed. Several workers need one key in common, one worker may invent it.
+# The key signs the names of streams. Several workers need the same key.
 app.secret_key = os.environ.get("SECRET_KEY") or secrets.token_hex()
 app.config["SOCKETS_BROKER_URL"] = os.environ.get("SOCKETS_BROKER_URL", "memory://")
 turbo = Turbo(app)
@@ -65,7 +65,7 @@ def inject_choices():
 
 @app.get("/")
 def board():
-    # Asked for before the rest is read: what is pushed from now on reaches the page.
+    # Read the positions before the orders, so that the page gets every later change.
     turbo.position("orders")
     turbo.position("lookers")
     columns = [
@@ -80,7 +80,7 @@ def new():
     name = " ".join(request.form.get("name", "").split())
     dish = request.form.get("dish", MENU[0])
     if request.method == "GET" or not 0 < len(name) <= LONGEST_NAME or dish not in MENU:
-        return turbo.render_form("order_new.html", name=name, dish=dish)  # a form sent: 422
+        return turbo.render_form("order_new.html", name=name, dish=dish)  # 422 after a POST
     order = Order(next(numbers), name, dish)
     orders[order.number] = order
     if len(orders) > MOST_ORDERS:
@@ -98,13 +98,13 @@ def show(number):
 @app.post("/<int:number>")
 def advance(number):
     order = order_of(number)
-    # The button says where to: two cooks who press it at once do not send it on twice.
+    # The form names the wanted step: if two cooks press the button at once, the order moves once.
     if request.form.get("step", type=int) == order.step + 1 < len(STEPS):
         order.step += 1
         turbo.broadcast_update_to(
             "order", number, template="_order.html", order=order, target="progress"
         )
-        turbo.broadcast_refresh_to("orders")  # not to the page that sends this: it is redirected
+        turbo.broadcast_refresh_to("orders")  # the sender's own page is redirected instead
     return turbo.redirect(url_for("board"))
 
 
@@ -112,7 +112,7 @@ def order_of(number):
     return orders.get(number) or abort(404)
 
 
-lookers = 1  # windows that show the board: at least the one in which it is read
+lookers = 1  # windows that show the board
 
 
 @turbo.every(2)

@@ -1,12 +1,12 @@
-"""A long job with a progress bar, which is right also after a reload and in every other window.
+"""A long job with a progress bar that survives a reload and works in several windows.
 
     gunicorn -k flask_sockets2.worker examples.progress:app
 
-The job runs in a thread of the worker here. In a Celery task or a script it is the same but for one
-line: `with Progress("redis://localhost:6379/0", channel, total=…) as bar`.
+Here the job runs in a thread of the worker. In a Celery task or a script, begin the job with
+`with Progress("redis://localhost:6379/0", channel, total=…) as bar`.
 
-The page asks for the last event of the job and what follows, so nothing is kept of a job but what
-its channel keeps.
+The page asks for the last event of the job and all later ones. So the channel is the only place
+that stores the state of a job.
 """
 
 import os
@@ -20,10 +20,10 @@ from examples.same_origin import refuse_other_origins
 from flask_sockets2.sse import sse
 
 ROWS = 400
-SECONDS = 12  # that the job takes
+SECONDS = 12  # duration of the job
 
 app = Flask(__name__)
-# The addresses of streams are signed. Several workers need one key in common.
+# The key signs the addresses of streams. Several workers need the same key.
 app.secret_key = os.environ.get("SECRET_KEY") or secrets.token_hex()
 app.config["SOCKETS_BROKER_URL"] = os.environ.get("SOCKETS_BROKER_URL", "memory://")
 app.register_blueprint(sse, url_prefix="/stream")
@@ -31,7 +31,7 @@ app.before_request(refuse_other_origins)
 
 
 def import_rows(bar, fails):
-    """A job that takes its time; it tells every row, and `bar` publishes a few times a second."""
+    """Run the job: it reports every row, and `bar` publishes a few times a second."""
     with bar:
         for row in range(ROWS):
             time.sleep(SECONDS / ROWS)
@@ -56,8 +56,8 @@ def begin():
 
 @app.get("/jobs/<job>")
 def show(job):
-    # Only the visitor whose page this is can use the address: it may end up in a log.
+    # Bind the address to this visitor, in case the address leaks, for example into a log.
     stream = sse.url(f"job:{job}", last=1, bind="session")
     html = render_template("progress.html", rows=ROWS, job=job, stream=stream)
-    # A page from a cache would bring an old address.
+    # A cached page would contain an old address.
     return html, {"Cache-Control": "no-store"}

@@ -1,16 +1,16 @@
-"""Refuses what pages of other sites send: most examples have no login, and anybody may post there.
+"""Protect the examples' forms against cross-site requests. Most examples have no login.
 
-A browser sends a form of any page to any site. What it sends along is the origin of that page. In
-an application with forms of its own, Flask-WTF's CSRFProtect does the same by a token in each form.
+A page of another site can submit a form to this one, but the browser adds the page's origin. In
+your application use Flask-WTF's CSRFProtect, which checks a token in each form.
 """
 
 from flask import abort, request
 
 
 def refuse_other_origins():
-    """For ``before_request``. Behind a proxy it needs ProxyFix, which knows scheme and host."""
+    """Register as ``before_request``. Behind a proxy, ProxyFix must set scheme and host."""
     if request.method in ("GET", "HEAD", "OPTIONS"):
         return
-    origin = request.headers.get("Origin")  # scripts send none
+    origin = request.headers.get("Origin")  # scripts send no Origin
     if origin is not None and origin != request.host_url.rstrip("/"):
         abort(403, "this form belongs to another site")

@@ -1,7 +1,7 @@
-"""One file that is its own server: python examples/standalone.py"""
+"""A program that starts its own server: python examples/standalone.py"""
 
-# First of all, before anything else is imported: without it time.sleep() or a database driver in
-# one handler stops all others.
+# Patch before any other import. Without the patch time.sleep() or a database driver in one handler
+# stops all others.
 from gevent import monkey
 
 monkey.patch_all()

@@ -1,11 +1,11 @@
 """The same under gevent-websocket's handler: python examples/standalone_gevent_websocket.py
 
-The route gets gevent-websocket's own object. It cannot be iterated over, so this one asks it for
-one message after the other; None says that the browser has left.
+The handler gets gevent-websocket's own object, which cannot be iterated over. So the handler calls
+receive() for each message. None means that the browser has disconnected.
 """
 
-# First of all, before anything else is imported: without it time.sleep() or a database driver in
-# one handler stops all others.
+# Patch before any other import. Without the patch time.sleep() or a database driver in one handler
+# stops all others.
 from gevent import monkey
 
 monkey.patch_all()

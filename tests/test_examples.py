@@ -680,7 +680,7 @@ FAULTS = """() => {
     for (const state of document.querySelectorAll("p.state:not(.stream-state)")) {
         const number = document.querySelector("#count");
         if (number) number.textContent = "128";
-        state.textContent = "lost; next try in 14.9 s";
+        state.textContent = "reconnecting in 14.9 s";
         if (lines(state) > 1.5) faults.push("the state takes several lines");
     }
     return faults;

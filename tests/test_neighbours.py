@@ -15,6 +15,8 @@ PAGE = (ROOT / "docs" / "neighbours.rst").read_text()
 
 ROWS = dict(re.findall(r"^   \* - (\S.*)\n     - (.+)$", PAGE, re.MULTILINE))
 del ROWS["Extension"]
+_, _, _SENTENCE = PAGE.partition("Nothing needs to be set for ")
+ROWS |= dict(re.findall(r"([A-Z]\S+)\s(\d[\d.]*\d)", _SENTENCE.partition("\n\n")[0]))
 
 PACKAGES = {
     "Sentry SDK": ("sentry-sdk",),

@@ -213,7 +213,9 @@ def test_every_exception_and_every_command_is_in_the_reference(
 def test_every_file_of_the_examples_is_shown_and_what_pages_name_of_them_is_a_link(
     pages: dict[Path, Page], site: Path
 ) -> None:
-    shown = set(re.findall(r"literalinclude:: \.\./(\S+)", (SOURCE / "examples.rst").read_text()))
+    shown = set(
+        re.findall(r"^   (examples/\S+)$", (SOURCE / "examples.rst").read_text(), re.MULTILINE)
+    )
     files = [
         path for path in (ROOT / "examples").rglob("*") if path.suffix in (".py", ".js", ".html")
     ]
@@ -240,16 +242,38 @@ def address(site: Path) -> Iterator[str]:
         server.shutdown()
 
 
+def found(words: str, page: BrowserPage, address: str) -> list[str]:
+    """Search the site, and return the pages that it finds, best first."""
+    page.goto(f"{address}/search.html?q={quote(words)}", timeout=30_000)
+    page.wait_for_selector("text=/found .* matching/", timeout=30_000)
+    links = page.locator("#search-results li a").evaluate_all("all => all.map(a => a.pathname)")
+    return list(dict.fromkeys(link.strip("/").removesuffix(".html") for link in links))
+
+
 @pytest.mark.parametrize(
     "words", ["socket.io", "Flask-SocketIO", "emit", "room", "broadcast", "acknowledgement"]
 )
 def test_the_page_about_socket_io_is_among_the_first_that_a_search_finds(
     words: str, page: BrowserPage, address: str
 ) -> None:
-    page.goto(f"{address}/search.html?q={quote(words)}", timeout=30_000)
-    page.wait_for_selector("text=/found .* matching/", timeout=30_000)
-    links = page.locator("#search-results li a").evaluate_all("all => all.map(a => a.pathname)")
-    assert "/moving-from-flask-socketio.html" in list(dict.fromkeys(links))[:3]
+    assert "moving-from-flask-socketio" in found(words, page, address)[:3]
+
+
+@pytest.mark.parametrize(
+    ("words", "guides"),
+    [
+        ("user", {"limits", "authentication", "turbo-users"}),
+        ("reconnect", {"channels", "reconnecting"}),
+        ("nginx", {"deployment"}),
+        ("Celery", {"jobs"}),
+        ("progress", {"sse", "examples"}),
+        ("LLM", {"sse", "index"}),
+    ],
+)
+def test_a_search_for_a_task_finds_its_guide_among_the_first(
+    words: str, guides: set[str], page: BrowserPage, address: str
+) -> None:
+    assert guides & {*found(words, page, address)[:4]}
 
 
 # Keys that are broken over lines, tables wider than the text, a page wider than the window.

@@ -1,4 +1,4 @@
-// A channel: a WebSocket whose messages come in envelopes, and which goes on where it was.
+// A channel: a WebSocket with envelopes that resumes at its last position after a reconnect.
 
 import { connect } from "./socket.js";
 
@@ -7,11 +7,11 @@ import { connect } from "./socket.js";
  *
  * @param {string} path of its WebSocket
  * @param {object} handlers
- *   since: where to begin, a position or "start"
- *   onMessage(data): what was published
- *   onGap(): messages are lost; what is left of the history comes next, seen or not
- *   onPresence(envelope): of the events presence, join and leave; optional
- *   onState(state, words): as that of connect()
+ *   since: a position, or "start" for the whole history
+ *   onMessage(data): the published data
+ *   onGap(): messages are missing; the remaining history follows, with messages already seen
+ *   onPresence(envelope): the events presence, join and leave; optional
+ *   onState(state, words): as in connect()
  */
 export function follow(path, { since, onMessage, onGap, onPresence, onState }) {
   let position = since;

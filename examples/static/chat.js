@@ -12,14 +12,14 @@ const log = document.getElementById("log");
 const people = document.getElementById("people");
 const online = document.getElementById("online");
 
-const unseen = new Map(); // what was said here and has not come back: id -> text
-const lines = new Map(); // what is shown: id -> its line
+const unseen = new Map(); // sent from here, not yet received back: id -> text
+const lines = new Map(); // shown messages: id -> line
 const present = new Set();
 let me;
 let socket;
 let caughtUp = false; // connected, and the history has been shown
 
-// All that comes from others goes in as textContent, never as HTML.
+// Texts come from other users: insert them as textContent, never as HTML.
 function element(tag, className, text = "") {
   const made = document.createElement(tag);
   made.className = className;
@@ -56,9 +56,9 @@ function note(text, className = "event") {
 
 function show({ id, name, text, at }) {
   if (unseen.delete(id)) {
-    lines.get(id)?.remove(); // it was on its way; its place is where all others see it
+    lines.get(id)?.remove(); // replaces the line “sending…”, in the order that all pages share
   } else if (lines.has(id)) {
-    return; // sent twice, or shown before a gap
+    return; // sent twice, or already shown before a gap
   }
   const when = new Date(at * 1000);
   const line = element("div", name === me ? "message mine" : "message");
@@ -100,10 +100,10 @@ function onPresence({ event, identity, identities }) {
   if (event === "presence") {
     present.clear();
     identities.forEach((name) => present.add(name));
-    // It comes after the history, and again after the server had lost sight of others.
+    // Arrives after the history, and again when the server has recovered the list.
     if (!caughtUp) {
       caughtUp = true;
-      unseen.forEach((text, id) => send(id, text)); // what has not returned has not arrived
+      unseen.forEach((text, id) => send(id, text)); // send again what has not come back
     }
   } else if (event === "join" && !present.has(identity)) {
     present.add(identity);
@@ -169,7 +169,7 @@ document.getElementById("leave").addEventListener("click", () => {
   location.reload();
 });
 
-// A page that is loaded again goes on under the same name.
+// After a reload the page keeps the name.
 const known = sessionStorage.getItem("name");
 if (known) {
   enter(known);

@@ -2,7 +2,7 @@ import { addLine, onSubmit, showState } from "./page.js";
 import { connect } from "./socket.js";
 
 const path = document.getElementById("form").dataset.socket;
-let sentAt = []; // when each message that is still under way was sent, oldest first
+let sentAt = []; // send times of the messages without an echo, oldest first
 
 const socket = connect(path, {
   onMessage(text) {

@@ -1,4 +1,4 @@
-// Draws how this page was loaded, and the other ways as they were seen last in this tab.
+// Draws a waterfall chart of this page's load, beside the last load of each other way in this tab.
 
 const ways = document.getElementById("ways");
 const here = ways.dataset.now;
@@ -11,7 +11,7 @@ function measure() {
     .find((entry) => entry.name.includes("/slow.css"));
   const early = style.initiatorType === "early-hints";
   const told = Object.fromEntries(style.serverTiming.map((each) => [each.name, each.duration]));
-  // What was hinted is in the cache when the page asks: when it came, its server knows.
+  // A hinted stylesheet comes from the cache. The server says in Server-Timing when it was asked.
   const begun = early ? page.requestStart + told.asked : style.startTime;
   return {
     protocol: page.nextHopProtocol,
@@ -51,14 +51,14 @@ function draw(seen) {
 
 function advice({ early, protocol }) {
   if (here !== "hinted") return "";
-  if (early) return "The stylesheet was here before the page was made.";
+  if (early) return "The stylesheet arrived before the page was made.";
   if (!protocol.startsWith("h2")) {
-    return "No response 103 was sent: browsers heed it over HTTP/2, through a proxy that passes it.";
+    return "No 103 response was sent. Browsers accept it over HTTP/2, from a proxy that passes it.";
   }
-  return "No response 103 came: the proxy has to send X-Early-Hints: 1 to the application.";
+  return "No 103 response arrived. Let the proxy send X-Early-Hints: 1 to the application.";
 }
 
-// The load has to be over before it has a length.
+// The load event has no duration before it ends.
 addEventListener("load", () => {
   setTimeout(() => {
     const seen = JSON.parse(sessionStorage.getItem(KEY) ?? "{}");

@@ -6,7 +6,7 @@ const MOST_LINES = 500;
 const log = document.getElementById("log");
 const form = document.getElementById("form");
 
-// The last lines of each part come one part after the other.
+// The history arrives part by part, so sort the lines by time.
 function insert(line) {
   let before = log.lastElementChild;
   while (before && Number(before.dataset.time) > Number(line.dataset.time)) {
@@ -41,7 +41,7 @@ const handlers = {
     add(`${part} ${level.toLowerCase()}`, time, clock, part, text);
   },
   gap() {
-    add("gap", Date.now() / 1000, "", "", "some lines are lost");
+    add("gap", Date.now() / 1000, "", "", "some lines are missing");
   },
 };
 follow(log.dataset.stream, handlers, showStream);
@@ -51,7 +51,7 @@ document.getElementById("parts").addEventListener("change", (event) => {
   if (parts.querySelector(":checked")) {
     parts.requestSubmit();
   } else {
-    event.target.checked = true; // a stream has one channel at least
+    event.target.checked = true; // a stream needs at least one channel
   }
 });
 

@@ -21,11 +21,11 @@ login.addEventListener("submit", async (event) => {
   }
   login.hidden = true;
   room.hidden = false;
-  // The cookie that the answer has set goes with this handshake.
+  // The handshake sends the cookie that the response has set.
   socket = connect(login.dataset.socket, { onMessage: addLine, onState: showState });
 });
 
-// Not before: the browser would send the form itself.
+// Enabled only now: without this script the browser would submit the form itself.
 login.querySelector("button").disabled = false;
 
 onSubmit((text) => socket.send(text));

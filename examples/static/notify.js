@@ -5,7 +5,7 @@ const list = document.getElementById("notifications");
 const count = document.getElementById("count");
 const cards = new Map(); // id -> card
 
-// Text goes in as textContent, never as HTML.
+// Insert texts as textContent, never as HTML.
 function show({ id, title, text, percent }) {
   let card = cards.get(id);
   if (!card) {
@@ -25,7 +25,7 @@ function show({ id, title, text, percent }) {
 follow(list.dataset.socket, {
   since: list.dataset.position,
   onMessage: show,
-  onGap() {}, // what is left comes next, and shows the newest state of each
+  onGap() {}, // the remaining history follows, with the newest state of each
   onState: showState,
 });
 

@@ -1,4 +1,4 @@
-// What the pages have in common: the line that shows the connection, the log and the input.
+// Shared by the pages: the connection's state, the log and the input.
 
 const stateLine = document.getElementById("state");
 const log = document.getElementById("log");
@@ -14,14 +14,14 @@ export function showState(state, words) {
   }
 }
 
-const STREAM = { open: ["open", "live"], lost: ["waiting", "lost; it comes back"] };
+const STREAM = { open: ["open", "live"], lost: ["waiting", "reconnecting"] };
 
 /** Show the state of a stream that events.js follows. */
 export function showStream(state) {
   showState(...STREAM[state]);
 }
 
-// Text goes in as textContent, never as HTML: it comes from somebody else.
+// The text comes from other users: insert it as textContent, never as HTML.
 export function addLine(text, { aside = "", className = "" } = {}) {
   const line = document.createElement("li");
   const words = document.createElement("span");

@@ -16,18 +16,18 @@ const handlers = {
     bar.max = total;
     bar.value = value;
     percent.textContent = `${Math.floor((100 * value) / total)} %`;
-    words.textContent = state === "running" ? text || "it begins" : `${ENDS[state]}: ${text}`;
+    words.textContent = state === "running" ? text || "starting" : `${ENDS[state]}: ${text}`;
     if (state in ENDS) {
       stream.close();
       showState("closed", "ended");
     }
   },
   gap() {
-    // The server was started anew, and the job has ended with it. One elsewhere may go on.
+    // The server has restarted, and its job has ended. A job in another process may still run.
     job.dataset.state = "unknown";
     bar.removeAttribute("value");
     percent.textContent = "–";
-    words.textContent = "Nothing is known of this job any more.";
+    words.textContent = "The events of this job are gone.";
     showState("unknown", "unknown");
   },
 };

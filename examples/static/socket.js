@@ -1,16 +1,15 @@
-// A WebSocket that comes back: after a loss it connects again, at first soon, then more and
-// more seldom, and each time by chance a little earlier or later, so that a restarted server
-// does not meet all of its browsers at once.
+// A WebSocket that reconnects. The delay doubles with each attempt, up to a limit. A random part
+// keeps the browsers of a restarted server from reconnecting at the same moment.
 
 const FIRST_DELAY = 500; // milliseconds
 const LONGEST_DELAY = 15000;
-const STABLE = 5000; // after having been open for so long, a loss begins with the first delay
-const REFUSED = 1008; // the server does not want what this page sends: trying again is in vain
+const STABLE = 5000; // after this time open, the next delay is the first one again
+const REFUSED = 1008; // the server rejected a message of this page: do not reconnect
 
 /**
- * Open a WebSocket at a path of this site and keep it open.
+ * Open a WebSocket to a path of this site, and keep it open.
  *
- * @param {string|function(): string} path such as "/echo"; a function is asked each time
+ * @param {string|function(): string} path such as "/echo"; a function is called for each attempt
  * @param {{onMessage: function(string), onState: function(string, string)}} handlers
  *   onState gets "connecting", "open", "waiting" or "closed", and words for a human
  * @returns {{send: function(string), reopen: function()}}
@@ -51,11 +50,11 @@ export function connect(path, { onMessage, onState }) {
     const jittered = delay * (0.5 + Math.random() / 2);
     delay = Math.min(delay * 2, LONGEST_DELAY);
     timer = setTimeout(open, jittered);
-    const next = `next try in ${(jittered / 1000).toFixed(1)} s`;
-    onState("waiting", navigator.onLine ? `lost; ${next}` : "offline");
+    const next = `reconnecting in ${(jittered / 1000).toFixed(1)} s`;
+    onState("waiting", navigator.onLine ? next : "offline");
   }
 
-  // The network is back: no need to wait until the timer's end.
+  // The network is back: reconnect without waiting for the timer.
   window.addEventListener("online", () => {
     if (timer !== undefined) {
       open();
@@ -65,12 +64,12 @@ export function connect(path, { onMessage, onState }) {
   open();
   return {
     send: (text) => socket.send(text),
-    // After a wait: many browsers may want it at once, and one whose reason stays wants it again.
+    // With a delay, since many browsers may reopen at once, or one in a loop.
     reopen() {
       socket.onmessage = socket.onclose = null;
       socket.close();
       if (performance.now() - reopenedAt > 2 * LONGEST_DELAY) {
-        delay = FIRST_DELAY; // the server is there, however long it was away before
+        delay = FIRST_DELAY; // the server is reachable again
       }
       reopenedAt = performance.now();
       wait();

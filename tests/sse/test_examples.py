@@ -156,7 +156,7 @@ def test_the_log_goes_on_after_its_server_was_killed(
     wait_for_lines(page, ("shop", "before"))
     os.killpg(first.process.pid, signal.SIGKILL)
     first.process.wait()
-    wait_for_state(page, "lost; it comes back")
+    wait_for_state(page, "reconnecting")
     second = serve(gunicorn, port=unused_port, environ=environ, args=["-w", "2"])
     say(page, second, "shop", "meanwhile")
     wait_for_state(page, "live")
@@ -175,7 +175,7 @@ def test_the_log_of_a_server_that_forgot_everything_says_so(
     os.killpg(first.process.pid, signal.SIGKILL)
     first.process.wait()
     serve(gunicorn, port=unused_port)
-    wait_for_lines(page, ("shop", "before"), ("", "some lines are lost"))
+    wait_for_lines(page, ("shop", "before"), ("", "some lines are missing"))
 
 
 @pytest.mark.slow
@@ -184,7 +184,7 @@ def test_the_log_goes_on_after_its_proxy_had_no_server(server: Server, page: Pag
         page.goto(proxy.url("/log/?part=shop"))
         wait_for_state(page, "live")
         proxy.leave(502)
-        wait_for_state(page, "lost; it comes back")
+        wait_for_state(page, "reconnecting")
         wait_until(lambda: proxy.refused >= 3, "several attempts")
         say(page, server, "shop", "meanwhile")
         proxy.status = 0
@@ -202,7 +202,7 @@ def test_the_bar_of_a_running_job_is_right_after_a_reload_and_in_another_window(
 ) -> None:
     assert page.request.get(server.url("/stop")).ok
     page.goto(server.url("/progress/"))
-    page.click("button:text-is('Begin')")
+    page.click("button:text-is('Start')")
     page.wait_for_url("**/progress/jobs/*")
     wait_until(lambda: percent(page) == 25, "some progress")
     page.reload()
@@ -225,7 +225,7 @@ def test_the_address_of_a_job_is_of_no_use_in_another_browser(
     server: Server, page: Page, browser: Browser
 ) -> None:
     page.goto(server.url("/progress/"))
-    page.click("button:text-is('Begin')")
+    page.click("button:text-is('Start')")
     page.wait_for_url("**/progress/jobs/*")
     wait_until(lambda: percent(page) >= 1, "some progress")
     address = page.get_attribute("#job", "data-stream")
@@ -239,7 +239,7 @@ def test_the_address_of_a_job_is_of_no_use_in_another_browser(
 def test_a_job_that_fails_says_so(server: Server, page: Page) -> None:
     page.goto(server.url("/progress/"))
     page.check("input[name=fails]")
-    page.click("button:text-is('Begin')")
+    page.click("button:text-is('Start')")
     page.wait_for_selector("#job[data-state=failed]")
     assert page.inner_text("#words") == "failed: row 241 is no address"
     assert percent(page) == 60
@@ -251,13 +251,13 @@ def test_the_page_of_a_job_whose_server_was_started_anew_says_so(
     first = serve(gunicorn, port=unused_port)
     assert page.request.get(first.url("/stop")).ok
     page.goto(first.url("/progress/"))
-    page.click("button:text-is('Begin')")
+    page.click("button:text-is('Start')")
     page.wait_for_url("**/progress/jobs/*")
     wait_until(lambda: percent(page) == 25, "some progress")
     os.killpg(first.process.pid, signal.SIGKILL)
     first.process.wait()
     serve(gunicorn, port=unused_port)
-    page.wait_for_selector("#words:text-is('Nothing is known of this job any more.')")
+    page.wait_for_selector("#words:text-is('The events of this job are gone.')")
     assert percent(page) == -1
     assert page.get_attribute("#bar", "value") is None
     assert page.get_attribute("#state", "data-state") == "unknown"
@@ -266,7 +266,7 @@ def test_the_page_of_a_job_whose_server_was_started_anew_says_so(
 def test_of_a_job_that_never_was_nothing_is_said(server: Server, page: Page) -> None:
     page.goto(server.url("/progress/jobs/none"))
     wait_for_state(page, "live")
-    assert page.inner_text("#words") == "Nothing has been heard of this job yet."
+    assert page.inner_text("#words") == "No event of this job has arrived yet."
 
 
 def test_a_page_whose_stream_is_refused_is_loaded_again(server: Server, page: Page) -> None:
