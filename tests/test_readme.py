@@ -48,7 +48,9 @@ def commands(text: str) -> list[str]:
 BLOCKS = python_blocks(README)
 PROGRAM = BLOCKS[0]
 BEGINNING, ENDING = python_blocks(SERVERS)[-2:]  # of a program with a server of its own
-ENDINGS = [ENDING, *(block for block in python_blocks(RECIPES) if "serve_forever" in block)]
+(HANDLER,) = [block for block in python_blocks(RECIPES) if "serve_forever" in block]
+(MODULE,) = re.findall(r"``(geventwebsocket\.\w+)\.WebSocketHandler``", RECIPES)
+ENDINGS = [ENDING, HANDLER, HANDLER.replace("from flask_sockets2", f"from {MODULE}")]
 GUNICORN = [shlex.split(command)[1:] for command in commands(SERVERS) if "gunicorn" in command]
 FLASK = [shlex.split(command)[1:] for command in commands(SERVERS) if command.startswith("flask ")]
 

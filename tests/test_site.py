@@ -171,6 +171,7 @@ def members(cls: Any) -> set[str]:
         "flask_sockets2.Sockets",
         "flask_sockets2.Connection",
         "flask_sockets2.Publisher",
+        "flask_sockets2.Broker",
         "flask_sockets2.Turbo",
         "flask_sockets2.Firehose",
         "flask_sockets2.sse.Progress",

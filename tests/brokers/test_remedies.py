@@ -24,7 +24,7 @@ from .servers import RedisCluster, RedisServer, TlsProxy, server_binary
 
 OwnServer = Callable[..., RedisServer]
 
-DOCS = Path(__file__).parents[2] / "docs" / "channels.rst"
+DOCS = Path(__file__).parents[2] / "docs" / "several-workers.rst"
 SECRET = "s3cr3t"
 
 
@@ -214,7 +214,7 @@ def test_a_permission_that_is_missing_is_named_with_the_names_to_grant(
     assert "user_script" not in error
     assert error.endswith(
         "; grant its user the keys ~flask_sockets2:*, the pub/sub channels &flask_sockets2:* and "
-        'the commands that are listed under "Permissions" in docs/channels.rst'
+        'the commands that are listed under "Permissions" in docs/several-workers.rst'
     )
 
 

@@ -1,6 +1,6 @@
 """The clients: all in one event loop, which come back as pages do and note how they fared.
 
-WebSockets come back as ``docs/channels.rst`` has it, with the numbers of the browser's half of
+WebSockets come back as ``docs/reconnecting.rst`` has it, with the numbers of the browser's half of
 Turbo; event streams as an ``EventSource`` (WHATWG HTML §9.2.3), after the ``retry`` that they were
 told; who echoes as the former.
 """

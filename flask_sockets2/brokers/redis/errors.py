@@ -35,7 +35,7 @@ _WORDS: dict[type[Exception], str] = {
 
 _GRANT = (
     "grant its user the keys ~{prefix}:*, the pub/sub channels &{prefix}:* and the commands that "
-    'are listed under "Permissions" in docs/channels.rst'
+    'are listed under "Permissions" in docs/several-workers.rst'
 )
 _NO_PASSWORD = "it has no password; leave the password out of the URL, or set its requirepass"
 
