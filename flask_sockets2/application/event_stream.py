@@ -38,9 +38,9 @@ from ..fanout.encoding import GAP, Encoding, Frames
 from ..fanout.fanout import Subscription
 from ..fanout.outbox import Outlet
 from ..servers.wsgi_stream import Body, Stream
+from ..settings import read
 from ..transports.base import StreamTransport
 from .origins import check_stream
-from .settings import limits_of
 from .state import State, state_of
 
 __all__ = [
@@ -219,7 +219,7 @@ def expect(app: Flask, limits: Limits | None = None) -> Guest:
     """
     check_stream(app)  # first: a request of a page of another site does not count
     with refusals():
-        return state_of(app).expect(limits or limits_of(app.config, {}), _WHAT)
+        return state_of(app).expect(limits or read(Limits, app.config), _WHAT)
 
 
 def answer(
@@ -283,7 +283,7 @@ def open_body(
     :raises BrokerError: when the broker cannot be reached; nothing stays subscribed.
     :raises HandshakeError: when there is no room for it any more.
     """
-    limits = limits or limits_of(state.app.config, {})
+    limits = limits or read(Limits, state.app.config)
     client = _Client(state, environ["PATH_INFO"], limits)
     stream = Stream(
         environ,

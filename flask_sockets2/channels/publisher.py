@@ -23,6 +23,7 @@ from ..admission.disconnects import ORDERS, Order, UserId
 from ..brokers.base import (
     BINARY,
     JSON,
+    MAX_MESSAGE_SIZE,
     RESERVED,
     TEXT,
     Broker,
@@ -39,7 +40,6 @@ __all__ = ["Publisher", "check_channel", "dumps_of", "json_of", "payload_of"]
 
 _DEFAULTS = BrokerOptions()
 _MAX_CHANNEL = _MAX_KEY = 1024  # bytes of UTF-8
-_MAX_MESSAGE_SIZE = 2**20  # bytes, as SOCKETS_MAX_MESSAGE_SIZE
 _CHUNK = 100  # messages; and
 _CHUNK_BYTES = 65536  # of their data, that are published in one go
 
@@ -90,7 +90,7 @@ class Publisher:
         prefix: str = _DEFAULTS.prefix,
         history_size: int = _DEFAULTS.history_size,
         history_ttl: float = _DEFAULTS.history_ttl,
-        max_message_size: int = _MAX_MESSAGE_SIZE,
+        max_message_size: int = MAX_MESSAGE_SIZE,
         dumps: Dumps = _dumps,
         receiver: Receiver | None = None,
     ) -> None:

@@ -20,8 +20,9 @@ from ..application.state import EXTENSION, State, state_of
 from ..connection.keepalive import keepalive_of
 from ..servers.takeover import client_socket, waiter
 from ..servers.wsgi_stream import has_ended
+from ..settings import read
 from ..transports.base import Clock
-from .settings import settings_of
+from .settings import Settings
 
 __all__ = ["answer_with"]
 
@@ -144,7 +145,7 @@ def _admitted() -> _Flow | None:
     if request.method == "HEAD":
         return None
     state = state_of()
-    flow = _Flow(state, request.environ, settings_of(current_app.config).heartbeat)
+    flow = _Flow(state, request.environ, read(Settings, current_app.config).heartbeat)
     with refusals():
         state.admit_stream(flow, guest)
     return flow

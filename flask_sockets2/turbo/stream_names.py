@@ -31,10 +31,11 @@ from uuid import UUID
 from flask import Flask
 
 from ..admission.disconnects import user_text
-from ..application.settings import check
-from ..application.signing import LOST, MAX_AGE, SESSION, Forged, InvalidName, Plain, Signer
+from ..application.signing import LOST, SESSION, Forged, InvalidName, Plain, Signer
 from ..brokers.base import Position
 from ..channels.publisher import check_channel
+from ..settings import read
+from .settings import TurboSettings
 
 __all__ = [
     "ALL",
@@ -175,7 +176,7 @@ class StreamSigner(Signer):
     """
 
     def __init__(self, app: Flask, clock: Callable[[], float] = time.time) -> None:
-        age = check("TURBO_STREAM_MAX_AGE", app.config.get("TURBO_STREAM_MAX_AGE", MAX_AGE))
+        age = read(TurboSettings, app.config).stream_max_age
         super().__init__(app, _SALT, age, "TURBO_STREAM_MAX_AGE", clock, Plain)
 
     def permit(self, channel: str, earliest: object, holder: str = "") -> str:
