@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "transports": frozenset({"concurrency", "exceptions"}),
     "brokers": BASICS | {"concurrency"},
     "fanout": BASICS | {"brokers", "concurrency", "wire"},
-    "admission": BASICS | {"brokers", "concurrency", "transports"},
+    "admission": BASICS | {"brokers", "concurrency", "transports", "wire"},
     "channels": BASICS | {"admission", "brokers", "fanout", "signals"},
     "connection": BASICS | {"brokers", "fanout", "transports", "wire"},
     "servers": BASICS | {"connection", "transports", "wire"},

@@ -23,6 +23,7 @@ from ..brokers.base import RESERVED
 from ..concurrency.delayed_calls import Later
 from ..concurrency.native_lock import native_lock
 from ..exceptions import BrokerError
+from ..wire.close_codes import check_close
 
 __all__ = ["ORDERS", "Order", "Unsent", "UserId", "user_text"]
 
@@ -31,8 +32,6 @@ ORDERS = f"{RESERVED}orders"
 
 UserId = str | int | UUID
 """The id of a user; an id and its text are the same user."""
-
-_MAX_REASON = 123  # bytes of a close frame's reason (RFC 6455 §5.5)
 
 _AGAIN = 1.0  # seconds between two attempts to publish an order
 _KEPT = 3600.0  # seconds that it is kept for, as long as the broker keeps those it has
@@ -63,12 +62,7 @@ class Order(NamedTuple):
         """
         if user is None:
             raise ValueError("user=None is nobody; connections without a user cannot be told apart")
-        if not _may_be_sent(code):
-            raise ValueError(
-                f"{code!r} cannot be sent as a close code; use 1008, or 4000 to 4999 for your own"
-            )
-        if len(reason.encode()) > _MAX_REASON:
-            raise ValueError(f"a close reason is at most {_MAX_REASON} bytes long; shorten it")
+        check_close(code, reason, usual=1008)
         return cls(user_text(user), code, reason, secrets.token_hex(8) if id is None else id)
 
     def serialize(self) -> bytes:
@@ -182,10 +176,3 @@ def user_text(user_id: Any) -> str:
         f"a user's id is a str, an int or a UUID, got {kind.__module__}.{kind.__qualname__}; "
         "use an id of it, as user.id, or the text of that, as str(user.id)"
     )
-
-
-def _may_be_sent(code: Any) -> bool:
-    """RFC 6455 §7.4.1 and §7.4.2."""
-    if type(code) is not int:
-        return False
-    return 3000 <= code <= 4999 or (1000 <= code <= 1014 and code not in (1004, 1005, 1006))
