@@ -32,6 +32,7 @@ from werkzeug.exceptions import ServiceUnavailable, TooManyRequests
 
 from ..admission.guests import Guest
 from ..brokers.base import Message
+from ..connection.connection_log import STREAM_LOG
 from ..connection.limits import Limits
 from ..exceptions import BrokerError, HandshakeError
 from ..fanout.encoding import GAP, Encoding, Frames
@@ -137,11 +138,7 @@ class _Client:
         return self.outlet
 
     def too_slow(self) -> None:
-        logger.info(
-            "too slow %.200r: more than %s bytes kept back (SOCKETS_SEND_BUFFER)",
-            self.path,
-            self.limits.send_buffer,
-        )
+        STREAM_LOG.too_slow(self.path, self.limits.send_buffer)
         if self.stream is not None:
             self.stream.abort()
 
