@@ -25,7 +25,7 @@ from ..concurrency.native_lock import native_lock
 from ..exceptions import BrokerError
 from ..wire.close_codes import check_close
 
-__all__ = ["ORDERS", "Order", "Unsent", "UserId", "user_text"]
+__all__ = ["ORDERS", "Order", "Unsent", "UserId", "id_text", "user_text"]
 
 ORDERS = f"{RESERVED}orders"
 """The channel of orders."""
@@ -153,6 +153,15 @@ class Unsent:
             return None
 
 
+def id_text(value: Any) -> str | None:
+    """Return the text of a ``str``, an ``int`` or a ``UUID``, None for any other type."""
+    if isinstance(value, str):
+        return str.__str__(value)  # the value of an enum, not its name
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int.__repr__(value)
+    return str(value) if isinstance(value, UUID) else None
+
+
 def user_text(user_id: Any) -> str:
     """Return the id of a user as text; an id and its text are the same user.
 
@@ -163,14 +172,11 @@ def user_text(user_id: Any) -> str:
     """
     if isinstance(user_id, LocalProxy):  # as current_user of Flask-Login
         user_id = user_id._get_current_object()
-    if isinstance(user_id, str):
-        if not user_id:
-            raise ValueError("a user's id cannot be empty; None is nobody")
-        return str.__str__(user_id)  # the value of an enum, not its name
-    if isinstance(user_id, int) and not isinstance(user_id, bool):
-        return int.__repr__(user_id)
-    if isinstance(user_id, UUID):
-        return str(user_id)
+    text = id_text(user_id)
+    if text:
+        return text
+    if text == "":
+        raise ValueError("a user's id cannot be empty; None is nobody")
     kind = type(user_id)
     raise TypeError(
         f"a user's id is a str, an int or a UUID, got {kind.__module__}.{kind.__qualname__}; "

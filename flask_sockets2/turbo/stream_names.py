@@ -30,7 +30,7 @@ from uuid import UUID
 
 from flask import Flask
 
-from ..admission.disconnects import user_text
+from ..admission.disconnects import id_text, user_text
 from ..application.signing import LOST, SESSION, Forged, InvalidName, Plain, Signer
 from ..brokers.base import Position
 from ..channels.publisher import check_channel
@@ -82,13 +82,8 @@ def stream_name(*parts: Part) -> str:
 
 
 def _escaped(part: Any) -> str:
-    if isinstance(part, str):
-        text = str.__str__(part)  # the value of an enum, not its name
-    elif isinstance(part, int) and not isinstance(part, bool):
-        text = int.__repr__(part)
-    elif isinstance(part, UUID):
-        text = str(part)
-    else:
+    text = id_text(part)
+    if text is None:
         raise TypeError(
             f"a part of a stream's name is a str, an int or a UUID, got {type(part).__name__}; "
             "use an id of it, as in ('room', room.id)"
