@@ -128,12 +128,14 @@ def answer_with(pieces: Generator[bytes], *, with_context: bool = False) -> Resp
     if request.method == "HEAD":  # its body is never asked for
         pieces.close()
         return respond(())
-    wrapped = stream_with_context if with_context else iter  # the former keeps the context at once
+    body: Iterator[bytes] = pieces
+    if with_context:
+        body = stream_with_context(pieces)  # it keeps the context from here on
     if flow is None:
-        return respond(wrapped(pieces))
+        return respond(body)
     clock = waiter().clock
     clock.call_soon(lambda: keepalive_of(clock).watch(flow))
-    return respond(_Body(flow, clock, wrapped(pieces)))
+    return respond(_Body(flow, clock, body))
 
 
 def _admitted() -> _Flow | None:
