@@ -22,7 +22,6 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from copy import copy
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -88,7 +87,7 @@ class Turbo(Broadcasting):
         self._jobs: list[Job] = []
         self._log = ThrottledLog(logger)
         # By an application's channels, of which a process that was forked has others.
-        self._begun: WeakKeyDictionary[Any, dict[str, Job]] = WeakKeyDictionary()
+        self._begun: WeakKeyDictionary[Any, dict[str, object]] = WeakKeyDictionary()
         if app is not None:
             self.init_app(app)
 
@@ -452,9 +451,9 @@ class Turbo(Broadcasting):
         if begun is None:
             begun = self._begun.setdefault(channels, {})
         for job in self._jobs:
-            # A fork must not find a lock held: only one thread's setdefault() can set it.
-            mark = copy(job)
-            if job.name in begun or begun.setdefault(job.name, mark) is not mark:
+            # The thread whose mark is there begins the job. A lock could be held during a fork.
+            mark = object()
+            if begun.setdefault(job.name, mark) is not mark:
                 continue
             try:
                 start(app, channels, job)
