@@ -45,28 +45,25 @@ from flask_sockets2._version import __version__
 from flask_sockets2.admission import admission
 from flask_sockets2.admission.admission import _Refusal
 from flask_sockets2.admission.guests import Rules
-from flask_sockets2.application import settings as settings_module
 from flask_sockets2.application.metrics import _CHANNELS, _ROUTES, Metrics
-from flask_sockets2.application.signing import MAX_AGE
 from flask_sockets2.application.view import OPTIONS
 from flask_sockets2.brokers.base import (
     BINARY,
     JSON,
     TEXT,
-    BrokerOptions,
     Message,
 )
-from flask_sockets2.connection.limits import MAX_BUFFERED
 from flask_sockets2.fanout.encoding import Frames, gap_message, presence_message
-from flask_sockets2.servers.patience import SETTINGS as HTTP_SETTINGS
+from flask_sockets2.servers.patience import PatienceSettings
+from flask_sockets2.settings import ROWS, rows_of
 from flask_sockets2.sse.settings import Site
 from flask_sockets2.stats import LIMITS, ChannelCounters, Counters, RouteCounters
 from flask_sockets2.turbo import Turbo, npm
-from flask_sockets2.turbo.extension import ROUTE
 from tests.brokers.servers import RedisServer, redis_or_skip, server_binary
 from tests.clients import TIMEOUT, echoed, http, websocket
 from tests.processes import Certificate, Server, Servers, wait_until
 from tests.proxies import AS_DOCUMENTED, caddy_in_front, haproxy_in_front, nginx_in_front
+from tests.settings_page import written
 from tests.test_cli import doctor
 from tests.turbo.browser import turbo_js
 
@@ -103,37 +100,18 @@ LEFT_OUT = {
 }
 """What needs a process or an application of its own, in the tests of these pages."""
 
-APPLICATION = {
-    "allowed_origins": None,
-    **asdict(Rules()),
-    "max_channels": settings_module.max_channels_of({}),
-    **{
-        setting.removeprefix("SOCKETS_").lower(): getattr(WebSocketHandler, attribute)
-        for attribute, setting in HTTP_SETTINGS.items()
-    },
-    "metrics_route": None,
-    "health_route": None,
-    "drain_file": None,
-    "broker_url": "memory://",
-    "channel_prefix": BrokerOptions().prefix,
-    "publish_errors": "raise",
-    **{name: value for name, value in asdict(BrokerOptions()).items() if name != "prefix"},
-    "max_buffered": MAX_BUFFERED,
-}
-DEFAULTS = {f"SOCKETS_{name.upper()}": value for name, value in asdict(Limits()).items()} | {
-    f"SOCKETS_{name.upper()}": value for name, value in APPLICATION.items()
-}
 
+def defaults(prefix: str) -> dict[str, Any]:
+    """The defaults of the settings whose keys begin so."""
+    return {key: row.default for key, row in ROWS.items() if key.startswith(prefix)}
+
+
+DEFAULTS = defaults("SOCKETS_")
+TURBO_DEFAULTS = defaults("TURBO_")
 FIREHOSE_DEFAULTS = {
     "FIREHOSE_EARLY_HINTS": "auto",
     "FIREHOSE_HOP_HEADER": None,
     "FIREHOSE_LEARN": True,
-}
-
-TURBO_DEFAULTS = {
-    "TURBO_WEBSOCKET_ROUTE": ROUTE,
-    "TURBO_STREAM_MAX_AGE": MAX_AGE,
-    "TURBO_JS_URL": None,
 }
 
 WORDS = {
@@ -249,16 +227,17 @@ def test_every_setting_that_a_page_names_exists(path: Path) -> None:
     assert set(re.findall(r"SOCKETS_[A-Z_]+", path.read_text())) <= DEFAULTS.keys() | options
 
 
-def test_the_table_of_the_module_is_complete_and_its_defaults_are_the_real_ones() -> None:
-    rows = re.findall(
-        r"^``(SOCKETS_\w+)`` +(\S+(?: \w+)?)  ", settings_module.__doc__ or "", re.MULTILINE
-    )
-    assert {setting: value_of(default) for setting, default in rows} == DEFAULTS
+def test_the_tables_of_the_settings_are_as_the_rows_have_them() -> None:
+    """Run ``python -m tests.settings_page`` to write them anew."""
+    assert written(SETTINGS.read_text()) == SETTINGS.read_text()
+    assert settings("").keys() == ROWS.keys()
 
 
 def test_the_settings_of_websockets_are_complete_and_their_defaults_are_the_real_ones() -> None:
     shown = settings("SOCKETS_")
     assert {setting: value_of(default) for setting, default in shown.items()} == DEFAULTS
+    of_server = asdict(PatienceSettings())
+    assert {name: getattr(WebSocketHandler, name) for name in of_server} == of_server
 
 
 def test_the_tables_name_what_the_code_reads_and_nothing_else() -> None:
@@ -305,26 +284,12 @@ def test_the_settings_of_firehose_are_complete_and_their_defaults_are_the_real_o
 
 
 def test_every_setting_of_firehose_that_the_code_or_a_page_names_exists() -> None:
-    asked_for = {
-        (name, ast.literal_eval(default) if default else None)
-        for path in (ROOT / "flask_sockets2" / "firehose").glob("*.py")
-        for name, default in re.findall(
-            r'config\.get\("(FIREHOSE_\w+)"(?:, ([^)]+))?\)', path.read_text()
-        )
-    }
-    assert asked_for == set(FIREHOSE_DEFAULTS.items())
+    assert defaults("FIREHOSE_") == FIREHOSE_DEFAULTS
     for path in PAGES:
         assert set(re.findall(r"\bFIREHOSE_[A-Z_]+", path.read_text())) <= FIREHOSE_DEFAULTS.keys()
 
 
-def test_every_setting_of_turbo_that_the_code_or_a_page_names_exists() -> None:
-    modules = (ROOT / "flask_sockets2" / "turbo").glob("*.py")
-    asked_for = {
-        name
-        for path in modules
-        for name in re.findall(r'config\.\w+\(\s*"(TURBO_\w+)"', path.read_text())
-    }
-    assert asked_for == TURBO_DEFAULTS.keys()
+def test_every_setting_of_turbo_that_a_page_names_exists() -> None:
     for path in PAGES:
         assert set(re.findall(r"\bTURBO_[A-Z_]+", path.read_text())) <= TURBO_DEFAULTS.keys()
 
@@ -337,7 +302,7 @@ def test_a_misspelt_key_is_looked_for_among_all_settings_that_there_are() -> Non
         for row in re.findall(r"^(``[A-Z].*)$", text, re.MULTILINE)
         for key in re.findall(r"``((?:SOCKETS|TURBO|SSE|FIREHOSE)_[A-Z_]+|REDIS_URL)``", row[:60])
     }
-    assert listed == settings_module.KNOWN
+    assert listed == ROWS.keys()
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
@@ -350,7 +315,7 @@ def test_a_route_takes_the_settings_before_the_handshake_timeout() -> None:
     first, *others = [name.removeprefix("SOCKETS_").lower() for name in settings("SOCKETS_")]
     last = others.index("handshake_timeout")
     assert first == "allowed_origins"
-    assert set(others[:last]) == set(settings_module.LIMITS)
+    assert set(others[:last]) == rows_of(Limits).keys()
     assert {"origins", *others[:last]} <= OPTIONS
     assert not OPTIONS & set(others[last:])
 

@@ -593,7 +593,6 @@ from flask_sockets2 import Sockets
 from flask_sockets2.connection.limits import Limits
 from flask_sockets2.application.event_stream import stream_response
 from flask_sockets2.servers.wsgi_stream import Stream
-from flask_sockets2.application.settings import limits_of
 
 gc.disable()  # what a request held must be gone without it
 app = Flask(__name__)

@@ -13,7 +13,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from flask_sockets2 import Limits
-from flask_sockets2.sse.settings import settings_of
+from flask_sockets2.sse.settings import Settings
 from tests import processes
 from tests.clients import TIMEOUT, echoed, http, websocket
 from tests.processes import Server, Servers
@@ -77,7 +77,7 @@ def test_pings_that_come_sooner_than_the_router_cuts_keep_a_connection(
 def test_what_is_sent_without_a_setting_comes_sooner_than_common_routers_cut() -> None:
     text = PAGE.read_text()
     assert f"a ping every {Limits().ping_interval:g} seconds" in text
-    assert f"a comment every {settings_of({}).heartbeat:g} seconds" in text
+    assert f"a comment every {Settings().heartbeat:g} seconds" in text
     limits = [int(each) for each in re.findall(r"silent for (\d+) seconds", text)]
     assert limits
     for seconds in limits:

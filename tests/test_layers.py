@@ -16,13 +16,14 @@ NAME = PACKAGE.name
 
 ANYTHING = frozenset({"anything"})
 
-BASICS = frozenset({"exceptions", "stats", "throttled_log", "token_bucket"})
+BASICS = frozenset({"exceptions", "settings", "stats", "throttled_log", "token_bucket"})
 
 MAY_IMPORT: dict[str, frozenset[str]] = {
     "_version": frozenset(),
     "exceptions": frozenset(),
     "typing": frozenset(),
     "stats": frozenset(),
+    "settings": frozenset(),
     "signals": frozenset(),
     "token_bucket": frozenset(),
     "throttled_log": frozenset(),
@@ -31,7 +32,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "transports": frozenset({"concurrency", "exceptions"}),
     "brokers": BASICS | {"concurrency"},
     "fanout": BASICS | {"brokers", "concurrency", "wire"},
-    "admission": BASICS | {"brokers", "concurrency", "transports"},
+    "admission": BASICS | {"brokers", "concurrency", "transports", "wire"},
     "channels": BASICS | {"admission", "brokers", "fanout", "signals"},
     "connection": BASICS | {"brokers", "fanout", "transports", "wire"},
     "servers": BASICS | {"connection", "transports", "wire"},
@@ -45,7 +46,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "sse": BASICS
     | {"admission", "application", "brokers", "channels", "concurrency", "connection"}
     | {"fanout", "servers", "transports"},
-    "firehose": frozenset({"application"}),
+    "firehose": frozenset({"application", "settings"}),
     "tools": BASICS | {"application", "brokers", "channels", "fanout"},
     "__init__": ANYTHING,
 }

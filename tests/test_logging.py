@@ -44,7 +44,7 @@ def loggers() -> Iterator[tuple[ast.Module, str]]:
     """The modules that log, with the names of their loggers."""
     for path in PACKAGE.rglob("*.py"):
         text = path.read_text()
-        for name in re.findall(r'^logger = logging\.getLogger\("(.+)"\)$', text, re.MULTILINE):
+        for name in re.findall(r'^\w+ = .*logging\.getLogger\("(\w+\.\w+)"\)', text, re.MULTILINE):
             yield ast.parse(text), name
 
 

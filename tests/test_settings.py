@@ -12,7 +12,8 @@ import pytest
 from flask import Flask
 
 from flask_sockets2 import BrokerError, Firehose, Sockets, Turbo
-from flask_sockets2.application.settings import KNOWN, check, misspelt
+from flask_sockets2.application.settings import misspelt
+from flask_sockets2.settings import ROWS
 from flask_sockets2.sse import ServerSentEventsBlueprint
 from tests.processes import ServerFailed, Servers
 
@@ -153,8 +154,8 @@ def test_the_table_of_wrong_values_has_every_setting_that_is_known_or_documented
     listed = set(re.findall(r"^``([A-Z][A-Z_]+)``", SETTINGS.read_text(), re.MULTILINE))
     environment = {"PROMETHEUS_MULTIPROC_DIR"}
     flasks = {"SECRET_KEY", "TRUSTED_HOSTS"}  # the first ones of their lines
-    assert WRONG.keys() - {"SECRET_KEY_FALLBACKS"} == KNOWN | {"SECRET_KEY"}
-    assert listed - environment == KNOWN | flasks
+    assert WRONG.keys() - {"SECRET_KEY_FALLBACKS"} == ROWS.keys() | {"SECRET_KEY"}
+    assert listed - environment == ROWS.keys() | flasks
 
 
 @pytest.mark.parametrize(("key", "value"), pairs(WRONG))
@@ -172,7 +173,7 @@ def test_a_value_that_is_just_right_is_taken(key: str, value: Any) -> None:
     start(key, value)
 
 
-@pytest.mark.parametrize("key", sorted(KNOWN))
+@pytest.mark.parametrize("key", sorted(ROWS))
 def test_no_setting_takes_just_anything_and_no_error_holds_a_password(key: str) -> None:
     """A setting that is new has to be checked as well."""
     for value in ANYTHING:
@@ -279,7 +280,7 @@ def test_an_environment_variable_that_means_something_else_is_named_with_the_rem
 
 def test_a_limit_of_a_route_is_called_as_its_user_does() -> None:
     with pytest.raises(ValueError, match=r"^ping_interval must be .* or None, got 0$"):
-        check("SOCKETS_PING_INTERVAL", 0, "ping_interval")
+        ROWS["SOCKETS_PING_INTERVAL"].check(0, "ping_interval")
 
 
 def test_a_server_does_not_start_with_a_wrong_setting(server_factory: Servers) -> None:
@@ -406,4 +407,4 @@ def test_each_part_of_the_package_names_a_key_that_is_misspelt(
 def test_a_key_of_the_applications_own_gets_no_warning(
     key: str,
 ) -> None:
-    assert misspelt({**Flask(__name__).config, **dict.fromkeys(KNOWN), key: 5}) == {}
+    assert misspelt({**Flask(__name__).config, **dict.fromkeys(ROWS), key: 5}) == {}

@@ -23,16 +23,15 @@ from ..brokers.base import RESERVED
 from ..concurrency.delayed_calls import Later
 from ..concurrency.native_lock import native_lock
 from ..exceptions import BrokerError
+from ..wire.close_codes import check_close
 
-__all__ = ["ORDERS", "Order", "Unsent", "UserId", "user_text"]
+__all__ = ["ORDERS", "Order", "Unsent", "UserId", "id_text", "user_text"]
 
 ORDERS = f"{RESERVED}orders"
 """The channel of orders."""
 
 UserId = str | int | UUID
 """The id of a user; an id and its text are the same user."""
-
-_MAX_REASON = 123  # bytes of a close frame's reason (RFC 6455 §5.5)
 
 _AGAIN = 1.0  # seconds between two attempts to publish an order
 _KEPT = 3600.0  # seconds that it is kept for, as long as the broker keeps those it has
@@ -63,12 +62,7 @@ class Order(NamedTuple):
         """
         if user is None:
             raise ValueError("user=None is nobody; connections without a user cannot be told apart")
-        if not _may_be_sent(code):
-            raise ValueError(
-                f"{code!r} cannot be sent as a close code; use 1008, or 4000 to 4999 for your own"
-            )
-        if len(reason.encode()) > _MAX_REASON:
-            raise ValueError(f"a close reason is at most {_MAX_REASON} bytes long; shorten it")
+        check_close(code, reason, usual=1008)
         return cls(user_text(user), code, reason, secrets.token_hex(8) if id is None else id)
 
     def serialize(self) -> bytes:
@@ -159,6 +153,15 @@ class Unsent:
             return None
 
 
+def id_text(value: Any) -> str | None:
+    """Return the text of a ``str``, an ``int`` or a ``UUID``, None for any other type."""
+    if isinstance(value, str):
+        return str.__str__(value)  # the value of an enum, not its name
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int.__repr__(value)
+    return str(value) if isinstance(value, UUID) else None
+
+
 def user_text(user_id: Any) -> str:
     """Return the id of a user as text; an id and its text are the same user.
 
@@ -169,23 +172,13 @@ def user_text(user_id: Any) -> str:
     """
     if isinstance(user_id, LocalProxy):  # as current_user of Flask-Login
         user_id = user_id._get_current_object()
-    if isinstance(user_id, str):
-        if not user_id:
-            raise ValueError("a user's id cannot be empty; None is nobody")
-        return str.__str__(user_id)  # the value of an enum, not its name
-    if isinstance(user_id, int) and not isinstance(user_id, bool):
-        return int.__repr__(user_id)
-    if isinstance(user_id, UUID):
-        return str(user_id)
+    text = id_text(user_id)
+    if text:
+        return text
+    if text == "":
+        raise ValueError("a user's id cannot be empty; None is nobody")
     kind = type(user_id)
     raise TypeError(
         f"a user's id is a str, an int or a UUID, got {kind.__module__}.{kind.__qualname__}; "
         "use an id of it, as user.id, or the text of that, as str(user.id)"
     )
-
-
-def _may_be_sent(code: Any) -> bool:
-    """RFC 6455 §7.4.1 and §7.4.2."""
-    if type(code) is not int:
-        return False
-    return 3000 <= code <= 4999 or (1000 <= code <= 1014 and code not in (1004, 1005, 1006))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
+from ..settings import number, or_none, setting
 from ..transports.base import Clock
 from .max_age import Ages
 
@@ -21,22 +22,34 @@ _LONGEST = 64  # letters of an address that is none
 _OLD = "open for long enough; connect again"
 
 
+_OPEN = or_none(number("connections", least=0, whole=True))
+_RATE = or_none(number("requests/s"))
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What an application takes in one process; None for any number.
+    """Quotas of an application in one process; None for no limit.
 
-    :ivar max_connections: WebSockets and event streams that are open.
-    :ivar max_connections_per_address: the same of one client address, of IPv6 of one /64.
-    :ivar max_connections_per_user: the same of one user.
-    :ivar max_handshake_rate: requests for one, a second.
-    :ivar max_handshake_rate_per_address: the same of one client address.
+    :param max_connections: Open WebSockets and event streams of the application in a process; more
+        are refused with 503.
+    :param max_connections_per_address: The same for one client address, or one /64 of IPv6; more
+        are refused with 429.
+    :param max_connections_per_user: The same for one ``@sockets.user_id``; more are refused with
+        429.
+    :param max_handshake_rate: Requests for a connection in a process; more are refused with 503.
+    :param max_handshake_rate_per_address: The same for one client address; more are refused with
+        429.
     """
 
-    max_connections: int | None = None
-    max_connections_per_address: int | None = None
-    max_connections_per_user: int | None = None
-    max_handshake_rate: float | None = None
-    max_handshake_rate_per_address: float | None = None
+    max_connections: int | None = setting("SOCKETS_MAX_CONNECTIONS", None, _OPEN)
+    max_connections_per_address: int | None = setting(
+        "SOCKETS_MAX_CONNECTIONS_PER_ADDRESS", None, _OPEN
+    )
+    max_connections_per_user: int | None = setting("SOCKETS_MAX_CONNECTIONS_PER_USER", None, _OPEN)
+    max_handshake_rate: float | None = setting("SOCKETS_MAX_HANDSHAKE_RATE", None, _RATE)
+    max_handshake_rate_per_address: float | None = setting(
+        "SOCKETS_MAX_HANDSHAKE_RATE_PER_ADDRESS", None, _RATE
+    )
 
 
 NO_RULES = Rules()

@@ -32,15 +32,16 @@ from werkzeug.exceptions import ServiceUnavailable, TooManyRequests
 
 from ..admission.guests import Guest
 from ..brokers.base import Message
+from ..connection.connection_log import STREAM_LOG
 from ..connection.limits import Limits
 from ..exceptions import BrokerError, HandshakeError
 from ..fanout.encoding import GAP, Encoding, Frames
 from ..fanout.fanout import Subscription
 from ..fanout.outbox import Outlet
 from ..servers.wsgi_stream import Body, Stream
+from ..settings import read
 from ..transports.base import StreamTransport
 from .origins import check_stream
-from .settings import limits_of
 from .state import State, state_of
 
 __all__ = [
@@ -137,11 +138,7 @@ class _Client:
         return self.outlet
 
     def too_slow(self) -> None:
-        logger.info(
-            "too slow %.200r: more than %s bytes kept back (SOCKETS_SEND_BUFFER)",
-            self.path,
-            self.limits.send_buffer,
-        )
+        STREAM_LOG.too_slow(self.path, self.limits.send_buffer)
         if self.stream is not None:
             self.stream.abort()
 
@@ -219,7 +216,7 @@ def expect(app: Flask, limits: Limits | None = None) -> Guest:
     """
     check_stream(app)  # first: a request of a page of another site does not count
     with refusals():
-        return state_of(app).expect(limits or limits_of(app.config, {}), _WHAT)
+        return state_of(app).expect(limits or read(Limits, app.config), _WHAT)
 
 
 def answer(
@@ -283,7 +280,7 @@ def open_body(
     :raises BrokerError: when the broker cannot be reached; nothing stays subscribed.
     :raises HandshakeError: when there is no room for it any more.
     """
-    limits = limits or limits_of(state.app.config, {})
+    limits = limits or read(Limits, state.app.config)
     client = _Client(state, environ["PATH_INFO"], limits)
     stream = Stream(
         environ,

@@ -19,6 +19,8 @@ from typing import Any
 from flask import Response, jsonify, request
 
 from ..servers.takeover import STOPPING
+from ..settings import read
+from .settings import AppSettings
 from .state import State
 
 __all__ = ["serve_health"]
@@ -64,9 +66,8 @@ def serve_health(state: State) -> None:
 
     :raises ValueError: when there is ``SOCKETS_DRAIN_FILE``, and no route to say so.
     """
-    config = state.app.config
-    route = config.get("SOCKETS_HEALTH_ROUTE")
-    path = config.get("SOCKETS_DRAIN_FILE")
+    values = read(AppSettings, state.app.config)
+    route, path = values.health_route, values.drain_file
     if route is None:
         if path is not None:
             raise ValueError(

@@ -14,14 +14,14 @@ Other clients send none of the three, and may connect.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from flask import Flask, abort, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Map, Rule
 
-from ..connection.limits import shown
+from ..settings import read
 from ..throttled_log import ThrottledLog
 from ..wire.origins import (
     Origins,
@@ -31,6 +31,7 @@ from ..wire.origins import (
     parse_origins,
     same_origin,
 )
+from .settings import AppSettings
 from .state import EXTENSION, State
 
 __all__ = [
@@ -90,12 +91,8 @@ def origins_of(app: Flask) -> Origins | None:
 
     :raises ValueError: when the setting is not what is expected, naming it and the entry.
     """
-    given = app.config.get(_SETTING)
-    if given is None:
-        return None
-    if not isinstance(given, Collection) or isinstance(given, bytes | Mapping):
-        raise ValueError(f"{_SETTING} must be a list of origins or a text, got {shown(given)}")
-    return parse_origins(entries(given, _SETTING))
+    given = read(AppSettings, app.config).allowed_origins
+    return None if given is None else parse_origins(entries(given, _SETTING))
 
 
 def warn_of_every_site(app: Flask) -> None:

@@ -28,7 +28,9 @@ from typing import Any
 from flask import Flask
 from werkzeug.routing import Map, Rule
 
-from .settings import limits_of, max_buffered_of
+from ..connection.limits import Limits
+from ..settings import read
+from .settings import max_buffered_of
 from .state import state_of
 from .view import OPTIONS, View
 
@@ -161,7 +163,7 @@ def overwriting(endpoint: str) -> AssertionError:
 def _add(app: Flask, rule: str, endpoint: str, view: View, options: dict[str, Any]) -> None:
     """Add a rule; all that can be wrong with it is found before."""
     view.check_arguments(_bound_rule(app, rule, options))
-    max_buffered_of(app.config, limits_of(app.config, view.limits))
+    max_buffered_of(app.config, read(Limits, app.config, view.limits))
     # Flask finds it too, but has added the rule by then, which would run the other function.
     if app.view_functions.get(endpoint, view) is not view:
         raise overwriting(endpoint)

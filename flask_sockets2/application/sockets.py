@@ -24,10 +24,13 @@ from werkzeug.exceptions import NotFound
 from werkzeug.routing import Map
 from werkzeug.routing.exceptions import WebsocketMismatch
 
+from ..admission.guests import Rules
 from ..brokers.base import Position
 from ..channels.app_channels import Channels
 from ..channels.publisher import Publisher, check_channel
 from ..connection.connection import Connection
+from ..connection.limits import Limits
+from ..settings import read
 from ..throttled_log import ThrottledLog
 from ..wire.handshake import is_upgrade
 from .answers import Identify, UserId
@@ -36,7 +39,7 @@ from .middleware import SocketMiddleware
 from .origins import origins_of, warn_of_every_site
 from .routes import Route, WebSocketRules, has_rule, is_open, overwriting, source_of
 from .sessions import drop_flashes_of_connections
-from .settings import check_all, limits_of, max_buffered_of, warn_of_misspelt
+from .settings import max_buffered_of, warn_of_misspelt
 from .state import EXTENSION, check_broker, make_state, serve_metrics, state_of
 from .view import mismatch
 
@@ -116,8 +119,8 @@ class Sockets:
         routes = [(route, route.origin) for route in self._routes]
         for route in self._routes:  # now, for a factory may be called again after an error
             route.taken = True
-        check_all(app.config, "SOCKETS_")
-        max_buffered_of(app.config, limits_of(app.config, {}))
+        read(Rules, app.config)
+        max_buffered_of(app.config, read(Limits, app.config))
         origins_of(app)
         warn_of_misspelt(app.config, app.extensions)
         check_broker(app)

@@ -17,7 +17,7 @@ from werkzeug.exceptions import HTTPException
 
 from ..admission.admission import Admission
 from ..admission.disconnects import ORDERS
-from ..admission.guests import Guest
+from ..admission.guests import Guest, Rules
 from ..brokers.registry import open_broker
 from ..channels.app_channels import Channels
 from ..connection.connection import Connection
@@ -27,6 +27,7 @@ from ..servers import under_way
 from ..servers.patience import register
 from ..servers.serving import Unheard, is_listening, works_for_a_server
 from ..servers.takeover import waiter
+from ..settings import ROWS, read
 from ..signals import connection_closed, connection_opened, stream_closed, stream_opened, tell
 from ..stats import Counters
 from ..throttled_log import ThrottledLog
@@ -34,14 +35,7 @@ from ..transports.base import Clock
 from ..transports.budget import Budget
 from .answers import Identify, WrongAnswer, identity
 from .process_reports import Reporter
-from .settings import (
-    broker_options_of,
-    check,
-    limits_of,
-    logs_publish_errors,
-    max_buffered_of,
-    rules_of,
-)
+from .settings import BROKER_URL, AppSettings, broker_options_of, max_buffered_of
 from .signing import (
     SESSION,
     UNKNOWN_USER,
@@ -226,7 +220,7 @@ class State:
         :raises BrokerError: when it has a user, and nobody could be told to disconnect it.
         :raises HandshakeError: when it may not; 429 or 503.
         """
-        rules = rules_of(self.app.config)
+        rules = read(Rules, self.app.config)
         budget = self.budget
         most = max_buffered_of(self.app.config, limits)
         budget.limit = most or max(budget.limit, 2 * limits.most_buffered)
@@ -405,7 +399,7 @@ def serve_metrics(state: State) -> None:
 
     :raises RuntimeError: when prometheus_client is not installed.
     """
-    route = state.app.config.get("SOCKETS_METRICS_ROUTE")
+    route = read(AppSettings, state.app.config).metrics_route
     if route is None:
         return
     try:
@@ -439,15 +433,15 @@ def _make_channels(state: State) -> Channels:
         broker_url_of(state.app),
         broker_options_of(config),
         state.counters,
-        limits_of(config, {}).max_message_size,
-        logs_publish_errors(config),
+        read(Limits, config).max_message_size,
+        read(AppSettings, config).publish_errors == "log",
         partial(Unheard, helps=works_for_a_server(state.was_server)),
     )
 
 
 def _warn_of_environment(app: Flask) -> None:
     """Say that the environment names a broker which the application has not read."""
-    setting = "SOCKETS_BROKER_URL"
+    setting = BROKER_URL
     if setting in app.config or broker_url_of(app) != "memory://":
         return
     remedies = {
@@ -477,10 +471,9 @@ def _broker_setting(app: Flask) -> tuple[str, str]:
     """Return the setting that says where the broker is, and its URL."""
     state: State | None = app.extensions.get(EXTENSION)
     further = [] if state is None else state.broker_settings
-    for setting in ("SOCKETS_BROKER_URL", *(name for name in further if app.config.get(name))):
-        if setting in app.config:
-            return setting, check(setting, app.config[setting])
-    return "SOCKETS_BROKER_URL", "memory://"
+    keys = (BROKER_URL, *(key for key in further if app.config.get(key)))
+    key = next((key for key in keys if key in app.config), BROKER_URL)
+    return key, ROWS[key].of(app.config)
 
 
 def check_broker(app: Flask, setting: str | None = None) -> None:
@@ -490,10 +483,7 @@ def check_broker(app: Flask, setting: str | None = None) -> None:
     :raises BrokerError: when what serves it is not installed.
     :raises ValueError: when a setting is not what is expected, naming it.
     """
-    if setting is None:
-        setting, url = _broker_setting(app)
-    else:
-        url = check(setting, app.config[setting])
+    setting, url = (setting, ROWS[setting].of(app.config)) if setting else _broker_setting(app)
     options = broker_options_of(app.config)
     try:
         open_broker(url, options)

@@ -18,19 +18,21 @@ from werkzeug.routing import Rule
 from werkzeug.routing.exceptions import WebsocketMismatch
 
 from ..connection.connection import Connection
+from ..connection.limits import Limits
 from ..exceptions import BrokerError, ConnectionClosed, HandshakeError, WebSocketError
+from ..settings import read, rows_of
 from ..wire.handshake import named_subprotocol, parse_upgrade, select_subprotocol
 from ..wire.origins import parse_origins
 from .origins import check_origin, entries
 from .sessions import guard_sessions
-from .settings import LIMITS, check, limits_of
 from .state import state_of
 
 __all__ = ["OPTIONS", "Refusal", "View", "mismatch"]
 
 logger = logging.getLogger("flask_sockets2.sockets")
 
-OPTIONS = frozenset(("accept", "subprotocols", "origins")) | LIMITS
+_LIMITS = rows_of(Limits)
+OPTIONS = frozenset(("accept", "subprotocols", "origins")) | _LIMITS.keys()
 """Options of a route that are ours; all others are Werkzeug's."""
 
 _NO_BROKER = "messages cannot be delivered just now; connect again"
@@ -78,9 +80,7 @@ class View:
         self.subprotocols = _as_tuple(subprotocols)
         self.origins = None if origins is None else entries(origins, "origins")
         self._allowed = None if self.origins is None else parse_origins(self.origins)
-        self.limits = {
-            name: check(f"SOCKETS_{name.upper()}", value, name) for name, value in limits.items()
-        }
+        self.limits = {name: _LIMITS[name].check(value, name) for name, value in limits.items()}
         self._warned = False  # that its handler writes into the session
 
     def same(self, other: View) -> bool:
@@ -200,7 +200,7 @@ class View:
         """See that the request is in order, and accept it where the handler need not."""
         ws.check()
         ws.environ = request.environ  # middleware may have copied the server's
-        ws.limits = limits_of(app.config, self.limits)
+        ws.limits = read(Limits, app.config, self.limits)
         state = state_of(app)
         guest = state.expect(ws.limits)
         ws.on_open = lambda connection: state.admit(connection, guest)

@@ -34,11 +34,13 @@ from time import monotonic
 from typing import Any, NamedTuple, Protocol
 
 from ..concurrency.native_lock import native_lock
+from ..settings import BYTES, LONGEST, number, or_none, setting, text
 
 __all__ = [
     "BINARY",
     "DAY",
     "JSON",
+    "MAX_MESSAGE_SIZE",
     "NOWHERE",
     "RESERVED",
     "TEXT",
@@ -58,6 +60,9 @@ TEXT, BINARY, JSON = "text", "binary", "json"
 
 RESERVED = "flask_sockets2:"
 """How names of channels begin by which an application's processes tell each other something."""
+
+MAX_MESSAGE_SIZE = 2**20
+"""Bytes of one message, published or from a client, by default."""
 
 DAY = 86_400.0
 """Seconds that a position outlives the messages of its channel: who comes back missed nothing."""
@@ -201,23 +206,30 @@ class Receiver(Protocol):
         """The broker was out of reach and is back: for the counters."""
 
 
+_TTL = number("seconds", least=1, most=LONGEST)
+_GRACE = number("seconds", least=0, most=LONGEST)
+# Half a surrogate pair cannot be encoded, nor sent to a broker.
+_PREFIX = text("text", "a text of 1 to 1000 letters without braces", "[^{}\ud800-\udfff]{1,1000}")
+
+
 @dataclass(frozen=True, slots=True)
 class BrokerOptions:
     """What is set for every broker.
 
-    :ivar history_size: messages kept for each channel.
-    :ivar history_bytes: bytes of their data kept for each channel, or of what a server keeps, read;
-        the newest message is, however long.
-    :ivar history_ttl: seconds that the history of a channel is kept after its last message.
-    :ivar presence_grace: seconds after which an identity that left and did not come back is gone.
-    :ivar prefix: of all names on a server that is shared.
+    :param history_size: Messages kept for each channel; 0 for none.
+    :param history_bytes: Memory for them, here or as read from Redis; the newest is always kept.
+    :param history_ttl: How long they are kept after the last message of the channel.
+    :param presence_grace: A client that reconnects within this time has not left for the others.
+    :param prefix: How all names begin on a Redis that others use, too.
     """
 
-    history_size: int = 100
-    history_bytes: int = 2**20
-    history_ttl: float = 300.0
-    presence_grace: float = 5.0
-    prefix: str = "flask_sockets2"
+    history_size: int = setting(
+        "SOCKETS_HISTORY_SIZE", 100, number("messages", least=0, whole=True)
+    )
+    history_bytes: int = setting("SOCKETS_HISTORY_BYTES", 2**20, BYTES)
+    history_ttl: float = setting("SOCKETS_HISTORY_TTL", 300.0, _TTL)
+    presence_grace: float = setting("SOCKETS_PRESENCE_GRACE", 5.0, _GRACE)
+    prefix: str = setting("SOCKETS_CHANNEL_PREFIX", "flask_sockets2", or_none(_PREFIX))
 
     def of(self, channel: str) -> BrokerOptions:
         """Return what is set for a channel: how much of a reserved one is kept, nobody can set.

@@ -21,7 +21,7 @@ from ..fanout.turn_writer import Clock
 from ..signals import broker_reconnected, client_too_slow, gap_told, message_dropped, tell
 from ..stats import Counters
 from ..throttled_log import ThrottledLog
-from .publisher import Publisher, check_channel, dumps_of, payload_of
+from .publisher import Publisher, check_channel, dumps_of, payload_of, utf8
 
 __all__ = ["Channels", "Subscriber"]
 
@@ -342,9 +342,6 @@ class Channels(Publisher):
 def _check_identity(identity: Any) -> None:
     if not isinstance(identity, str):
         raise TypeError(f"identity= is a str, got {type(identity).__name__}; use str(user.id)")
-    try:
-        size = len(identity.encode())
-    except UnicodeEncodeError as exc:
-        raise ValueError("identity= cannot hold half a surrogate pair") from exc
+    size = len(utf8(identity, "identity="))
     if not 0 < size <= _MAX_IDENTITY:
         raise ValueError(f"identity= is 1 to {_MAX_IDENTITY} bytes long, got {size}")

@@ -23,6 +23,7 @@ from ..admission.disconnects import ORDERS, Order, UserId
 from ..brokers.base import (
     BINARY,
     JSON,
+    MAX_MESSAGE_SIZE,
     RESERVED,
     TEXT,
     Broker,
@@ -35,11 +36,10 @@ from ..brokers.registry import open_broker
 from ..exceptions import BrokerError
 from ..fanout.encoding import Payload
 
-__all__ = ["Publisher", "check_channel", "dumps_of", "json_of", "payload_of"]
+__all__ = ["Publisher", "check_channel", "dumps_of", "json_of", "payload_of", "utf8"]
 
 _DEFAULTS = BrokerOptions()
 _MAX_CHANNEL = _MAX_KEY = 1024  # bytes of UTF-8
-_MAX_MESSAGE_SIZE = 2**20  # bytes, as SOCKETS_MAX_MESSAGE_SIZE
 _CHUNK = 100  # messages; and
 _CHUNK_BYTES = 65536  # of their data, that are published in one go
 
@@ -90,7 +90,7 @@ class Publisher:
         prefix: str = _DEFAULTS.prefix,
         history_size: int = _DEFAULTS.history_size,
         history_ttl: float = _DEFAULTS.history_ttl,
-        max_message_size: int = _MAX_MESSAGE_SIZE,
+        max_message_size: int = MAX_MESSAGE_SIZE,
         dumps: Dumps = _dumps,
         receiver: Receiver | None = None,
     ) -> None:
@@ -246,7 +246,7 @@ def check_channel(name: Any) -> str:
     """
     if not isinstance(name, str):
         raise TypeError(f"a channel's name is a str, got {type(name).__name__}")
-    size = len(_utf8(name, "a channel's name"))
+    size = len(utf8(name, "a channel's name"))
     if not 0 < size <= _MAX_CHANNEL:
         raise ValueError(f"a channel's name is 1 to {_MAX_CHANNEL} bytes long, got {size}")
     if name.startswith(RESERVED):
@@ -257,11 +257,16 @@ def check_channel(name: Any) -> str:
 def _check_key(key: Any) -> None:
     if not isinstance(key, str):
         raise TypeError(f"key= is a str, got {type(key).__name__}; use str(…)")
-    if len(_utf8(key, "a key")) > _MAX_KEY:
+    if len(utf8(key, "a key")) > _MAX_KEY:
         raise ValueError(f"a key is at most {_MAX_KEY} bytes long, got {len(key.encode())}")
 
 
-def _utf8(text: str, what: str) -> bytes:
+def utf8(text: str, what: str) -> bytes:
+    """Return a text as UTF-8.
+
+    :param what: it is, for what an error says.
+    :raises ValueError: if it holds half a surrogate pair.
+    """
     try:
         return text.encode()
     except UnicodeEncodeError as exc:
@@ -276,10 +281,10 @@ def payload_of(data: Any, dumps: Dumps) -> Payload:
 
 def _encode(data: Any, dumps: Dumps, place: str) -> tuple[str, bytes]:
     if isinstance(data, str):
-        return TEXT, _utf8(data, f"the text for {place}")
+        return TEXT, utf8(data, f"the text for {place}")
     if isinstance(data, bytes | bytearray | memoryview):
         return BINARY, bytes(data)
-    return JSON, _utf8(json_of(data, dumps, place), f"the JSON for {place}")
+    return JSON, utf8(json_of(data, dumps, place), f"the JSON for {place}")
 
 
 def json_of(data: Any, dumps: Dumps, place: str) -> str:

@@ -33,6 +33,7 @@ from ..transports.budget import Budget
 from ..wire.frames import BINARY, CLOSE, PING, PONG, TEXT
 from ..wire.handshake import Upgrade, end_to_end, extended, parse_upgrade
 from ..wire.protocol import Protocol
+from .connection_log import WEBSOCKET_LOG
 from .driver import CLOSED, OPEN, Link
 from .limits import MAX_BUFFERED, Limits
 
@@ -390,13 +391,7 @@ class Connection:
             self.counters.opened += 1
             link.start(response, early)
         link.keep_alive()
-        address = self.environ.get("REMOTE_ADDR")
-        logger.info(
-            "open %.200r from %.100r",
-            self.path,
-            address,
-            extra={"event": "open", "path": self.path and self.path[:200], "address": address},
-        )
+        WEBSOCKET_LOG.opened(self.path, self.environ.get("REMOTE_ADDR"))
 
     def _admit(self) -> bool:
         """Tell that it is about to open; False where that has opened it: who is told may send."""
@@ -674,12 +669,7 @@ class Connection:
 
     def too_slow(self) -> None:
         """Close it with 1013: it does not take the messages of its channels."""
-        logger.info(
-            "too slow %.200r: more than %s bytes kept back (SOCKETS_SEND_BUFFER)",
-            self.path,
-            self.limits.send_buffer,
-            extra={"event": "too_slow", "path": self.path and self.path[:200]},
-        )
+        WEBSOCKET_LOG.too_slow(self.path, self.limits.send_buffer)
         self.fail(1013, "too slow; connect again")
 
     # -- closing ---------------------------------------------------------------------------

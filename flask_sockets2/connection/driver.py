@@ -22,6 +22,7 @@ from ..transports.base import LIGHT, READ_SIZE, READ_SIZE_LARGE, Clock, StreamTr
 from ..transports.budget import STEP, Budget, Share
 from ..wire import protocol as wire
 from ..wire.protocol import Protocol
+from .connection_log import WEBSOCKET_LOG
 from .inbox import Inbox
 from .keepalive import keepalive_of
 from .limits import Limits
@@ -427,13 +428,7 @@ class Link:
             self.inbox.drop()
             if self.state is CLOSED:
                 return
-            logger.info(
-                "evicted %.200r: all connections together hold too much (SOCKETS_MAX_BUFFERED), "
-                "and this one %s bytes",
-                self._owner.path,
-                transport.share.held,
-                extra={"event": "evicted", "path": self._owner.path and self._owner.path[:200]},
-            )
+            WEBSOCKET_LOG.evicted(self._owner.path, transport.share.held)
             if self.state is OPEN and transport.cut(_LAST_REST):
                 self.fail(1013, "the server holds too much; connect again")
             else:
@@ -443,12 +438,7 @@ class Link:
         """End it for a peer that is too slow."""
         if self.state is not CLOSED:
             reason = f"{why} for {self.limits.send_timeout} s (SOCKETS_SEND_TIMEOUT)"
-            logger.info(
-                "dropped %.200r: %s",
-                self._owner.path,
-                reason,
-                extra={"event": "dropped", "path": self._owner.path and self._owner.path[:200]},
-            )
+            WEBSOCKET_LOG.dropped(self._owner.path, reason)
             self.abort(reason)
 
     # -- keepalive -------------------------------------------------------------------------

@@ -1,73 +1,57 @@
-"""Limits of one connection, each with its default; and what is a number that may limit anything."""
+"""Limits of one connection, each with its default."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["LONGEST", "MAX_BUFFERED", "MOST", "Limits", "is_number", "shown"]
+from ..brokers.base import MAX_MESSAGE_SIZE
+from ..fanout.outbox import DISCONNECT, POLICIES
+from ..settings import BYTES, SECONDS, SWITCH, Kind, number, or_none, setting
+
+__all__ = ["MAX_BUFFERED", "Limits"]
 
 MAX_BUFFERED = 256 * 2**20
 """Bytes that all connections of an application hold in a process, by default."""
 
-LONGEST = 10**9
-"""Seconds, some thirty years: the system's calls cannot wait for much longer."""
-
-MOST = 2**53
-"""Up to it whole numbers are exact in JSON, in Lua and as floats."""
-
-_SECRETIVE = ("://", "@")  # in what may be the URL of a server, with a password
-
-
-def is_number(value: object, *, whole: bool = False) -> bool:
-    """Tell whether a value can be calculated with: no bool, not NaN, and neither it nor one divided
-    by it is infinite.
-
-    :param whole: fractions and floats do not count.
-    """
-    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-        return False
-    return value == 0 or 1 / MOST <= abs(value) <= MOST
-
-
-def shown(value: object) -> str:
-    """Return a value as an error may show it; of a long one, or one like a URL, the type alone."""
-    text = repr(value)
-    hidden = len(text) > 100 or any(each in text for each in _SECRETIVE)
-    return type(value).__name__ if hidden else text
+_POLICY = Kind("policy", f"one of {', '.join(POLICIES)}", POLICIES.__contains__)
+# One read brings up to 64 messages, which take about a minute at the lowest rate.
+_RATE = or_none(number("messages/s", least=1))
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Limits of one connection; sizes in bytes, times in seconds.
 
-    :param max_message_size: of one message, after decompression; beyond it 1009.
-    :param receive_buffer: of memory for messages nobody has taken yet; beyond it nothing more is
-        read.
-    :param send_buffer: kept back for a slow peer; beyond it :meth:`Connection.send` waits, and for
-        messages of channels ``slow_client`` says what happens.
-    :param send_timeout: how long a send may wait for room, and how long a peer may take nothing,
-        before it is dropped.
-    :param close_timeout: for the closing handshake, once all before it has been taken.
-    :param ping_interval: between pings, None for none.
-    :param ping_timeout: for a sign of life after a ping, None for as long as it takes.
-    :param compression: agree to permessage-deflate where the client offers it (RFC 7692).
-    :param slow_client: ``disconnect``, ``drop_oldest`` or ``coalesce``, see ``fanout/outbox.py``.
-    :param max_message_rate: messages a second from the peer, pings, pongs and small fragments
-        among them; beyond it reading pauses.
-    :param max_connection_age: after at most so long it is closed with 1001, None for never.
+    :param max_message_size: A larger message, once decompressed, closes the connection with 1009;
+        publishing one raises ``ValueError``.
+    :param receive_buffer: Memory for unread messages; if it is full, the client has to wait.
+    :param send_buffer: Memory for messages that the network has not taken; if it is full,
+        ``ws.send()`` waits, and channels do as ``SOCKETS_SLOW_CLIENT`` says.
+    :param send_timeout: How long ``ws.send()`` may wait for room, and a client may take nothing,
+        before the connection is dropped.
+    :param close_timeout: For the closing handshake, once the client has taken all before it.
+    :param ping_interval: Between two pings; ``None`` for no pings.
+    :param ping_timeout: For a sign of life after a ping, else 1011; ``None`` for ever.
+    :param compression: Whether to agree to permessage-deflate (RFC 7692) if a client offers it.
+    :param slow_client: What happens if a client does not take the messages of its channels:
+        ``disconnect``, ``drop_oldest`` or ``coalesce``, see ``docs/channels.rst``.
+    :param max_message_rate: What one client may send, with pings, pongs and small fragments; a
+        faster client has to wait.
+    :param max_connection_age: After this time the connection is closed with 1001, or up to a fifth
+        earlier: ``docs/limits.rst``.
     """
 
-    max_message_size: int = 2**20
-    receive_buffer: int = 2**20
-    send_buffer: int = 2**20
-    send_timeout: float = 30.0
-    close_timeout: float = 5.0
-    ping_interval: float | None = 25.0
-    ping_timeout: float | None = 20.0
-    compression: bool = False
-    slow_client: str = "disconnect"
-    max_message_rate: float | None = None
-    max_connection_age: float | None = None
+    max_message_size: int = setting("SOCKETS_MAX_MESSAGE_SIZE", MAX_MESSAGE_SIZE, BYTES)
+    receive_buffer: int = setting("SOCKETS_RECEIVE_BUFFER", 2**20, BYTES)
+    send_buffer: int = setting("SOCKETS_SEND_BUFFER", 2**20, BYTES)
+    send_timeout: float = setting("SOCKETS_SEND_TIMEOUT", 30.0, SECONDS)
+    close_timeout: float = setting("SOCKETS_CLOSE_TIMEOUT", 5.0, SECONDS)
+    ping_interval: float | None = setting("SOCKETS_PING_INTERVAL", 25.0, or_none(SECONDS))
+    ping_timeout: float | None = setting("SOCKETS_PING_TIMEOUT", 20.0, or_none(SECONDS))
+    compression: bool = setting("SOCKETS_COMPRESSION", False, SWITCH)
+    slow_client: str = setting("SOCKETS_SLOW_CLIENT", DISCONNECT, _POLICY)
+    max_message_rate: float | None = setting("SOCKETS_MAX_MESSAGE_RATE", None, _RATE)
+    max_connection_age: float | None = setting("SOCKETS_MAX_CONNECTION_AGE", None, or_none(SECONDS))
 
     @property
     def most_buffered(self) -> int:

@@ -8,8 +8,10 @@ import click
 from flask import Flask, current_app
 from flask.cli import AppGroup
 
+from ..settings import read
 from .check import PASSES, check, speaks_http2
 from .probe import token
+from .settings import FirehoseSettings
 
 __all__ = ["firehose_cli"]
 
@@ -66,8 +68,9 @@ def _advise(app: Flask, http2: bool) -> None:
             "But it does not offer HTTP/2 to browsers, and Chromium heeds a response 103 over "
             "nothing else: turn HTTP/2 on in the proxy, which needs https."
         )
-    name = app.config.get("FIREHOSE_HOP_HEADER")
-    if app.config.get("FIREHOSE_EARLY_HINTS", "auto") == "auto":
+    values = read(FirehoseSettings, app.config)
+    name = values.hop_header
+    if values.early_hints == "auto":
         click.echo(
             f"Pages get them where the proxy sets the header {name}."
             if name

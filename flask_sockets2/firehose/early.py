@@ -22,9 +22,10 @@ from flask import Flask, Response, current_app, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.security import safe_join
 
-from ..application.settings import check
+from ..settings import read
 from .links import Link, joined, link_of
 from .pushes import Place, record_of, state_of
+from .settings import FirehoseSettings
 
 __all__ = ["EarlyHints", "early_hints", "hints"]
 
@@ -181,8 +182,7 @@ def _declared(app: Flask) -> Declared | None:
 
 
 def _learns(app: Flask, declared: Declared | None) -> bool:
-    wanted: bool = check("FIREHOSE_LEARN", app.config.get("FIREHOSE_LEARN", True))
-    return wanted and (declared is None or declared.learn)
+    return read(FirehoseSettings, app.config).learn and (declared is None or declared.learn)
 
 
 def _send(app: Flask, links: list[Link]) -> bool:
@@ -207,7 +207,7 @@ def _send(app: Flask, links: list[Link]) -> bool:
 
 def _may_send(app: Flask) -> bool:
     """Whether a response 103 is wanted and harmless."""
-    setting = check("FIREHOSE_EARLY_HINTS", app.config.get("FIREHOSE_EARLY_HINTS", "auto"))
+    setting = read(FirehoseSettings, app.config).early_hints
     protocol = request.environ.get("SERVER_PROTOCOL", "")
     if not setting or protocol < "HTTP/1.1" or request.method != "GET":
         return False
@@ -221,7 +221,7 @@ def _may_send(app: Flask) -> bool:
 
 def _hop_is_known(app: Flask, protocol: str) -> bool:
     """Whether the next hop passes a response 103 on, or is the browser itself by HTTP/2."""
-    name = check("FIREHOSE_HOP_HEADER", app.config.get("FIREHOSE_HOP_HEADER"))
+    name = read(FirehoseSettings, app.config).hop_header
     said = request.headers.get(name, "") if name else ""
     return protocol >= "HTTP/2" or said not in ("", "0")
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from flask import Flask, Response, current_app
 
-from ..application.settings import check_all, warn_of_misspelt
+from ..application.settings import warn_of_misspelt
+from ..settings import read
 from . import early
 from .early import early_hints, hints
 from .probe import answer
 from .pushes import EXTENSION, Connector, Memory, State, push, record_of, write_links
+from .settings import FirehoseSettings
 from .streaming import flush, flush_mark
 
 __all__ = ["Firehose"]
@@ -68,7 +70,7 @@ class Firehose:
 
         :raises ValueError: when a setting is not what is expected, naming it.
         """
-        check_all(app.config, "FIREHOSE_")
+        read(FirehoseSettings, app.config)
         warn_of_misspelt(app.config, app.extensions)
         if EXTENSION in app.extensions:
             app.extensions[EXTENSION].memory = self.connector

@@ -39,7 +39,7 @@ from ..wire.handshake import is_host, is_upgrade, named_subprotocol
 from . import under_way
 from .body import BrokenBody, RequestBody
 from .clients import Client, Clients, client_of
-from .patience import Patience, http_settings
+from .patience import Patience, PatienceSettings, http_settings
 from .pool import HandlerPool, Heir
 from .request_head import (
     CONTROL,
@@ -122,13 +122,13 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
 
     # The first four are what counts if no application of the process sets them.
     #: Seconds for the head of a request to arrive.
-    handshake_timeout = 10.0
+    handshake_timeout = PatienceSettings.handshake_timeout
     #: Seconds that a client may send nothing of a body, or take nothing of a response.
-    stall_timeout = 60.0
+    stall_timeout = PatienceSettings.stall_timeout
     #: Bytes a second that a client has to keep to beyond; None for no such rate.
-    min_rate: float | None = 500.0
+    min_rate = PatienceSettings.min_rate
     #: Seconds to wait for one body, or for one response to be taken; None for no limit.
-    max_time: float | None = 14400.0
+    max_time = PatienceSettings.max_time
     #: Seconds to wait for the next request on the same connection.
     keep_alive_timeout = 75.0
     #: Header fields that a request may have; a request with more is refused with 431.

@@ -14,14 +14,17 @@ has no say.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from math import inf
 from time import monotonic
 from typing import Any
 from weakref import ref
 
-from ..connection.limits import LONGEST, is_number, shown
+from ..settings import LONGEST, SECONDS, number, or_none, rows_of, setting
 
-__all__ = ["SETTINGS", "Patience", "has_applications", "http_settings", "register"]
+__all__ = ["Patience", "PatienceSettings", "has_applications", "http_settings", "register"]
+
+_RATE = or_none(number("bytes/s", most=LONGEST))
 
 
 class Patience:
@@ -60,15 +63,22 @@ class Patience:
         self._until = min(self._until, monotonic() + seconds)
 
 
-SETTINGS = {
-    "handshake_timeout": "SOCKETS_HANDSHAKE_TIMEOUT",
-    "stall_timeout": "SOCKETS_HTTP_STALL_TIMEOUT",
-    "min_rate": "SOCKETS_HTTP_MIN_RATE",
-    "max_time": "SOCKETS_HTTP_MAX_TIME",
-}
-"""Settings of the server, by the attribute of the handler."""
+@dataclass(frozen=True)
+class PatienceSettings:
+    """Settings of the server, by the attributes of its handler.
 
-_MAY_BE_NONE = frozenset(("min_rate", "max_time"))
+    :param handshake_timeout: For the head of a request to arrive; this and the next three settings
+        hold under our worker and server.
+    :param stall_timeout: How long a client may pause in a body, or while it takes a response.
+    :param min_rate: What a client that pauses has to keep to; ``None`` for any rate.
+    :param max_time: Of waiting for a client in one body or response; ``None`` for no limit.
+    """
+
+    handshake_timeout: float = setting("SOCKETS_HANDSHAKE_TIMEOUT", 10.0, SECONDS)
+    stall_timeout: float = setting("SOCKETS_HTTP_STALL_TIMEOUT", 60.0, SECONDS)
+    min_rate: float | None = setting("SOCKETS_HTTP_MIN_RATE", 500.0, _RATE)
+    max_time: float | None = setting("SOCKETS_HTTP_MAX_TIME", 14400.0, or_none(SECONDS))
+
 
 _configs: list[Callable[[], Mapping[str, Any] | None]] = []
 
@@ -111,18 +121,5 @@ def _more_patient(name: str, one: float | None, other: float | None) -> float | 
 
 
 def _values(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: _check(name, setting, config[setting])
-        for name, setting in SETTINGS.items()
-        if setting in config
-    }
-
-
-def _check(name: str, setting: str, value: Any) -> Any:
-    if value is None and name in _MAY_BE_NONE:
-        return value
-    if not is_number(value) or not 0 < value <= LONGEST:
-        unit = "bytes a second" if name == "min_rate" else "seconds"
-        rest = " or None" if name in _MAY_BE_NONE else ""
-        raise ValueError(f"{setting} must be a number of {unit} above 0{rest}, got {shown(value)}")
-    return value
+    rows = rows_of(PatienceSettings).items()
+    return {name: row.of(config) for name, row in rows if row.key in config}

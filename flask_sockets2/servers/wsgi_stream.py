@@ -27,6 +27,7 @@ from time import monotonic
 from typing import Any, Protocol
 
 from ..connection.connection import Keeper
+from ..connection.connection_log import STREAM_LOG
 from ..connection.keepalive import keepalive_of
 from ..transports.base import Clock, StreamTransport, Waiter
 from ..transports.budget import Budget, Share
@@ -138,13 +139,7 @@ class Stream:
         _register(self._waiter, environ)
         _opened.add(self)
         self._inside(self._watch)
-        address = environ.get("REMOTE_ADDR")
-        logger.info(
-            "open %.200r from %.100r",
-            self.path,
-            address,
-            extra={"event": "open", "path": self.path and self.path[:200], "address": address},
-        )
+        STREAM_LOG.opened(self.path, environ.get("REMOTE_ADDR"))
 
     @staticmethod
     def opened() -> list[Stream]:
@@ -270,13 +265,7 @@ class Stream:
 
     def evict(self) -> None:
         """End it: all connections together hold too much. The browser connects again."""
-        logger.info(
-            "evicted %.200r: all connections together hold too much (SOCKETS_MAX_BUFFERED), "
-            "and this one %s bytes",
-            self.path,
-            self.share.held,
-            extra={"event": "evicted", "path": self.path and self.path[:200]},
-        )
+        STREAM_LOG.evicted(self.path, self.share.held)
         self.abort()
 
     def close(self) -> None:
@@ -333,12 +322,8 @@ class Stream:
         """Never called: no answer is waited for."""
 
     def _drop(self) -> None:
-        logger.info(
-            "dropped %.200r: the peer took nothing for %s s (SOCKETS_SEND_TIMEOUT)",
-            self.path,
-            self.send_timeout,
-            extra={"event": "dropped", "path": self.path and self.path[:200]},
-        )
+        reason = f"the peer took nothing for {self.send_timeout} s (SOCKETS_SEND_TIMEOUT)"
+        STREAM_LOG.dropped(self.path, reason)
         self.abort()
 
     # -- the socket itself, once it was moved there ----------------------------------------

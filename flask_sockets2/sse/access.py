@@ -29,11 +29,12 @@ from typing import Any, NamedTuple
 from flask import Flask, abort, request
 
 from ..application.answers import Permit, permits
-from ..application.settings import check, max_channels_of
-from ..application.signing import LOST, MAX_AGE, Expired, Forged, InvalidName, Signer
+from ..application.settings import AppSettings
+from ..application.signing import LOST, Expired, Forged, InvalidName, Signer
 from ..application.state import state_of
+from ..settings import read
 from .encoding import channel_of
-from .settings import MAIN, settings_of
+from .settings import MAIN, Settings
 
 __all__ = [
     "DEFAULT",
@@ -117,14 +118,14 @@ def asked_for(app: Flask, blueprint: str, authorizer: Permit | None) -> Permissi
 
 def most_channels(app: Flask) -> int:
     """Return how many channels one stream may have."""
-    return min(MOST_CHANNELS, max_channels_of(app.config))
+    return min(MOST_CHANNELS, read(AppSettings, app.config).max_channels)
 
 
 def is_open(app: Flask, blueprint: str, authorizer: Permit | None, names: Sequence[str]) -> bool:
     """Whether channels may be asked for by name, unless the authorizer refuses them."""
     if authorizer is not None or list(names) == [DEFAULT]:
         return True
-    return settings_of(app.config).open_channels and (
+    return read(Settings, app.config).open_channels and (
         len(names) == 1 or not _is_guarded(app, blueprint)
     )
 
@@ -153,8 +154,7 @@ def _check(name: str) -> None:
 
 def _signer(app: Flask, blueprint: str) -> Signer:
     salt = _SALT if blueprint == MAIN else f"{_SALT}.{blueprint}"
-    age = check("SSE_MAX_AGE", app.config.get("SSE_MAX_AGE", MAX_AGE))
-    return Signer(app, salt, age, "SSE_MAX_AGE")
+    return Signer(app, salt, read(Settings, app.config).max_age, "SSE_MAX_AGE")
 
 
 def sign(

@@ -36,7 +36,7 @@ from flask import Blueprint, Response, current_app, url_for
 from ..application.answers import Permit, PermitAnswer
 from ..application.event_stream import expect
 from ..application.signing import check_bind
-from ..connection.limits import is_number, shown
+from ..settings import is_number, shown
 from . import streams
 from .access import DEFAULT, asked_for, is_open, most_channels, sign
 from .encoding import is_id

@@ -20,8 +20,9 @@ from ..application.state import EXTENSION, State, state_of
 from ..connection.keepalive import keepalive_of
 from ..servers.takeover import client_socket, waiter
 from ..servers.wsgi_stream import has_ended
+from ..settings import read
 from ..transports.base import Clock
-from .settings import settings_of
+from .settings import Settings
 
 __all__ = ["answer_with"]
 
@@ -127,12 +128,14 @@ def answer_with(pieces: Generator[bytes], *, with_context: bool = False) -> Resp
     if request.method == "HEAD":  # its body is never asked for
         pieces.close()
         return respond(())
-    wrapped = stream_with_context if with_context else iter  # the former keeps the context at once
+    body: Iterator[bytes] = pieces
+    if with_context:
+        body = stream_with_context(pieces)  # it keeps the context from here on
     if flow is None:
-        return respond(wrapped(pieces))
+        return respond(body)
     clock = waiter().clock
     clock.call_soon(lambda: keepalive_of(clock).watch(flow))
-    return respond(_Body(flow, clock, wrapped(pieces)))
+    return respond(_Body(flow, clock, body))
 
 
 def _admitted() -> _Flow | None:
@@ -144,7 +147,7 @@ def _admitted() -> _Flow | None:
     if request.method == "HEAD":
         return None
     state = state_of()
-    flow = _Flow(state, request.environ, settings_of(current_app.config).heartbeat)
+    flow = _Flow(state, request.environ, read(Settings, current_app.config).heartbeat)
     with refusals():
         state.admit_stream(flow, guest)
     return flow

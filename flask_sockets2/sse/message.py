@@ -20,6 +20,8 @@ from uuid import UUID
 
 from flask import json as flask_json
 
+from ..channels.publisher import utf8
+
 __all__ = ["Fields", "Message", "lines_of"]
 
 _LINE_END = re.compile("\r\n|\r|\n")
@@ -108,7 +110,7 @@ class Message:
         if "type" in others:
             body = lines_of("event", others["type"]) + body
         id, retry = (lines_of(name, others[name]) if name in others else "" for name in _NAMES[1:])
-        return Fields(_utf8(body), _utf8(id), _utf8(retry))
+        return Fields(*(utf8(text, "an event") for text in (body, id, retry)))
 
     def __str__(self) -> str:
         return b"".join((*self.fields(flask_json.dumps), b"\n")).decode()
@@ -137,10 +139,3 @@ def lines_of(name: str, value: Any) -> str:
 
 def _given(value: Any) -> bool:
     return value is not None and value is not False and value != ""
-
-
-def _utf8(text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError as exc:
-        raise ValueError("an event cannot hold half a surrogate pair") from exc

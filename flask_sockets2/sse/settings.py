@@ -1,19 +1,4 @@
-"""Settings of event streams, and what is kept for one application.
-
-=======================  =========  ==============================================================
-setting                  default    meaning
-=======================  =========  ==============================================================
-``SSE_HEARTBEAT``        15         seconds between two comments that keep a stream open
-``SSE_RETRY``            2000       milliseconds, about, after which a browser that has lost its
-                                    stream comes back; None for its own
-``SSE_OPEN_CHANNELS``    False      whether anybody may have any channel, by ``?channel=``
-``SSE_MAX_AGE``          86,400     seconds that a signed URL counts, None for any age
-``SSE_REDIS_URL``,       None       the broker where ``SOCKETS_BROKER_URL`` is not set, and where
-``REDIS_URL``                       Flask-SSE's publishers and subscribers are
-``SSE_INTEROP``          None       whether to speak with those: None where one of the two above
-                                    is set
-=======================  =========  ==============================================================
-"""
+"""Settings of event streams, and what is kept for one application."""
 
 from __future__ import annotations
 
@@ -22,43 +7,59 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import SystemRandom
 from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from flask import Blueprint, Flask, current_app
 
-from ..application.settings import check, check_all
-from ..application.signing import check_keys
+from ..application.signing import MAX_AGE, check_keys
 from ..application.sockets import Sockets
 from ..application.state import State, broker_url_of, check_broker, state_of
 from ..channels.publisher import Dumps, dumps_of
+from ..settings import SECONDS, SWITCH, URL, Kind, number, or_none, read, setting
 from .encoding import Bodies, Lines, One
 
 if TYPE_CHECKING:
     from .interop import Interop
 
-__all__ = ["MAIN", "Settings", "Site", "redis_url_of", "settings_of"]
+__all__ = ["MAIN", "Settings", "Site", "redis_url_of"]
 
 MAIN = "sse"
 """The name of the blueprint whose channels have no name of a blueprint in them."""
 
 _EXTENSION = "flask_sockets2.sse"
-_REDIS_SETTINGS = ("SSE_REDIS_URL", "REDIS_URL")
+_REDIS_KEYS = ("SSE_REDIS_URL", "REDIS_URL")
 
 _random = SystemRandom()  # not the program's generator, which may have been seeded
 _sockets = Sockets()  # whose channels the streams are
 
 
-class Settings(NamedTuple):
-    """Of streams; see above.
+_RETRY = or_none(number("milliseconds", least=0, whole=True))
+_INTEROP = Kind("bool", "True, False or None", lambda value: value is None or SWITCH.fits(value))
 
-    :ivar heartbeat: seconds.
-    :ivar retry: milliseconds.
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Settings of event streams.
+
+    :param heartbeat: Between two comments that keep a stream open.
+    :param retry: After which browsers reconnect, half more or less; ``None`` for their own time.
+    :param open_channels: Whether every client may have any channel by ``?channel=``; several at
+        once, if no ``before_request`` looks at them.
+    :param max_age: How long a signed address is valid; ``None`` for ever.
+    :param sse_redis_url: The broker, if ``SOCKETS_BROKER_URL`` is not set.
+    :param redis_url: The same, if neither of them is set.
+    :param interop: Whether messages are exchanged with programs that use Flask-SSE; by default if
+        one of the two above is set.
     """
 
-    heartbeat: float
-    retry: int | None
-    open_channels: bool
+    heartbeat: float = setting("SSE_HEARTBEAT", 15.0, SECONDS)
+    retry: int | None = setting("SSE_RETRY", 2000, _RETRY)
+    open_channels: bool = setting("SSE_OPEN_CHANNELS", False, SWITCH)
+    max_age: float | None = setting("SSE_MAX_AGE", MAX_AGE, or_none(SECONDS))
+    sse_redis_url: str | None = setting("SSE_REDIS_URL", None, or_none(URL))
+    redis_url: str | None = setting("REDIS_URL", None, or_none(URL))
+    interop: bool | None = setting("SSE_INTEROP", None, _INTEROP)
 
     def jittered_retry(self) -> bytes:
         """Return the line that says when to come back: not all browsers at once."""
@@ -67,26 +68,14 @@ class Settings(NamedTuple):
         return b"retry:%d\n" % (self.retry * _random.uniform(0.5, 1.5))
 
 
-def settings_of(config: Mapping[str, Any]) -> Settings:
-    """Return the settings of an application.
-
-    :raises ValueError: when one is not what is expected, naming it.
-    """
-    return Settings(
-        check("SSE_HEARTBEAT", config.get("SSE_HEARTBEAT", 15.0)),
-        check("SSE_RETRY", config.get("SSE_RETRY", 2000)),
-        check("SSE_OPEN_CHANNELS", config.get("SSE_OPEN_CHANNELS", False)),
-    )
-
-
 def redis_url_of(config: Mapping[str, Any]) -> str | None:
-    """Return where Flask-SSE finds Redis, None where it is not set."""
-    setting = _redis_setting(config)
-    return None if setting is None else config[setting]
+    """Return where Flask-SSE finds Redis, None if it is not set."""
+    key = _redis_key(config)
+    return None if key is None else config[key]
 
 
-def _redis_setting(config: Mapping[str, Any]) -> str | None:
-    return next((name for name in _REDIS_SETTINGS if config.get(name)), None)
+def _redis_key(config: Mapping[str, Any]) -> str | None:
+    return next((key for key in _REDIS_KEYS if config.get(key)), None)
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
@@ -118,8 +107,7 @@ class Site:
         site: Site | None = app.extensions.get(_EXTENSION)
         if site is None:
             check_keys(app)
-            check_all(app.config, "SSE_")
-            check("REDIS_URL", app.config.get("REDIS_URL"))
+            read(Settings, app.config)
             try:
                 _sockets.init_app(app)
             except AssertionError as exc:  # Flask's, once a request was served
@@ -127,7 +115,7 @@ class Site:
                     "this application has no event streams; call app.register_blueprint(sse) "
                     "before its first request"
                 ) from exc
-            state_of(app).broker_settings.extend(_REDIS_SETTINGS)
+            state_of(app).broker_settings.extend(_REDIS_KEYS)
             check_broker(app)
             dumps = dumps_of(app)
             bodies = Bodies(dumps)
@@ -205,24 +193,24 @@ class Site:
     def _redis_url(self) -> str | None:
         """Return the URL of the Redis of Flask-SSE's programs, None where they do not count."""
         config = self.app.config
-        wanted = check("SSE_INTEROP", config.get("SSE_INTEROP"))
-        setting = _redis_setting(config)
-        if wanted is False or (wanted is None and setting is None):
+        wanted = read(Settings, config).interop
+        key = _redis_key(config)
+        if wanted is False or (wanted is None and key is None):
             return None
-        url: str = config[setting] if setting else broker_url_of(self.app)
+        url: str = config[key] if key else broker_url_of(self.app)
         if url.partition("://")[0] not in ("redis", "rediss", "unix"):
             raise ValueError(
-                f"{setting} must be a redis://, rediss:// or unix:// URL, since programs with "
+                f"{key} must be a redis://, rediss:// or unix:// URL, since programs with "
                 "Flask-SSE are heard there; set SSE_INTEROP = False if there are none"
-                if setting
+                if key
                 else "SSE_INTEROP needs a Redis: set SSE_REDIS_URL to its URL"
             )
         return url
 
     def _check_redis(self) -> None:
-        setting = _redis_setting(self.app.config)
-        if self._redis_url() is not None and setting is not None:
-            check_broker(self.app, setting)
+        key = _redis_key(self.app.config)
+        if self._redis_url() is not None and key is not None:
+            check_broker(self.app, key)
 
     def forked(self) -> None:
         """Begin anew in a child."""

@@ -28,8 +28,9 @@ from weakref import WeakSet
 from flask import Blueprint, Flask, Response, abort, request
 
 from ..application.event_stream import event
+from ..settings import read
 from .generator_stream import answer_with
-from .settings import settings_of
+from .settings import Settings
 
 __all__ = ["PubSub", "SSE_BluePrint"]
 
@@ -278,7 +279,7 @@ class SSE_BluePrint:
 
         :param limit: messages after which it ends, -1 for any number.
         """
-        heartbeat = settings_of(self.app.config).heartbeat
+        heartbeat = read(Settings, self.app.config).heartbeat
         return self.streamGen(self._heard(channel, limit, debug or self.debug, heartbeat))
 
     @staticmethod

@@ -12,15 +12,16 @@ from flask import Response, request
 
 from ..admission.guests import Guest
 from ..application.event_stream import Attach, answer, open_body
-from ..application.settings import limits_of
 from ..application.signing import not_before
 from ..brokers.base import NOWHERE, Position
 from ..channels.publisher import Publisher, json_of
+from ..connection.limits import Limits
 from ..exceptions import BrokerError
+from ..settings import read
 from .access import Permission
 from .encoding import LOST, Several, channel_of, id_of, message_of, positions_of
 from .message import Message
-from .settings import Site, settings_of
+from .settings import Settings, Site
 
 if TYPE_CHECKING:
     from .interop import Interop
@@ -73,7 +74,7 @@ def respond(
     """
     names, earliest = permission
     channels = [channel_of(name, blueprint) for name in names]
-    settings = settings_of(site.app.config)
+    settings = read(Settings, site.app.config)
 
     def fill(attach: Attach) -> bytes:
         since = _since(site.state.channels, channels, seen)
@@ -92,7 +93,7 @@ def respond(
         _want(site, blueprint, names)
         return b"%bid:%b\n\n" % (settings.jittered_retry(), first.encode())
 
-    limits = replace(limits_of(site.app.config, {}), slow_client=_POLICY)
+    limits = replace(read(Limits, site.app.config), slow_client=_POLICY)
     return answer(site.app, fill, heartbeat=settings.heartbeat, limits=limits, guest=guest)
 
 
@@ -109,7 +110,7 @@ def messages(site: Site, blueprint: str, name: str) -> Iterator[Message]:
         site.state,
         {"PATH_INFO": f"messages of {name}"},
         fill,
-        heartbeat=settings_of(site.app.config).heartbeat,
+        heartbeat=read(Settings, site.app.config).heartbeat,
         beat=b"\n",
     )  # without a guest: whom the messages are for, is counted where its request is answered
     rest = b""

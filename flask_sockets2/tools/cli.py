@@ -21,7 +21,7 @@ from flask.cli import AppGroup, NoAppException, ScriptInfo
 from websockets.exceptions import InvalidURI
 from websockets.uri import WebSocketURI, parse_uri
 
-from ..application.settings import broker_options_of, limits_of
+from ..application.settings import broker_options_of
 from ..application.sockets import unserved
 from ..application.state import broker_url_of
 from ..application.view import View
@@ -29,6 +29,7 @@ from ..brokers.base import NOWHERE, History, Message, Position, Receiver
 from ..channels.publisher import Publisher, check_channel, dumps_of
 from ..exceptions import BrokerError
 from ..fanout.encoding import Frames, gap_message
+from ..settings import ROWS
 from .doctor import Case, examine
 from .findings import Finding
 from .top import INTERVAL, Top
@@ -266,7 +267,7 @@ def _publisher(
         prefix=own.prefix,
         history_size=own.history_size,
         history_ttl=own.history_ttl,
-        max_message_size=limits_of(config, {}).max_message_size,
+        max_message_size=ROWS["SOCKETS_MAX_MESSAGE_SIZE"].of(config),
         dumps=dumps_of(app),
         receiver=receiver,
     )

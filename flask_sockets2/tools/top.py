@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ..application.process_reports import REPORTS, Report, look
 from ..brokers.base import Broker, Message, Position
+from .doctor import printable
 
 __all__ = ["INTERVAL", "Top"]
 
@@ -167,8 +168,7 @@ def _rates(before: Report, now: Report) -> dict[str, float]:
 
 def _name(worker: dict[str, Any]) -> str:
     # What another program wrote there must not command the terminal.
-    host = "".join(letter if letter.isprintable() else "?" for letter in worker["host"][:64])
-    return f"{host}:{worker['pid']}"
+    return f"{printable(worker['host'][:64])}:{worker['pid']}"
 
 
 def _line(name: str, of: dict[str, Any]) -> tuple[str, ...]:

@@ -480,12 +480,17 @@ class StreamTransport:
             self._timer.cancel()
             self._timer = None
         self._forget()
-        self._send = len  # nothing is written any more, and no write has to look
+        self._send = _discard  # so that no write has to look
         try:
             self.sock.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass  # not connected any more
         self._progressed()
+
+
+def _discard(data: bytes | memoryview) -> int:
+    """Stand in for ``socket.send`` of a closed connection: nothing is sent, and nothing kept."""
+    return len(data)
 
 
 def _whole(chunk: bytes | memoryview) -> bytes:

@@ -67,12 +67,14 @@ from werkzeug.routing.exceptions import WebsocketMismatch
 
 from ..application.answers import Permit, permits
 from ..application.event_stream import expect, stream_response
-from ..application.settings import limits_of, max_channels_of
+from ..application.settings import AppSettings
 from ..application.signing import LOST, START, Expired, Forged, InvalidName, not_before
 from ..application.sockets import Sockets
 from ..application.state import state_of
 from ..application.view import mismatch
 from ..brokers.base import Position
+from ..connection.limits import Limits
+from ..settings import read
 from .markup import stream_tag
 from .page import everywhere
 from .stream_names import (
@@ -228,7 +230,7 @@ def _events(**_: str) -> Any:
     if following or request.method == "POST":
         asked += _parsed(_body(), following)
     subscriptions = _permitted(audience, asked)
-    limits = replace(limits_of(current_app.config, {}), slow_client=_POLICY)
+    limits = replace(read(Limits, current_app.config), slow_client=_POLICY)
     return stream_response(
         current_app,
         _together(subscriptions).items(),
@@ -267,7 +269,7 @@ def _asked_in_url() -> tuple[Asked, int]:
     """Return what the URL of the current request asks for, and how many more are to follow."""
     names, positions = request.args.getlist("s"), request.args.getlist("at")
     following = request.args.get("more", 0, type=int)
-    most = max_channels_of(current_app.config)
+    most = read(AppSettings, current_app.config).max_channels
     if following < 0 or len(names) + following > most or len(positions) > len(names):
         abort(400, f"expected up to {most} s= (SOCKETS_MAX_CHANNELS), and no more at= than those")
     positions += [""] * (len(names) - len(positions))

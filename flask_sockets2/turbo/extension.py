@@ -22,7 +22,6 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from copy import copy
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -31,27 +30,25 @@ from markupsafe import Markup
 from werkzeug.exceptions import HTTPException, InternalServerError
 
 from ..application.answers import Identify, Permit, UserId, WrongAnswer, identity
-from ..application.settings import check_all
 from ..application.signing import check_keys
 from ..application.sockets import Sockets
 from ..application.state import state_of
 from ..brokers.base import NOWHERE, Position
-from ..connection.limits import shown
 from ..exceptions import BrokerError
+from ..settings import read, shown
 from ..throttled_log import ThrottledLog
 from . import responses as forms
 from .broadcasts import Broadcasting
 from .endpoint import EXTENSION, USER_ID, serve_streams
 from .jobs import Job, check_seconds, start
 from .page import head, keep_private, mark_private, serve_files, stream_element
+from .settings import TurboSettings
 from .stream_names import ALL, USER, Part, StreamSigner, stream_channel, user_channel
 from .turbo_js import VERSION
 
 __all__ = ["Turbo"]
 
 logger = logging.getLogger("flask_sockets2.turbo")
-
-ROUTE = "/turbo-stream"
 
 UserFunction = TypeVar("UserFunction", bound=Identify)
 PermitFunction = TypeVar("PermitFunction", bound=Permit)
@@ -90,7 +87,7 @@ class Turbo(Broadcasting):
         self._jobs: list[Job] = []
         self._log = ThrottledLog(logger)
         # By an application's channels, of which a process that was forked has others.
-        self._begun: WeakKeyDictionary[Any, dict[str, Job]] = WeakKeyDictionary()
+        self._begun: WeakKeyDictionary[Any, dict[str, object]] = WeakKeyDictionary()
         if app is not None:
             self.init_app(app)
 
@@ -101,10 +98,10 @@ class Turbo(Broadcasting):
         :raises ValueError: when a setting is not what is expected, naming it.
         """
         check_keys(app)
-        check_all(app.config, "TURBO_")
+        route = read(TurboSettings, app.config).websocket_route
         if app.extensions.get(EXTENSION, self) is not self:
             raise RuntimeError("this application has a Turbo already; use that one everywhere")
-        route = app.config.setdefault("TURBO_WEBSOCKET_ROUTE", ROUTE)
+        app.config.setdefault("TURBO_WEBSOCKET_ROUTE", route)
         if self.sock is None:
             self.sock = Sockets()
         self.sock.init_app(app)
@@ -143,7 +140,7 @@ class Turbo(Broadcasting):
             pushes to all, and none to its user.
         """
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # a proxy, as Flask documents it
-        route = app.config.get("TURBO_WEBSOCKET_ROUTE", ROUTE)
+        route = read(TurboSettings, app.config).websocket_route
         if has_request_context():  # not what a command or a task renders
             self.start_jobs(app)
         streams = self._streams_of_page(app, with_user=user) if route and connect else []
@@ -454,9 +451,9 @@ class Turbo(Broadcasting):
         if begun is None:
             begun = self._begun.setdefault(channels, {})
         for job in self._jobs:
-            # A fork must not find a lock held: only one thread's setdefault() can set it.
-            mark = copy(job)
-            if job.name in begun or begun.setdefault(job.name, mark) is not mark:
+            # The thread whose mark is there begins the job. A lock could be held during a fork.
+            mark = object()
+            if begun.setdefault(job.name, mark) is not mark:
                 continue
             try:
                 start(app, channels, job)

@@ -30,11 +30,12 @@ from uuid import UUID
 
 from flask import Flask
 
-from ..admission.disconnects import user_text
-from ..application.settings import check
-from ..application.signing import LOST, MAX_AGE, SESSION, Forged, InvalidName, Plain, Signer
+from ..admission.disconnects import id_text, user_text
+from ..application.signing import LOST, SESSION, Forged, InvalidName, Plain, Signer
 from ..brokers.base import Position
 from ..channels.publisher import check_channel
+from ..settings import read
+from .settings import TurboSettings
 
 __all__ = [
     "ALL",
@@ -81,13 +82,8 @@ def stream_name(*parts: Part) -> str:
 
 
 def _escaped(part: Any) -> str:
-    if isinstance(part, str):
-        text = str.__str__(part)  # the value of an enum, not its name
-    elif isinstance(part, int) and not isinstance(part, bool):
-        text = int.__repr__(part)
-    elif isinstance(part, UUID):
-        text = str(part)
-    else:
+    text = id_text(part)
+    if text is None:
         raise TypeError(
             f"a part of a stream's name is a str, an int or a UUID, got {type(part).__name__}; "
             "use an id of it, as in ('room', room.id)"
@@ -175,7 +171,7 @@ class StreamSigner(Signer):
     """
 
     def __init__(self, app: Flask, clock: Callable[[], float] = time.time) -> None:
-        age = check("TURBO_STREAM_MAX_AGE", app.config.get("TURBO_STREAM_MAX_AGE", MAX_AGE))
+        age = read(TurboSettings, app.config).stream_max_age
         super().__init__(app, _SALT, age, "TURBO_STREAM_MAX_AGE", clock, Plain)
 
     def permit(self, channel: str, earliest: object, holder: str = "") -> str:

@@ -28,8 +28,9 @@ from urllib.parse import quote
 from flask import Flask, has_request_context, request
 from markupsafe import Markup
 
-from ..application.settings import check
+from ..settings import read
 from .npm import INTEGRITY, PACKAGE, UMD, VERSION
+from .settings import TurboSettings
 
 __all__ = ["VERSION", "hashed_name", "library_tag", "local_url", "vendored_path"]
 
@@ -75,7 +76,7 @@ def library_tag(
 
 def _source(app: Flask, version: str | None, url: str | None) -> tuple[str, str]:
     """The URL to load, and the hash that the browser shall check, possibly empty."""
-    url = url or check("TURBO_JS_URL", app.config.get("TURBO_JS_URL"))
+    url = url or read(TurboSettings, app.config).js_url
     if url:
         return url, ""
     if version is None:

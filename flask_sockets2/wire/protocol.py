@@ -38,6 +38,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
+from .close_codes import check_close, may_be_sent
 from .frames import (
     BINARY,
     CLOSE,
@@ -309,7 +310,7 @@ class Protocol:
                 reason = payload[2:].decode()
             except UnicodeDecodeError:
                 return False
-            if not _may_be_sent(code):
+            if not may_be_sent(code):
                 return False
         self.close_received = self.close_sent = (code, reason)
         self.output.append(build(CLOSE, payload))
@@ -484,7 +485,7 @@ class Protocol:
 
         :raises ValueError: when a close frame cannot carry the code or the reason.
         """
-        _check_close(code, reason)
+        check_close(code, reason)
         if self.state is OPEN:
             self._start_closing()
             self._server_protocol().send_close(code, reason)
@@ -497,7 +498,7 @@ class Protocol:
 
         :raises ValueError: when a close frame cannot carry the code or the reason.
         """
-        _check_close(code, reason)
+        check_close(code, reason)
         if self.finished:
             return
         if self.state is OPEN:
@@ -552,18 +553,3 @@ def _control_payload(payload: bytes) -> bytes:
     if len(payload) > 125:
         raise ValueError(f"a control frame carries at most 125 bytes, got {len(payload)} (§5.5)")
     return payload
-
-
-def _may_be_sent(code: int) -> bool:
-    """RFC 6455 §7.4.1 and §7.4.2, with what IANA has registered since."""
-    return 3000 <= code <= 4999 or (1000 <= code <= 1014 and code not in (1004, 1005, 1006))
-
-
-def _check_close(code: int, reason: str) -> None:
-    """Refuse what a close frame cannot carry (§5.5, §7.4)."""
-    if not _may_be_sent(code):
-        raise ValueError(
-            f"{code} cannot be sent as a close code; use 1000, or 4000 to 4999 for your own"
-        )
-    if len(reason.encode()) > 123:
-        raise ValueError("a close reason is at most 123 bytes long; shorten it")

@@ -36,7 +36,8 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from flask_sockets2 import BrokerError, Sockets, Turbo
 from flask_sockets2.application.event_stream import stream_response
 from flask_sockets2.application.state import state_of
-from flask_sockets2.application.settings import limits_of
+from flask_sockets2.connection.limits import Limits
+from flask_sockets2.settings import read
 from flask_sockets2.sse import sse
 
 logging.basicConfig()
@@ -79,7 +80,7 @@ def old(ws):
 
 @app.get("/events")
 def events():
-    limits = limits_of(app.config, {})
+    limits = read(Limits, app.config)
     if "old" in request.args:
         limits = replace(limits, max_connection_age=1)
     return stream_response(app, [("news", request.args.get("since"))], limits=limits)

@@ -27,7 +27,7 @@ from jinja2 import DictLoader
 from werkzeug.test import TestResponse
 
 from flask_sockets2 import Limits, Publisher, Turbo, WebSocketRejected
-from flask_sockets2.application.settings import max_channels_of
+from flask_sockets2.application.settings import AppSettings
 from flask_sockets2.application.signing import MAX_AGE
 from flask_sockets2.brokers.base import BrokerOptions
 from flask_sockets2.turbo import endpoint, npm
@@ -428,7 +428,7 @@ def test_the_numbers_of_the_guide_are_those_of_the_code() -> None:
     assert f"{Limits().max_message_size // 2**20} MiB" in text
     assert f"``TURBO_STREAM_MAX_AGE`` seconds ({MAX_AGE:,.0f}, a day)" in text
     assert (refresh.PAUSE, every.LEASE) == (0.5, 15.0)
-    assert f"has at most {max_channels_of({}):,} streams (``SOCKETS_MAX_CHANNELS``)" in text
+    assert f"has at most {AppSettings().max_channels:,} streams (``SOCKETS_MAX_CHANNELS``)" in text
     assert f"``{endpoint._EVENTS_ENDPOINT}``" in text
     assert "within half a second" in text
     assert "within fifteen seconds and an interval" in text
