@@ -467,7 +467,7 @@ def test_what_was_disconnected_again_is_not_published_twice(
         with pytest.raises(BrokerError):
             sockets.disconnect(user="ann")
     sockets.disconnect(user="ann")
-    assert channels._unsent._orders == {}
+    assert channels.publisher._sender._unsent._orders == {}
 
 
 def test_an_order_that_is_published_twice_is_obeyed_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from ..admission.disconnects import ORDERS
 from ..admission.guests import Guest
 from ..brokers.registry import open_broker
 from ..channels.app_channels import Channels
+from ..channels.publisher import Publisher
 from ..connection.connection import Connection
 from ..connection.limits import MAX_BUFFERED, Limits
 from ..exceptions import BrokerError
@@ -200,6 +201,11 @@ class State:
                     if self.metrics is not None:
                         self.metrics.start()
         return self._channels
+
+    @property
+    def publisher(self) -> Publisher:
+        """Publishes to the application's channels; raises what :attr:`channels` does."""
+        return self.channels.publisher
 
     def forked(self) -> None:
         """Begin anew in a child: connections, counts and channels are the parent's."""

@@ -231,7 +231,7 @@ class Interop:
     def _pass_on(self, name: str, payload: str) -> None:
         try:
             message = Message.of_payload(payload.encode())
-            self._channels.publish(channel_of(name), message.to_dict())
+            self._channels.publisher.publish(channel_of(name), message.to_dict())
         except (ValueError, TypeError) as exc:
             logger.warning("what another program published to %.200r is no event: %s", name, exc)
         except BrokerError as exc:

@@ -23,7 +23,8 @@ import logging
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from copy import copy
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Self, TypeVar
 from weakref import WeakKeyDictionary
 
 from flask import Flask, current_app, has_request_context, request
@@ -39,11 +40,14 @@ from ..brokers.base import NOWHERE, Position
 from ..connection.limits import shown
 from ..exceptions import BrokerError
 from ..throttled_log import ThrottledLog
+from . import builders
 from . import responses as forms
-from .broadcasts import Broadcasting
+from .after_commit import flushed, send_after_commit
+from .broadcasts import Broadcaster, Send, built, for_pages, recipients_of, refresh_of
 from .endpoint import EXTENSION, USER_ID, serve_streams
 from .jobs import Job, check_seconds, start
 from .page import head, keep_private, mark_private, serve_files, stream_element
+from .refresh_debounce import Refresh
 from .stream_names import ALL, USER, Part, StreamSigner, stream_channel, user_channel
 from .turbo_js import VERSION
 
@@ -60,7 +64,7 @@ JobFunction = TypeVar("JobFunction", bound=Callable[[], object])
 _KNOWN = "flask_sockets2.turbo.positions"  # in the environ
 
 
-class Turbo(Broadcasting):
+class Turbo:
     """Turbo Streams of one or several applications.
 
     :param app: the application, or None to call :meth:`init_app` later.
@@ -82,7 +86,12 @@ class Turbo(Broadcasting):
     """
 
     def __init__(self, app: Flask | None = None) -> None:
-        super().__init__()
+        #: Sockets of the program's own that are pushed to as well, by ids of users.
+        self.clients: dict[Any, list[Any]] = {}
+        #: Whose channels the streams are, once there is an application.
+        self.sock: Sockets | None = None
+        self._broadcaster = Broadcaster()
+        self._send: Send = self._broadcaster.send  # the one way out; another after a commit
         #: Returns the id of the user of the current request, None for nobody.
         self.user_id_callback: Identify = self.default_user_id
         #: Says who may have a stream; see :meth:`authorize`.
@@ -285,6 +294,185 @@ class Turbo(Broadcasting):
         """
         return self._serving().subscribers(stream_channel(*parts))
 
+    # -- streams ---------------------------------------------------------------------------
+
+    # Their docstrings are there.
+    append = staticmethod(builders.append)
+    prepend = staticmethod(builders.prepend)
+    replace = staticmethod(builders.replace)
+    update = staticmethod(builders.update)
+    after = staticmethod(builders.after)
+    before = staticmethod(builders.before)
+    remove = staticmethod(builders.remove)
+    refresh = staticmethod(builders.refresh)
+    action = staticmethod(builders.action)
+    stream = staticmethod(builders.stream)
+
+    # -- sending ---------------------------------------------------------------------------
+
+    def push(
+        self,
+        stream: str | Iterable[str],
+        to: UserId | Iterable[UserId | None] | None = None,
+        *,
+        exclude_sender: bool = False,
+    ) -> None:
+        """Send one stream or several to the pages of all, or of some users.
+
+        :param to: id of a user, or an iterable of such; None for all. Who is not there is no
+            error.
+        :param exclude_sender: not to the page that has sent the current request.
+        :raises RuntimeError: when it is for users, and no function says who the user of a page is.
+        """
+        recipients = recipients_of(to)
+        if recipients and not (self.identifies() or self.clients):
+            raise RuntimeError(
+                "cannot push to a user: no function says who the user of a page is; register one "
+                "that returns the id of the current user with @turbo.user_id"
+            )
+        markup = for_pages(stream, self._serving, exclude_sender)
+        if recipients is None:
+            channels = [ALL]
+            sockets = [socket for each in list(self.clients.values()) for socket in each]
+        else:
+            channels = list(dict.fromkeys(map(user_channel, recipients)))
+            sockets = [socket for each in recipients for socket in self.clients.get(each, ())]
+        self._publish(channels, markup, sockets)
+
+    def broadcast_to(
+        self, *parts: Part, stream: str | Iterable[str], exclude_sender: bool = False
+    ) -> Position:
+        """Send one stream or several to all pages with ``stream_from`` of that name.
+
+        :param parts: of the name: texts, whole numbers, UUIDs.
+        :param exclude_sender: not to the page that has sent the current request.
+        :returns: the position in its channel.
+
+        ::
+
+            turbo.broadcast_to("room", 5, stream=turbo.append("<li>Hello</li>", "messages"))
+        """
+        channel = stream_channel(*parts)
+        markup = for_pages(stream, self._serving, exclude_sender)
+        [position] = self._publish([channel], markup)
+        assert position is not None
+        return position
+
+    def broadcast_append_to(
+        self, *parts: Part, exclude_sender: bool = False, **options: Any
+    ) -> Position:
+        """Send an :meth:`append` to a stream.
+
+        :param parts: of the stream's name; the same for ``exclude_sender`` as in
+            :meth:`broadcast_to`.
+        :param options: ``content``, ``target`` and all others of :meth:`append`.
+
+        ::
+
+            turbo.broadcast_append_to("room", 5, content="<li>Hello</li>", target="messages")
+        """
+        return self.broadcast_to(
+            *parts, stream=built(self.append, options), exclude_sender=exclude_sender
+        )
+
+    def broadcast_prepend_to(
+        self, *parts: Part, exclude_sender: bool = False, **options: Any
+    ) -> Position:
+        """Send a :meth:`prepend` to a stream; see :meth:`broadcast_append_to`."""
+        return self.broadcast_to(
+            *parts, stream=built(self.prepend, options), exclude_sender=exclude_sender
+        )
+
+    def broadcast_replace_to(
+        self, *parts: Part, exclude_sender: bool = False, **options: Any
+    ) -> Position:
+        """Send a :meth:`replace` to a stream; see :meth:`broadcast_append_to`."""
+        return self.broadcast_to(
+            *parts, stream=built(self.replace, options), exclude_sender=exclude_sender
+        )
+
+    def broadcast_update_to(
+        self, *parts: Part, exclude_sender: bool = False, **options: Any
+    ) -> Position:
+        """Send an :meth:`update` to a stream; see :meth:`broadcast_append_to`."""
+        return self.broadcast_to(
+            *parts, stream=built(self.update, options), exclude_sender=exclude_sender
+        )
+
+    def broadcast_before_to(
+        self, *parts: Part, exclude_sender: bool = False, **options: Any
+    ) -> Position:
+        """Send a :meth:`before` to a stream; see :meth:`broadcast_append_to`."""
+        return self.broadcast_to(
+            *parts, stream=built(self.before, options), exclude_sender=exclude_sender
+        )
+
+    def broadcast_after_to(
+        self, *parts: Part, exclude_sender: bool = False, **options: Any
+    ) -> Position:
+        """Send an :meth:`after` to a stream; see :meth:`broadcast_append_to`."""
+        return self.broadcast_to(
+            *parts, stream=built(self.after, options), exclude_sender=exclude_sender
+        )
+
+    def broadcast_remove_to(
+        self, *parts: Part, exclude_sender: bool = False, **options: Any
+    ) -> Position:
+        """Send a :meth:`remove` to a stream; see :meth:`broadcast_append_to`."""
+        return self.broadcast_to(
+            *parts, stream=built(self.remove, options), exclude_sender=exclude_sender
+        )
+
+    def broadcast_refresh_to(
+        self, *parts: Part, exclude_sender: bool = True, **options: Any
+    ) -> Position | None:
+        """Send a :meth:`refresh` to a stream; of many the first and one last, see ``refresh.py``.
+
+        :param exclude_sender: not to the page that has sent the current request, or that of
+            ``request_id``.
+        :param options: of :meth:`refresh`.
+        :returns: the position in its channel, None where one that is sent soon stands for it.
+        """
+        request_id = options.pop("request_id", None)
+        refresh = refresh_of(self.refresh(**options), request_id, exclude_sender=exclude_sender)
+        [position] = self._publish([stream_channel(*parts)], refresh)
+        return position
+
+    def after_commit(self, session: Any) -> Self:
+        """Return a Turbo that pushes and broadcasts when a session of SQLAlchemy commits.
+
+        Markup is made at once, and sent only if the transaction of now commits; see
+        ``after_commit.py``.
+
+        :param session: a session, or ``db.session`` of Flask-SQLAlchemy.
+        :raises RuntimeError: when SQLAlchemy is not installed.
+        :raises TypeError: when it is something else.
+
+        ::
+
+            turbo.after_commit(db.session).push(turbo.append(template="_todo.html", todo=todo,
+                                                             target="todos"))
+        """
+        later = copy(self)
+        later._send = partial(send_after_commit, flushed(session), self._broadcaster.send)
+        return later
+
+    def _publish(
+        self, channels: list[str], stream: str | Refresh, sockets: Sequence[Any] = ()
+    ) -> Sequence[Position | None]:
+        """Send to channels and to sockets of the program's own; all that is pushed passes here.
+
+        :param stream: markup; a refresh is for one channel.
+        :returns: the position in each channel.
+        """
+        # Of the application of now: at a commit there may be another one, or none.
+        return self._send(self._serving().publisher, channels, stream, sockets)
+
+    def _serving(self) -> Sockets:
+        if self.sock is None:
+            raise RuntimeError("this Turbo serves no application; call init_app(app) first")
+        return self.sock
+
     # -- users -----------------------------------------------------------------------------
 
     def user_id(self, f: UserFunction) -> UserFunction:
@@ -459,7 +647,7 @@ class Turbo(Broadcasting):
             if job.name in begun or begun.setdefault(job.name, mark) is not mark:
                 continue
             try:
-                start(app, channels, job)
+                start(app, channels.publisher, job)
             except RuntimeError as exc:
                 del begun[job.name]
                 logger.error("the job %s begins with another page: %s", job.name, exc)

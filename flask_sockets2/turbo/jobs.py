@@ -80,11 +80,11 @@ class _Lease:
 
     A process that is stopped for longer than the lease may find its job begun elsewhere.
 
-    :param channels: whose broker says who has it; they are not kept alive.
+    :param publisher: whose broker says who has it; it is not kept alive.
     """
 
-    def __init__(self, channels: Publisher, name: str) -> None:
-        self._channels = ref(channels)
+    def __init__(self, publisher: Publisher, name: str) -> None:
+        self._publisher = ref(publisher)
         self._name = name
         self._holder = f"{os.getpid()}-{secrets.token_hex(8)}"
         self._later = Later(LEASE / 3)
@@ -105,8 +105,8 @@ class _Lease:
         return mine
 
     def _hold(self, seconds: float) -> bool:
-        channels = self._channels()
-        return channels is not None and channels.broker.hold(self._name, self._holder, seconds)
+        publisher = self._publisher()
+        return publisher is not None and publisher.broker.hold(self._name, self._holder, seconds)
 
     def _renew(self) -> None:
         try:
@@ -131,12 +131,12 @@ class _Lease:
             logger.debug("could not give back %s, which ends by itself: %s", self._name, exc)
 
 
-def start(app: Flask, channels: Publisher, job: Job) -> None:
+def start(app: Flask, publisher: Publisher, job: Job) -> None:
     """Begin a job in this process, in a thread of its own, which ends when the application does.
 
     :raises RuntimeError: when no thread can be started.
     """
-    lease = _Lease(channels, f"job:{job.name}")
+    lease = _Lease(publisher, f"job:{job.name}")
     name = f"flask_sockets2 {job.name}"
     thread = threading.Thread(target=_run, args=(ref(app), job, lease), name=name, daemon=True)
     try:

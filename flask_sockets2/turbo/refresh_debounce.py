@@ -71,7 +71,7 @@ class Debounce:
             markup = refresh.markup if first or alone else refresh.for_all
             last = not first and self._hold(broker, f"last refresh:{channel} {markup}")
         except BrokerError as exc:
-            return publisher._unpublished(exc, [channel])[0]
+            return publisher._sender.failed(exc, [channel])[0]
         if first:
             return publisher.publish(channel, markup)
         if last:
