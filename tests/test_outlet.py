@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from flask_sockets2.brokers.base import BINARY, TEXT, Message, Position
-from flask_sockets2.fanout.encoding import Encoding, Frames, Payload, gap_message
+from flask_sockets2.fanout.encoding import Encoding, Frames, gap_message
 from flask_sockets2.fanout.outbox import COALESCE, DISCONNECT, DROP_OLDEST, POLICIES, Batch, Outlet
 from flask_sockets2.stats import ChannelCounters
 from tests.fanning import ENVELOPES, EPOCH, PLAIN, Client, Hub, frames
@@ -360,7 +360,7 @@ def test_who_joined_and_left_is_not_dropped_silently() -> None:
 
 def test_a_client_without_envelopes_is_told_as_it_asked_for() -> None:
     slow = Slow(DROP_OLDEST)
-    asked = Frames.of(gap=Payload(False, b"lost"))
+    asked = Frames.of(gap=(TEXT, b"lost"))
     slow.put(slow.news.message(b"1"), encoding=asked)
     for number in range(30):
         slow.put(slow.news.message(b"%d" % number * 50), encoding=asked)

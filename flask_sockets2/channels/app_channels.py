@@ -20,7 +20,7 @@ from ..signals import broker_reconnected, client_too_slow, gap_told, message_dro
 from ..stats import Counters
 from ..throttled_log import ThrottledLog
 from .app_sender import AppSender, Watch
-from .publisher import Publisher, check_channel, dumps_of, payload_of
+from .publisher import Publisher, check_channel, dumps_of, encode
 
 __all__ = ["Channels", "Subscriber"]
 
@@ -155,7 +155,7 @@ class Channels:
         encoding = Frames.of(
             envelope=envelope,
             presence=presence,
-            gap=None if gap is None else payload_of(gap, self._dumps),
+            gap=None if gap is None else encode(gap, self._dumps, "gap="),
             window_bits=connection.window_bits,
         )
         self._warn_of_processes(connection.environ)

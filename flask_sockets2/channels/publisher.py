@@ -33,10 +33,9 @@ from ..brokers.base import (
 )
 from ..brokers.registry import open_broker
 from ..exceptions import BrokerError
-from ..fanout.encoding import Payload
 from .sender import Sender
 
-__all__ = ["Publisher", "check_channel", "dumps_of", "json_of", "payload_of"]
+__all__ = ["Publisher", "check_channel", "dumps_of", "encode", "json_of"]
 
 _DEFAULTS = BrokerOptions()
 _MAX_CHANNEL = _MAX_KEY = 1024  # bytes of UTF-8
@@ -222,7 +221,7 @@ class Publisher:
         check_channel(channel)
         if key:
             _check_key(key)
-        kind, payload = _encode(data, self._dumps, f"channel {channel!r:.200}")
+        kind, payload = encode(data, self._dumps, f"channel {channel!r:.200}")
         if len(payload) > self._max_message_size:
             raise ValueError(
                 f"a message of {len(payload)} bytes is over the limit of {self._max_message_size}; "
@@ -261,13 +260,11 @@ def _utf8(text: str, what: str) -> bytes:
         raise ValueError(f"{what} cannot hold half a surrogate pair") from exc
 
 
-def payload_of(data: Any, dumps: Dumps) -> Payload:
-    """Return what a client is sent for data, as ``str``, bytes or JSON."""
-    kind, payload = _encode(data, dumps, "gap=")
-    return Payload(kind == BINARY, payload)
+def encode(data: Any, dumps: Dumps, place: str) -> tuple[str, bytes]:
+    """Return the kind and the bytes of a message for data, as ``str``, bytes or JSON.
 
-
-def _encode(data: Any, dumps: Dumps, place: str) -> tuple[str, bytes]:
+    :param place: where it goes, for what an error says.
+    """
     if isinstance(data, str):
         return TEXT, _utf8(data, f"the text for {place}")
     if isinstance(data, bytes | bytearray | memoryview):
