@@ -65,7 +65,7 @@ class Audience:
 
     def put(self, data: bytes) -> None:
         self.pending.append(Message("c", TEXT, data, Position("", 1)))
-        self.writer.note(self, len(data))
+        self.writer.note(self.seal, len(data))
 
     def seal(self) -> None:
         self.writer.batches.append(batch_for(self.outlets, self.pending))

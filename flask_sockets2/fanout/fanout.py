@@ -34,9 +34,10 @@ from ..stats import Counters
 from .audience import Audience, Channel, Entry
 from .control_channels import OwnChannels
 from .encoding import Encoding, gap_message, presence_message
+from .held import Held
 from .open_channels import OpenChannels, inform
 from .outbox import Batch, Outlet, Owner
-from .replay import Held, Replayer
+from .replay import Replayer
 from .replay_cache import Recent
 from .roll_call import RollCall
 from .turn_writer import Clock, Writer
