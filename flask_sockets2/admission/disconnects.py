@@ -20,7 +20,7 @@ from uuid import UUID
 from werkzeug.local import LocalProxy
 
 from ..brokers.base import RESERVED
-from ..concurrency.delayed_calls import Later
+from ..concurrency.delayed_calls import DelayedCalls
 from ..concurrency.native_lock import native_lock
 from ..exceptions import BrokerError
 
@@ -108,7 +108,7 @@ class Unsent:
         self._lock = native_lock()  # guards the next two
         self._orders: dict[str, tuple[Order, float]] = {}  # by user; and until when it is kept
         self._trying = False
-        self._later = Later(_AGAIN)
+        self._later = DelayedCalls(_AGAIN)
 
     def keep(self, order: Order) -> None:
         """Publish an order later; does not wait."""

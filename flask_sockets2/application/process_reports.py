@@ -26,7 +26,7 @@ from typing import Any
 from ..admission.admission import Admission
 from ..brokers.base import JSON, RESERVED, Broker, Draft, Message
 from ..channels.app_channels import Channels
-from ..concurrency.delayed_calls import Later
+from ..concurrency.delayed_calls import DelayedCalls
 from ..exceptions import BrokerError
 from ..stats import Counters
 from ..transports.base import Clock
@@ -150,7 +150,7 @@ class Reporter:
         self._process = secrets.token_hex(8)
         self._answered = 0.0  # monotonic time; written by the thread that delivers messages
         self._not_before = 0.0  # monotonic time of the next attempt to listen
-        self._soon = Later(0.0)
+        self._soon = DelayedCalls(0.0)
 
     def begin(self, channels: Channels, clock: Clock) -> None:
         """Answer from now on, if other processes can ask. Does not wait and never fails.

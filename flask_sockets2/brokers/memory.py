@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from time import monotonic
 
-from ..concurrency.delayed_calls import Later
+from ..concurrency.delayed_calls import DelayedCalls
 from ..concurrency.native_lock import native_lock
 from .base import (
     DAY,
@@ -81,10 +81,10 @@ class MemoryBroker(Broker):
             str, None
         ] = {}  # those without a message or a listener, the oldest first
         self._swept = False  # a look for what is over is due
-        self._sweeping = Later(_SWEEP)
+        self._sweeping = DelayedCalls(_SWEEP)
         self._counts: dict[str, int] = {}
         self._present: dict[str, Counter[str]] = {}
-        self._leaving = Later(options.presence_grace)
+        self._leaving = DelayedCalls(options.presence_grace)
 
     # -- messages --------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any
 
 from ..brokers.base import Broker
-from ..concurrency.delayed_calls import Later
+from ..concurrency.delayed_calls import DelayedCalls
 from ..exceptions import BrokerError
 from ..stats import Counters
 from .audience import Channel
@@ -45,7 +45,7 @@ class OpenChannels:
         self._recent = recent
         self._counters = counters
         self._lock = lock
-        self._lingering = Later(_LINGER)
+        self._lingering = DelayedCalls(_LINGER)
         #: Those that are open, or about to be opened or closed.
         self.by_name: dict[str, Channel] = {}
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..brokers.base import Broker, BrokerOptions, History, Message, Position
 from ..brokers.message_log import Log
-from ..concurrency.delayed_calls import Later
+from ..concurrency.delayed_calls import DelayedCalls
 
 __all__ = ["Recent"]
 
@@ -77,7 +77,7 @@ class Recent:
         #: Of those that hold messages, when the newest came; the longest ago first.
         self._newest: OrderedDict[str, float] = OrderedDict()
         self._sweeping = False
-        self._later = Later(max(options.history_ttl / _SWEEPS, _SHORTEST))
+        self._later = DelayedCalls(max(options.history_ttl / _SWEEPS, _SHORTEST))
 
     def begin(self, name: str, position: Position) -> None:
         """A channel is delivered from a position on: for the first time, or after a loss."""

@@ -29,7 +29,7 @@ from flask import Flask
 
 from ..application.answers import call
 from ..channels.publisher import Publisher
-from ..concurrency.delayed_calls import Later
+from ..concurrency.delayed_calls import DelayedCalls
 from ..exceptions import BrokerError
 
 __all__ = ["LEASE", "Job", "check_seconds", "start"]
@@ -87,7 +87,7 @@ class _Lease:
         self._publisher = ref(publisher)
         self._name = name
         self._holder = f"{os.getpid()}-{secrets.token_hex(8)}"
-        self._later = Later(LEASE / 3)
+        self._later = DelayedCalls(LEASE / 3)
         self._renewed = False  # again and again
         self._ended = False
         self._pid = os.getpid()

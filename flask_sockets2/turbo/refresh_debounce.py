@@ -24,7 +24,7 @@ from functools import partial
 
 from ..brokers.base import Broker, Position
 from ..channels.publisher import Publisher
-from ..concurrency.delayed_calls import Later
+from ..concurrency.delayed_calls import DelayedCalls
 from ..exceptions import BrokerError
 
 __all__ = ["PAUSE", "Debounce", "Refresh"]
@@ -54,7 +54,7 @@ class Debounce:
 
     def __init__(self, pause: float = PAUSE) -> None:
         self._pause = pause
-        self._later = Later(pause + _MARGIN)
+        self._later = DelayedCalls(pause + _MARGIN)
         atexit.register(_flush, self._later, os.getpid())
 
     def send(self, publisher: Publisher, channel: str, refresh: Refresh) -> Position | None:
@@ -82,7 +82,7 @@ class Debounce:
         return broker.hold(name, holder or secrets.token_hex(8), self._pause)
 
 
-def _flush(later: Later, pid: int) -> None:
+def _flush(later: DelayedCalls, pid: int) -> None:
     if os.getpid() == pid:  # what a fork has copied is its parent's
         later.flush()
 

@@ -33,7 +33,7 @@ from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple
 
-from ...concurrency.delayed_calls import Later
+from ...concurrency.delayed_calls import DelayedCalls
 from ...concurrency.native_lock import native_lock
 from ...exceptions import BrokerError
 from ..base import TEXT, new_epoch
@@ -130,7 +130,7 @@ class Leases:
         self._times = times
         self._lease_ms = int(times.lease * 1000)
         self._kept_ms = int((_KEPT + times.lease) * 1000)
-        self._leaving = Later(grace)
+        self._leaving = DelayedCalls(grace)
         self._lock = native_lock()  # guards what follows, never while anything waits
         self._counts: dict[str, int] = {}
         self._uncounted: set[str] = set()  # channels whose count was not told yet
