@@ -14,8 +14,8 @@ from ..brokers.registry import open_broker
 from ..exceptions import BrokerError
 from ..fanout.encoding import Encoding, Frames
 from ..fanout.fanout import ALL, Fanout, Observer, Subscription
-from ..fanout.outbox import Outlet, Owner, SocketWriter
-from ..fanout.turn_writer import Clock
+from ..fanout.outbox import Outlet, OutletOwner, SocketWriter
+from ..fanout.turn_writer import WriterClock
 from ..signals import broker_reconnected, client_too_slow, gap_told, message_dropped, tell
 from ..stats import Counters
 from ..throttled_log import ThrottledLog
@@ -34,7 +34,7 @@ _PATIENCE = 5.0  # seconds that it does not, as one attempt may take as long
 Place = TypeVar("Place")
 
 
-class Subscriber(Owner, Protocol):
+class Subscriber(OutletOwner, Protocol):
     """A connection, as far as its channels need it."""
 
     environ: Any
@@ -63,10 +63,10 @@ class _Signals(Observer):
     def gap(self, channel: str) -> None:
         tell(gap_told, self._app, channel=channel)
 
-    def dropped(self, owner: Owner, channel: str) -> None:
+    def dropped(self, owner: OutletOwner, channel: str) -> None:
         tell(message_dropped, self._app, connection=owner, channel=channel)
 
-    def too_slow(self, owner: Owner) -> None:
+    def too_slow(self, owner: OutletOwner) -> None:
         tell(client_too_slow, self._app, connection=owner)
 
     def reconnected(self) -> None:
@@ -182,7 +182,7 @@ class Channels:
         self._warn_of_processes(environ)
         return self._fanout.subscribe(outlet, channel, encoding, since=self._since(since, channel))
 
-    def outlet_of(self, transport: SocketWriter, owner: Owner, limits: Any) -> Outlet:
+    def outlet_of(self, transport: SocketWriter, owner: OutletOwner, limits: Any) -> Outlet:
         """Return a new outlet that writes to a transport."""
         return Outlet(transport, owner, self._fanout, limits.send_buffer, limits.slow_client)
 
@@ -190,7 +190,7 @@ class Channels:
         self,
         name: str,
         listener: Callable[[Message], None],
-        clock: Clock,
+        clock: WriterClock,
         environ: Any,
         *,
         missed: Callable[[], None] | None = None,

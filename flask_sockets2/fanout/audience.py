@@ -18,7 +18,7 @@ from ..stats import ChannelCounters
 from .encoding import Encoding
 from .held import OVERHEAD, Held
 from .outbox import Batch, Outlet
-from .turn_writer import Writer
+from .turn_writer import TurnWriter
 
 __all__ = ["Audience", "Channel", "Entry"]
 
@@ -42,7 +42,7 @@ class Audience:
 
     __slots__ = ("channel", "groups", "held", "pending", "writer")
 
-    def __init__(self, channel: Channel, writer: Writer) -> None:
+    def __init__(self, channel: Channel, writer: TurnWriter) -> None:
         self.channel = channel
         self.writer = writer
         self.groups: dict[Encoding, dict[Outlet, None]] = {}

@@ -32,15 +32,15 @@ from ..concurrency.native_lock import native_lock
 from ..exceptions import BrokerError
 from ..stats import Counters
 from .audience import Audience, Channel, Entry
-from .control_channels import OwnChannels
+from .control_channels import ControlChannels
 from .encoding import Encoding, gap_message, presence_message
 from .held import Held
 from .open_channels import OpenChannels, inform
-from .outbox import Batch, Outlet, Owner
+from .outbox import Batch, Outlet, OutletOwner
 from .replay import Replayer
-from .replay_cache import Recent
+from .replay_cache import ReplayCache
 from .roll_call import RollCall
-from .turn_writer import Clock, Writer
+from .turn_writer import TurnWriter, WriterClock
 
 __all__ = ["ALL", "Fanout", "Observer", "Subscription"]
 
@@ -81,10 +81,10 @@ class Observer:
     def gap(self, channel: str) -> None:
         """Clients of a channel are told that messages were lost."""
 
-    def dropped(self, owner: Owner, channel: str) -> None:
+    def dropped(self, owner: OutletOwner, channel: str) -> None:
         """A slow client was not sent a message."""
 
-    def too_slow(self, owner: Owner) -> None:
+    def too_slow(self, owner: OutletOwner) -> None:
         """A client is closed, being too slow."""
 
     def reconnected(self) -> None:
@@ -112,14 +112,14 @@ class Fanout:
         # that wants the lock would stop the thread for ever. A broker may hold its own lock while
         # it delivers, so none of a broker's methods but count() is called under it.
         self._lock = native_lock()
-        self._writers: dict[Any, Writer] = {}
+        self._writers: dict[Any, TurnWriter] = {}
         #: Told what happens; see :class:`Observer`.
         self.observer = Observer()
         self.broker = make_broker(self)
-        self._recent = Recent(self.broker, options, self._lock) if self.broker.waits else None
+        self._recent = ReplayCache(self.broker, options, self._lock) if self.broker.waits else None
         self._replayer = Replayer(self.broker, self._recent, self._lock, self._fell_behind)
         self._channels = OpenChannels(self.broker, self._recent, counters, self._lock)
-        self._own = OwnChannels(self.broker)
+        self._own = ControlChannels(self.broker)
         self._roll_calls = [RollCall(delay, self._call_roll) for delay in _ROLL_CALLS]
 
     # -- the broker ------------------------------------------------------------------------
@@ -274,7 +274,7 @@ class Fanout:
         self,
         name: str,
         listener: Callable[[Message], None],
-        clock: Clock,
+        clock: WriterClock,
         *,
         missed: Callable[[], None] | None = None,
     ) -> None:
@@ -290,7 +290,7 @@ class Fanout:
             self._check_waiting(clock)
             self._own.listen(name, listener, missed)
 
-    def _check_waiting(self, clock: Clock) -> None:
+    def _check_waiting(self, clock: WriterClock) -> None:
         """See that the broker can be waited for in a thread."""
         if self.broker.waits and clock.blocks:
             raise BrokerError(_UNPATCHED)
@@ -300,7 +300,7 @@ class Fanout:
         if audience is None:
             writer = self._writers.get(clock)
             if writer is None:
-                writer = self._writers[clock] = Writer(clock, self._lock)
+                writer = self._writers[clock] = TurnWriter(clock, self._lock)
             audience = channel.audiences[clock] = Audience(channel, writer)
         return audience
 

@@ -17,7 +17,7 @@ from ..concurrency.delayed_calls import DelayedCalls
 from ..exceptions import BrokerError
 from ..stats import Counters
 from .audience import Channel
-from .replay_cache import Recent
+from .replay_cache import ReplayCache
 
 __all__ = ["OpenChannels", "inform"]
 
@@ -39,7 +39,7 @@ class OpenChannels:
     """
 
     def __init__(
-        self, broker: Broker, recent: Recent | None, counters: Counters, lock: Any
+        self, broker: Broker, recent: ReplayCache | None, counters: Counters, lock: Any
     ) -> None:
         self._broker = broker
         self._recent = recent

@@ -24,7 +24,7 @@ from ..brokers.base import Message
 from ..stats import ChannelCounters
 from .encoding import GAP, Encoding
 
-__all__ = ["CHUNK", "POLICIES", "Batch", "Outlet", "Owner", "SocketWriter"]
+__all__ = ["CHUNK", "POLICIES", "Batch", "Outlet", "OutletOwner", "SocketWriter"]
 
 DISCONNECT, DROP_OLDEST, COALESCE = "disconnect", "drop_oldest", "coalesce"
 POLICIES = (DISCONNECT, DROP_OLDEST, COALESCE)
@@ -49,7 +49,7 @@ class SocketWriter(Protocol):
         """Write of what was kept what the kernel takes now."""
 
 
-class Owner(Protocol):
+class OutletOwner(Protocol):
     """Whose outlet it is: a connection."""
 
     def too_slow(self) -> None:
@@ -151,7 +151,7 @@ class Outlet:
     )
 
     def __init__(
-        self, transport: SocketWriter, owner: Owner, source: Source, limit: int, policy: str
+        self, transport: SocketWriter, owner: OutletOwner, source: Source, limit: int, policy: str
     ) -> None:
         self.transport = transport
         self.owner = owner

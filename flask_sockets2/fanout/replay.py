@@ -25,7 +25,7 @@ from .audience import Audience
 from .encoding import Encoding, gap_message
 from .held import OVERHEAD, Held, Replays
 from .outbox import DROP_OLDEST, Batch, Outlet
-from .replay_cache import Recent
+from .replay_cache import ReplayCache
 
 __all__ = ["Replayer"]
 
@@ -44,7 +44,7 @@ class Replayer:
     """
 
     def __init__(
-        self, broker: Broker, recent: Recent | None, lock: Any, lost: Callable[[str], None]
+        self, broker: Broker, recent: ReplayCache | None, lock: Any, lost: Callable[[str], None]
     ) -> None:
         self._broker = broker
         self._recent = recent

@@ -1,4 +1,4 @@
-"""Writer: all that goes out in one turn of a hub or selector thread, one write for each client."""
+"""TurnWriter: one write for each client in one turn of a hub or selector thread."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from ..concurrency.native_lock import native_lock
 from .outbox import Batch, Outlet
 
-__all__ = ["Clock", "Writer"]
+__all__ = ["TurnWriter", "WriterClock"]
 
 logger = logging.getLogger("flask_sockets2.channels")
 
@@ -21,7 +21,7 @@ _SLICE = 0.02  # seconds of writing after which the hub sees to others
 _SLICE_CHECK = 64  # writes between two looks at the clock
 
 
-class Clock(Protocol):
+class WriterClock(Protocol):
     """A hub or selector thread."""
 
     def call_soon(self, function: Callable[[], None]) -> None:
@@ -36,14 +36,14 @@ class Clock(Protocol):
     blocks: bool
 
 
-class Writer:
+class TurnWriter:
     """What is to be written in one hub or selector thread.
 
     :param clock: that thread; only there the sockets are written.
     :param lock: the fan-out's.
     """
 
-    def __init__(self, clock: Clock, lock: Any) -> None:
+    def __init__(self, clock: WriterClock, lock: Any) -> None:
         self.clock = clock
         self._lock = lock
         self._scheduled = False
