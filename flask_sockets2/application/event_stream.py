@@ -109,7 +109,7 @@ EVENTS = Events()
 """The encoding that all streams share."""
 
 
-class _Client:
+class _StreamOwner:
     """Who writes to one stream: the owner of its outlet.
 
     :ivar path: of its request.
@@ -284,7 +284,7 @@ def open_body(
     :raises HandshakeError: when there is no room for it any more.
     """
     limits = limits or limits_of(state.app.config, {})
-    client = _Client(state, environ["PATH_INFO"], limits)
+    client = _StreamOwner(state, environ["PATH_INFO"], limits)
     stream = Stream(
         environ,
         client,

@@ -25,7 +25,7 @@ from werkzeug.routing import Map
 from werkzeug.routing.exceptions import WebsocketMismatch
 
 from ..brokers.base import Position
-from ..channels.app_channels import Channels
+from ..channels.app_channels import AppChannels
 from ..channels.publisher import Publisher, check_channel
 from ..connection.connection import Connection
 from ..throttled_log import ThrottledLog
@@ -413,7 +413,7 @@ class Sockets:
         """
         return self._channels().publisher
 
-    def _channels(self) -> Channels:
+    def _channels(self) -> AppChannels:
         return state_of(self._app()).channels
 
     def _app(self) -> Flask:

@@ -19,7 +19,7 @@ from ..admission.admission import Admission
 from ..admission.disconnects import ORDERS
 from ..admission.guests import Guest
 from ..brokers.registry import open_broker
-from ..channels.app_channels import Channels
+from ..channels.app_channels import AppChannels
 from ..channels.publisher import Publisher
 from ..connection.connection import Connection
 from ..connection.limits import MAX_BUFFERED, Limits
@@ -123,7 +123,7 @@ class State:
     reporter: Reporter = field(init=False)
     budget: Budget = field(init=False)
     was_server: bool = False
-    _channels: Channels | None = None
+    _channels: AppChannels | None = None
     _logs: dict[str, ThrottledLog] = field(default_factory=dict)  # by name of the logger
     _lock: Lock = field(default_factory=Lock)  # guards making the channels
     _obeying: bool = False  # orders are listened to
@@ -188,7 +188,7 @@ class State:
         return self.channels.broker.shared or not request.environ.get("wsgi.multiprocess")
 
     @property
-    def channels(self) -> Channels:
+    def channels(self) -> AppChannels:
         """The application's channels, made when they are first needed.
 
         :raises BrokerError: when no broker serves ``SOCKETS_BROKER_URL``.
@@ -437,10 +437,10 @@ def serve_metrics(state: State) -> None:
     state.app.add_url_rule(route, view_func=flask_sockets2_metrics)
 
 
-def _make_channels(state: State) -> Channels:
+def _make_channels(state: State) -> AppChannels:
     config = state.app.config
     _warn_of_environment(state.app)
-    return Channels(
+    return AppChannels(
         state.app,
         broker_url_of(state.app),
         broker_options_of(config),

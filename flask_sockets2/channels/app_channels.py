@@ -22,7 +22,7 @@ from ..throttled_log import ThrottledLog
 from .app_sender import AppSender, Watch
 from .publisher import Publisher, check_channel, dumps_of, encode
 
-__all__ = ["Channels", "Subscriber"]
+__all__ = ["AppChannels", "Subscriber"]
 
 logger = logging.getLogger("flask_sockets2.channels")
 
@@ -73,7 +73,7 @@ class _Signals(Observer):
         tell(broker_reconnected, self._app)
 
 
-class Channels:
+class AppChannels:
     """The channels of one application in this process.
 
     :ivar publisher: publishes to them.

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from flask import Flask
 
-from ..admission.disconnects import ORDERS, Order, Unsent
+from ..admission.disconnects import ORDERS, DisconnectOrder, Unsent
 from ..brokers.base import JSON, NOWHERE, Draft, Message, Position
 from ..exceptions import BrokerError
 from ..fanout.fanout import Fanout
@@ -84,7 +84,7 @@ class AppSender(Sender):
             raise exc
         return [NOWHERE] * len(channels)
 
-    def disconnect(self, order: Order) -> None:
+    def disconnect(self, order: DisconnectOrder) -> None:
         """End the user's connections in this process, and send the order to the others.
 
         If the broker cannot be reached, the order is kept, and published as soon as the broker is

@@ -19,7 +19,7 @@ from typing import Any
 from flask import Flask
 from flask.json.provider import DefaultJSONProvider
 
-from ..admission.disconnects import Order, UserId
+from ..admission.disconnects import DisconnectOrder, UserId
 from ..brokers.base import (
     BINARY,
     JSON,
@@ -195,7 +195,7 @@ class Publisher:
         :raises TypeError: when the id is no ``str``, ``int`` or ``UUID``.
         :raises ValueError: when there is no user, or a close frame cannot carry the rest.
         """
-        self._sender.disconnect(Order.of(user, code, reason))
+        self._sender.disconnect(DisconnectOrder.of(user, code, reason))
 
     def close(self) -> None:
         """Let go of the connections to the broker; can be repeated."""

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from copy import copy
 from typing import Self
 
-from ..admission.disconnects import ORDERS, Order
+from ..admission.disconnects import ORDERS, DisconnectOrder
 from ..brokers.base import JSON, Broker, Draft, Position
 from ..exceptions import BrokerError
 
@@ -54,7 +54,7 @@ class Sender:
         """
         raise exc
 
-    def disconnect(self, order: Order) -> None:
+    def disconnect(self, order: DisconnectOrder) -> None:
         """Send an order to disconnect a user to all processes.
 
         :raises BrokerError: when the broker cannot be reached.
@@ -67,7 +67,7 @@ class Sender:
                 f"({exc.description}); disconnect the user again when the broker is back"
             ) from exc
 
-    def _send_order(self, order: Order) -> None:
+    def _send_order(self, order: DisconnectOrder) -> None:
         self.send([Draft(ORDERS, JSON, order.serialize())])
 
     def close(self) -> None:

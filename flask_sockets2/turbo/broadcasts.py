@@ -14,7 +14,7 @@ from ..application.sockets import Sockets
 from ..brokers.base import Position
 from ..channels.publisher import Publisher
 from .markup import is_shown, joined, key_of, sender_of, with_sender
-from .refresh_debounce import Debounce, Refresh
+from .refresh_debounce import Refresh, RefreshDebounce
 from .stream_names import StreamSigner
 
 __all__ = ["Broadcaster", "Send", "built", "for_pages", "recipients_of", "refresh_of"]
@@ -33,7 +33,7 @@ class Broadcaster:
 
     def __init__(self) -> None:
         # By an application's publisher, of which a process that was forked has others.
-        self._debounces: WeakKeyDictionary[Publisher, Debounce] = WeakKeyDictionary()
+        self._debounces: WeakKeyDictionary[Publisher, RefreshDebounce] = WeakKeyDictionary()
 
     def send(
         self,
@@ -63,7 +63,7 @@ class Broadcaster:
             return publisher.publish(channel, refresh.markup)
         debounce = self._debounces.get(publisher)
         if debounce is None:
-            debounce = self._debounces.setdefault(publisher, Debounce())
+            debounce = self._debounces.setdefault(publisher, RefreshDebounce())
         return debounce.send(publisher, channel, refresh)
 
 

@@ -78,7 +78,7 @@ from .page import everywhere
 from .stream_names import (
     ALL,
     USER,
-    Permission,
+    StreamPermission,
     StreamSigner,
     is_user,
     parts_of_channel,
@@ -328,10 +328,10 @@ def _permitted(audience: Audience, asked: Asked) -> Subscriptions:
     return subscriptions
 
 
-def _verified(signer: StreamSigner | None, name: str) -> Permission:
+def _verified(signer: StreamSigner | None, name: str) -> StreamPermission:
     """Return what a name that a client gave permits."""
     if name == ALL:
-        return Permission(ALL, START)
+        return StreamPermission(ALL, START)
     try:
         if signer is None:
             raise Forged("there is no SECRET_KEY that it could be signed with")
@@ -349,7 +349,7 @@ def _verified(signer: StreamSigner | None, name: str) -> Permission:
         abort(403, "the name of a stream is not valid")
 
 
-def _check_holder(permission: Permission) -> None:
+def _check_holder(permission: StreamPermission) -> None:
     """See that the client is the one that a name is bound to."""
     state = state_of()
     if state.holds(permission.holder) and state.holds(permission.old_holder):

@@ -75,7 +75,7 @@ def check_seconds(seconds: Any) -> None:
         raise ValueError(f"every() needs a number of seconds above 0, got {seconds!r}")
 
 
-class _Lease:
+class _JobLease:
     """A name that one process of all has, and renews while it lives, however long its job takes.
 
     A process that is stopped for longer than the lease may find its job begun elsewhere.
@@ -136,7 +136,7 @@ def start(app: Flask, publisher: Publisher, job: Job) -> None:
 
     :raises RuntimeError: when no thread can be started.
     """
-    lease = _Lease(publisher, f"job:{job.name}")
+    lease = _JobLease(publisher, f"job:{job.name}")
     name = f"flask_sockets2 {job.name}"
     thread = threading.Thread(target=_run, args=(ref(app), job, lease), name=name, daemon=True)
     try:
@@ -146,7 +146,7 @@ def start(app: Flask, publisher: Publisher, job: Job) -> None:
         raise
 
 
-def _run(served: Callable[[], Flask | None], job: Job, lease: _Lease) -> None:
+def _run(served: Callable[[], Flask | None], job: Job, lease: _JobLease) -> None:
     stop = threading.Event()  # never set: the thread is a daemon
     due, away = monotonic(), False
     while not stop.wait(max(0.0, due - monotonic())):

@@ -27,7 +27,7 @@ from ..channels.publisher import Publisher
 from ..concurrency.delayed_calls import DelayedCalls
 from ..exceptions import BrokerError
 
-__all__ = ["PAUSE", "Debounce", "Refresh"]
+__all__ = ["PAUSE", "Refresh", "RefreshDebounce"]
 
 logger = logging.getLogger("flask_sockets2.turbo")
 
@@ -49,7 +49,7 @@ class Refresh:
     cause: str | None = None
 
 
-class Debounce:
+class RefreshDebounce:
     """Sends the first and the last of what comes in quick succession, see above."""
 
     def __init__(self, pause: float = PAUSE) -> None:

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, overload
 from flask import Flask
 from werkzeug.wrappers import Response
 
-from ..admission.disconnects import Order
+from ..admission.disconnects import DisconnectOrder
 from ..application.answers import UserId
 from ..application.state import state_of
 from ..brokers.base import Draft, Position
@@ -371,7 +371,7 @@ class _Capture(Sender):
     def failed(self, exc: BrokerError, channels: Sequence[str]) -> list[Position]:
         return self._sender.failed(exc, channels)
 
-    def disconnect(self, order: Order) -> None:
+    def disconnect(self, order: DisconnectOrder) -> None:
         self._sender.disconnect(order)
 
     def close(self) -> None:

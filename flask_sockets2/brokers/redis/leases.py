@@ -37,7 +37,7 @@ from ...concurrency.delayed_calls import DelayedCalls
 from ...concurrency.native_lock import native_lock
 from ...exceptions import BrokerError
 from ..base import TEXT, new_epoch
-from .client import Client
+from .client import RedisClient
 from .scripts import (
     CLAIM,
     COUNT,
@@ -123,7 +123,7 @@ class Leases:
     One thread, begun with the first join or count, tells what changed and renews the lease.
     """
 
-    def __init__(self, client: Client, names: Names, grace: float, times: LeaseTimes) -> None:
+    def __init__(self, client: RedisClient, names: Names, grace: float, times: LeaseTimes) -> None:
         self._client = client
         self._names = names
         self._grace = grace

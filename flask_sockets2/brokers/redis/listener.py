@@ -12,7 +12,7 @@ from time import monotonic
 from ...concurrency.native_lock import native_lock
 from ...exceptions import BrokerError
 from ..base import History, Position, Receiver
-from .client import Client
+from .client import RedisClient
 from .feeds import Feed
 from .reader import START, SUBSCRIBE, UNSUBSCRIBE, ListenerTimes, Reader
 from .scripts import Names
@@ -31,7 +31,7 @@ class Listener:
 
     def __init__(
         self,
-        servers: Client,
+        servers: RedisClient,
         names: Names,
         receiver: Receiver | None,
         keep: Callable[[Sequence[tuple[str, float]]], list[Position]],
