@@ -18,7 +18,7 @@ from ..brokers.base import NOWHERE, Position
 from ..channels.publisher import Publisher, json_of
 from ..exceptions import BrokerError
 from .access import Permission
-from .encoding import LOST, Several, channel_of, id_of, message_of, positions_of
+from .encoding import Several, channel_of, id_of, message_of, positions_of
 from .message import Message
 from .settings import Site, settings_of
 
@@ -223,4 +223,4 @@ def _position_of(publisher: Publisher, channel: str, id: str) -> str:
             continue
         if own is not None and str(own) == id:
             return str(published.position)
-    return LOST
+    return str(NOWHERE)

@@ -68,11 +68,11 @@ from werkzeug.routing.exceptions import WebsocketMismatch
 from ..application.answers import permits
 from ..application.event_stream import expect, stream_response
 from ..application.settings import limits_of, max_channels_of
-from ..application.signing import LOST, START, Expired, Forged, InvalidName, not_before
+from ..application.signing import START, Expired, Forged, InvalidName, not_before
 from ..application.sockets import Sockets
 from ..application.state import state_of
 from ..application.view import mismatch
-from ..brokers.base import Position
+from ..brokers.base import NOWHERE, Position
 from .markup import stream_tag
 from .page import everywhere
 from .stream_names import (
@@ -260,7 +260,7 @@ def _asked_in_url() -> tuple[Asked, int]:
 
 def _position(text: str) -> str:
     """Return a position as a client gave it; what is none is a gap, and never all that is kept."""
-    return text if not text or Position.parse(text) else LOST
+    return text if not text or Position.parse(text) else str(NOWHERE)
 
 
 def _body() -> bytes:
@@ -403,5 +403,5 @@ def _earlier(one: str, other: str) -> str:
         return one or other  # one of the two begins with what comes from now on
     first, second = Position.parse(one), Position.parse(other)
     if first is None or second is None or first.epoch != second.epoch:
-        return LOST
+        return str(NOWHERE)
     return str(min(first, second))

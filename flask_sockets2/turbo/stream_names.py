@@ -32,8 +32,8 @@ from flask import Flask
 
 from ..admission.disconnects import user_text
 from ..application.settings import check
-from ..application.signing import LOST, MAX_AGE, SESSION, Forged, InvalidName, Plain, Signer
-from ..brokers.base import Position
+from ..application.signing import MAX_AGE, SESSION, Forged, InvalidName, Plain, Signer
+from ..brokers.base import NOWHERE, Position
 from ..channels.publisher import check_channel
 
 __all__ = [
@@ -140,7 +140,7 @@ class StreamPermission(NamedTuple):
     """
 
     channel: str
-    earliest: str = LOST  # of names that were signed before they had one
+    earliest: str = str(NOWHERE)  # of names that were signed before they had one
     holder: str = ""
     old_holder: str = ""
 
@@ -181,7 +181,7 @@ class StreamSigner(Signer):
     def permit(self, channel: str, earliest: object, holder: str = "") -> str:
         """Return the name by which a page may have a stream.
 
-        :param earliest: position that the page is rendered at, or ``LOST``.
+        :param earliest: position that the page is rendered at, or ``NOWHERE``.
         :param holder: who may use it; by default any client.
         """
         return self.sign([channel, str(earliest), *([holder] if holder else [])])
