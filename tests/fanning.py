@@ -22,8 +22,8 @@ from flask_sockets2.brokers.memory import MemoryBroker
 from flask_sockets2.brokers.message_log import MessageLog
 from flask_sockets2.exceptions import BrokerError
 from flask_sockets2.fanout.encoding import Encoding, Frames
-from flask_sockets2.fanout.fanout import Fanout, Observer, Subscription
-from flask_sockets2.fanout.outbox import Outlet
+from flask_sockets2.fanout.fanout import Fanout, Subscription
+from flask_sockets2.fanout.outbox import Observer, Outlet
 from flask_sockets2.stats import Counters
 from flask_sockets2.transports.budget import Budget, Share
 from tests.wire_client import BINARY, CLOSE

@@ -14,8 +14,8 @@ import pytest
 from flask_sockets2.brokers.base import TEXT, Message, Position
 from flask_sockets2.exceptions import BrokerError
 from flask_sockets2.fanout.encoding import Frames
-from flask_sockets2.fanout.fanout import ALL, Observer
-from flask_sockets2.fanout.outbox import DROP_OLDEST, POLICIES
+from flask_sockets2.fanout.fanout import ALL
+from flask_sockets2.fanout.outbox import DROP_OLDEST, POLICIES, Observer
 from tests.fanning import ENVELOPES, EPOCH, PLAIN, Client, FarBroker, Hub, Process, in_short
 from tests.processes import wait_until
 from tests.wire_client import TIMEOUT

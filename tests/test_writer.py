@@ -78,8 +78,9 @@ def batch_for(outlets: list[Outlet], messages: list[Message]) -> Batch:
 
 
 def outlet_on(transport: Transport) -> Outlet:
-    nobody: Any = SimpleNamespace(too_slow=lambda *_: None, remove=lambda *_: None)
-    return Outlet(transport, nobody, nobody, 1000, "disconnect")
+    nobody: Any = SimpleNamespace(too_slow=lambda *_: None)
+    source: Any = SimpleNamespace(observer=nobody, remove=lambda *_: None)
+    return Outlet(transport, nobody, source, 1000, "disconnect")
 
 
 @pytest.fixture

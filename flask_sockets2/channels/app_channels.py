@@ -13,8 +13,8 @@ from ..brokers.base import NOWHERE, Broker, BrokerOptions, Message, Position
 from ..brokers.registry import open_broker
 from ..exceptions import BrokerError
 from ..fanout.encoding import Encoding, Frames
-from ..fanout.fanout import ALL, Fanout, Observer, Subscription
-from ..fanout.outbox import Outlet, OutletOwner, SocketWriter
+from ..fanout.fanout import ALL, Fanout, Subscription
+from ..fanout.outbox import Observer, Outlet, OutletOwner, SocketWriter
 from ..fanout.turn_writer import WriterClock
 from ..signals import broker_reconnected, client_too_slow, gap_told, message_dropped, tell
 from ..stats import Counters

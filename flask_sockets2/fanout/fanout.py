@@ -36,13 +36,13 @@ from .control_channels import ControlChannels
 from .encoding import Encoding, gap_message, presence_message
 from .held import Held
 from .open_channels import OpenChannels, inform
-from .outbox import Batch, Outlet, OutletOwner
+from .outbox import Batch, Observer, Outlet
 from .replay import Replayer
 from .replay_cache import ReplayCache
 from .roll_call import RollCall
 from .turn_writer import TurnWriter, WriterClock
 
-__all__ = ["ALL", "Fanout", "Observer", "Subscription"]
+__all__ = ["ALL", "Fanout", "Subscription"]
 
 logger = logging.getLogger("flask_sockets2.channels")
 
@@ -75,22 +75,6 @@ class Subscription(NamedTuple):
     gap: bool
 
 
-class Observer:
-    """Who wants to know of what should not happen; does nothing by itself."""
-
-    def gap(self, channel: str) -> None:
-        """Clients of a channel are told that messages were lost."""
-
-    def dropped(self, owner: OutletOwner, channel: str) -> None:
-        """A slow client was not sent a message."""
-
-    def too_slow(self, owner: OutletOwner) -> None:
-        """A client is closed, being too slow."""
-
-    def reconnected(self) -> None:
-        """The broker was out of reach and is back."""
-
-
 class Fanout:
     """The subscribers of one application in this process; the receiver of its broker.
 
@@ -117,7 +101,7 @@ class Fanout:
         self.observer = Observer()
         self.broker = make_broker(self)
         self._recent = ReplayCache(self.broker, options, self._lock) if self.broker.waits else None
-        self._replayer = Replayer(self.broker, self._recent, self._lock, self._fell_behind)
+        self._replayer = Replayer(self.broker, self._recent, self._lock)
         self._channels = OpenChannels(self.broker, self._recent, counters, self._lock)
         self._own = ControlChannels(self.broker)
         self._roll_calls = [RollCall(delay, self._call_roll) for delay in _ROLL_CALLS]
@@ -421,25 +405,9 @@ class Fanout:
         self._channels.release(channel)
         return True
 
-    def too_slow(self, outlet: Outlet) -> None:
-        """A client is closed, being too slow."""
-        self.observer.too_slow(outlet.owner)
-
-    def gap(self, outlet: Outlet, channel: str) -> None:
-        """A client is to be told that messages were not sent."""
-        self.observer.gap(channel)
-
     def go_on(self, outlet: Outlet) -> None:
         """A client has room for more of the histories that are replayed to it."""
         self._replayer.go_on(outlet)
-
-    def _fell_behind(self, channel: str) -> None:
-        """A client was too slow for the history of a channel, and is told of a gap."""
-        self.observer.gap(channel)
-
-    def dropped(self, outlet: Outlet, channel: str) -> None:
-        """A message was not sent to a client."""
-        self.observer.dropped(outlet.owner, channel)
 
     def subscribers(self, name: str) -> int:
         """Return how many subscribers a channel has in this process."""

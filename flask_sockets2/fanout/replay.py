@@ -16,7 +16,7 @@ What counts for one client::
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -40,16 +40,12 @@ class Replayer:
     :param broker: whose log is read where there is no ``recent``; it does not wait then.
     :param recent: what is at hand, None where the broker has it.
     :param lock: the fan-out's.
-    :param lost: called with the name of a channel whose history a client was too slow for.
     """
 
-    def __init__(
-        self, broker: Broker, recent: ReplayCache | None, lock: Any, lost: Callable[[str], None]
-    ) -> None:
+    def __init__(self, broker: Broker, recent: ReplayCache | None, lock: Any) -> None:
         self._broker = broker
         self._recent = recent
         self._lock = lock
-        self._lost = lost
 
     def fits(self, outlet: Outlet, messages: Sequence[Message]) -> bool:
         """Whether messages may go out at once, in the turn that comes; counted if so."""
@@ -127,12 +123,12 @@ class Replayer:
                 count, held.dropped = held.dropped, 0
             audience.channel.counters.dropped += count
             for _ in range(count):
-                outlet.source.dropped(outlet, audience.channel.name)
+                outlet.source.observer.dropped(outlet.owner, audience.channel.name)
         return True
 
     def _send(self, outlet: Outlet, held: Held, audience: Audience, encoding: Encoding) -> None:
         if held.cut and not held.messages:
-            self._look_up(held, audience)
+            self._look_up(outlet, held, audience)
         with self._lock:
             if held.replays is None:
                 return  # it has left
@@ -145,7 +141,7 @@ class Replayer:
             if taken == len(messages) and not held.cut:
                 self._end(outlet, held, audience, encoding)
 
-    def _look_up(self, held: Held, audience: Audience) -> None:
+    def _look_up(self, outlet: Outlet, held: Held, audience: Audience) -> None:
         """Have a subscription go on with what is behind its place."""
         channel, place = audience.channel, held.after
         assert place is not None
@@ -173,7 +169,7 @@ class Replayer:
                 held.silent = True
             held.go_on(missing)
         if missing and missing[0].event:
-            self._lost(channel.name)
+            outlet.source.observer.gap(channel.name)
 
     def _end(self, outlet: Outlet, held: Held, audience: Audience, encoding: Encoding) -> None:
         """It has been brought as far as this process has seen; under the lock."""
