@@ -20,10 +20,12 @@ from ..admission.disconnects import ORDERS
 from ..admission.guests import Guest
 from ..brokers.registry import open_broker
 from ..channels.app_channels import AppChannels
-from ..channels.publisher import Publisher
+from ..channels.publisher import Publisher, dumps_of
+from ..channels.sender import AppSender
 from ..connection.connection import Connection
 from ..connection.limits import MAX_BUFFERED, Limits
 from ..exceptions import BrokerError
+from ..fanout.fanout import Fanout
 from ..servers import under_way
 from ..servers.patience import register
 from ..servers.serving import Unheard, is_listening, works_for_a_server
@@ -438,17 +440,14 @@ def serve_metrics(state: State) -> None:
 
 
 def _make_channels(state: State) -> AppChannels:
-    config = state.app.config
-    _warn_of_environment(state.app)
-    return AppChannels(
-        state.app,
-        broker_url_of(state.app),
-        broker_options_of(config),
-        state.counters,
-        limits_of(config, {}).max_message_size,
-        logs_publish_errors(config),
-        partial(Unheard, helps=works_for_a_server(state.was_server)),
-    )
+    app, counters, config = state.app, state.counters, state.app.config
+    _warn_of_environment(app)
+    options = broker_options_of(config)
+    fanout = Fanout(partial(open_broker, broker_url_of(app), options), options, counters)
+    unheard = partial(Unheard, helps=works_for_a_server(state.was_server))
+    sender = AppSender(app, fanout, counters, logs_publish_errors(config), unheard)
+    most = limits_of(config, {}).max_message_size
+    return AppChannels(app, fanout, Publisher._of(sender, most, dumps_of(app)))
 
 
 def _warn_of_environment(app: Flask) -> None:

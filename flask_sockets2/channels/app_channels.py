@@ -9,17 +9,14 @@ from typing import Any, Protocol, TypeVar
 
 from flask import Flask, has_request_context, request
 
-from ..brokers.base import NOWHERE, Broker, BrokerOptions, Message, Position
-from ..brokers.registry import open_broker
+from ..brokers.base import NOWHERE, Broker, Message, Position
 from ..exceptions import BrokerError
 from ..fanout.encoding import Encoding, Frames
 from ..fanout.fanout import ALL, Fanout, Subscription
 from ..fanout.outbox import Observer, Outlet, OutletOwner, SocketWriter
 from ..fanout.turn_writer import WriterClock
 from ..signals import broker_reconnected, client_too_slow, gap_told, message_dropped, tell
-from ..stats import Counters
 from ..throttled_log import ThrottledLog
-from .app_sender import AppSender, Watch
 from .publisher import Publisher, check_channel, dumps_of, encode
 
 __all__ = ["AppChannels", "Subscriber"]
@@ -76,36 +73,19 @@ class _Signals(Observer):
 class AppChannels:
     """The channels of one application in this process.
 
-    :ivar publisher: publishes to them.
-
     :param app: the application.
-    :param url: of the broker.
-    :param options: for the broker.
-    :param counters: to count in.
-    :param max_message_size: bytes of one message.
-    :param log_errors: log what cannot be published, and do not raise.
-    :param unheard: looks whether anybody hears what is published, if the broker reaches no other
-        process.
+    :param fanout: has the subscribers.
+    :param publisher: publishes to the channels.
     """
 
-    def __init__(
-        self,
-        app: Flask,
-        url: str,
-        options: BrokerOptions,
-        counters: Counters,
-        max_message_size: int,
-        log_errors: bool,
-        unheard: Callable[[Callable[[], bool], Callable[[str], None]], Watch],
-    ) -> None:
-        self._fanout = Fanout(lambda fanout: open_broker(url, options, fanout), options, counters)
-        self._fanout.observer = _Signals(app)
+    def __init__(self, app: Flask, fanout: Fanout, publisher: Publisher) -> None:
+        self.publisher = publisher
         self._app = app
+        self._fanout = fanout
+        self._fanout.observer = _Signals(app)
         self._dumps = dumps_of(app)
         self._seldom = ThrottledLog(logger)
         self._warned = False
-        sender = AppSender(app, self._fanout, counters, log_errors, unheard)
-        self.publisher = Publisher._of(sender, max_message_size, self._dumps)
 
     @property
     def broker(self) -> Broker:

@@ -101,19 +101,16 @@ class Publisher:
                 f"{url.partition('://')[0]}:// reaches no other process, so nobody would hear; use "
                 "a redis:// URL, the same as SOCKETS_BROKER_URL of the application"
             )
-        self._begin(Sender(broker), max_message_size, dumps)
+        self._sender = Sender(broker)
+        self._max_message_size = max_message_size
+        self._dumps = dumps
 
     @classmethod
     def _of(cls, sender: Sender, max_message_size: int, dumps: Dumps) -> Publisher:
         """Return a publisher that sends through a sender, whatever its broker."""
         new = cls.__new__(cls)
-        new._begin(sender, max_message_size, dumps)
+        new._sender, new._max_message_size, new._dumps = sender, max_message_size, dumps
         return new
-
-    def _begin(self, sender: Sender, max_message_size: int, dumps: Dumps) -> None:
-        self._sender = sender
-        self._max_message_size = max_message_size
-        self._dumps = dumps
 
     def publish(
         self, channel: str, data: Any, *, key: str = "", transient: bool = False

@@ -17,7 +17,7 @@ from .markup import is_shown, joined, key_of, sender_of, with_sender
 from .refresh_debounce import Refresh, RefreshDebounce
 from .stream_names import StreamSigner
 
-__all__ = ["Broadcaster", "Send", "built", "for_pages", "recipients_of", "refresh_of"]
+__all__ = ["Broadcaster", "Send", "for_pages", "recipients_of", "refresh_of"]
 
 logger = logging.getLogger("flask_sockets2.turbo")
 
@@ -101,20 +101,6 @@ def refresh_of(for_all: str, request_id: str | None, *, exclude_sender: bool) ->
         return Refresh(for_all, for_all)
     sender = sender_of(str(request_id))
     return Refresh(with_sender(for_all, sender), for_all, sender)
-
-
-def built(build: Callable[..., str], options: dict[str, Any]) -> str:
-    """Return the stream of a broadcast.
-
-    :raises TypeError: when no target is named.
-    """
-    if options.keys().isdisjoint({"target", "targets"}):
-        raise TypeError(
-            f"broadcast_{build.__name__}_to() has no target: name the element's id by "
-            'target="todos", or a CSS selector by targets=".todo". It takes the parts of the '
-            "stream's name, and all else by keyword"
-        )
-    return build(**options)
 
 
 def recipients_of(to: Any) -> list[Any] | None:

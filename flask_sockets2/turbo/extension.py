@@ -43,7 +43,7 @@ from ..throttled_log import ThrottledLog
 from . import builders
 from . import responses as forms
 from .after_commit import flushed, send_after_commit
-from .broadcasts import Broadcaster, Send, built, for_pages, recipients_of, refresh_of
+from .broadcasts import Broadcaster, Send, for_pages, recipients_of, refresh_of
 from .endpoint import EXTENSION, USER_ID, serve_streams
 from .jobs import Job, check_seconds, start
 from .page import head, keep_private, mark_private, serve_files, stream_element
@@ -371,57 +371,43 @@ class Turbo:
 
             turbo.broadcast_append_to("room", 5, content="<li>Hello</li>", target="messages")
         """
-        return self.broadcast_to(
-            *parts, stream=built(self.append, options), exclude_sender=exclude_sender
-        )
+        return self._broadcast(self.append, parts, options, exclude_sender)
 
     def broadcast_prepend_to(
         self, *parts: Part, exclude_sender: bool = False, **options: Any
     ) -> Position:
         """Send a :meth:`prepend` to a stream; see :meth:`broadcast_append_to`."""
-        return self.broadcast_to(
-            *parts, stream=built(self.prepend, options), exclude_sender=exclude_sender
-        )
+        return self._broadcast(self.prepend, parts, options, exclude_sender)
 
     def broadcast_replace_to(
         self, *parts: Part, exclude_sender: bool = False, **options: Any
     ) -> Position:
         """Send a :meth:`replace` to a stream; see :meth:`broadcast_append_to`."""
-        return self.broadcast_to(
-            *parts, stream=built(self.replace, options), exclude_sender=exclude_sender
-        )
+        return self._broadcast(self.replace, parts, options, exclude_sender)
 
     def broadcast_update_to(
         self, *parts: Part, exclude_sender: bool = False, **options: Any
     ) -> Position:
         """Send an :meth:`update` to a stream; see :meth:`broadcast_append_to`."""
-        return self.broadcast_to(
-            *parts, stream=built(self.update, options), exclude_sender=exclude_sender
-        )
+        return self._broadcast(self.update, parts, options, exclude_sender)
 
     def broadcast_before_to(
         self, *parts: Part, exclude_sender: bool = False, **options: Any
     ) -> Position:
         """Send a :meth:`before` to a stream; see :meth:`broadcast_append_to`."""
-        return self.broadcast_to(
-            *parts, stream=built(self.before, options), exclude_sender=exclude_sender
-        )
+        return self._broadcast(self.before, parts, options, exclude_sender)
 
     def broadcast_after_to(
         self, *parts: Part, exclude_sender: bool = False, **options: Any
     ) -> Position:
         """Send an :meth:`after` to a stream; see :meth:`broadcast_append_to`."""
-        return self.broadcast_to(
-            *parts, stream=built(self.after, options), exclude_sender=exclude_sender
-        )
+        return self._broadcast(self.after, parts, options, exclude_sender)
 
     def broadcast_remove_to(
         self, *parts: Part, exclude_sender: bool = False, **options: Any
     ) -> Position:
         """Send a :meth:`remove` to a stream; see :meth:`broadcast_append_to`."""
-        return self.broadcast_to(
-            *parts, stream=built(self.remove, options), exclude_sender=exclude_sender
-        )
+        return self._broadcast(self.remove, parts, options, exclude_sender)
 
     def broadcast_refresh_to(
         self, *parts: Part, exclude_sender: bool = True, **options: Any
@@ -456,6 +442,22 @@ class Turbo:
         later = copy(self)
         later._send = partial(send_after_commit, flushed(session), self._broadcaster.send)
         return later
+
+    def _broadcast(
+        self,
+        build: Callable[..., str],
+        parts: Sequence[Part],
+        options: dict[str, Any],
+        exclude_sender: bool,
+    ) -> Position:
+        if options.keys().isdisjoint({"target", "targets"}):
+            raise TypeError(
+                f"broadcast_{build.__name__}_to() has no target: name the element's id by "
+                'target="todos", or a CSS selector by targets=".todo". It takes the parts of the '
+                "stream's name, and all else by keyword"
+            )
+        stream = build(**options)
+        return self.broadcast_to(*parts, stream=stream, exclude_sender=exclude_sender)
 
     def _publish(
         self, channels: list[str], stream: str | Refresh, sockets: Sequence[Any] = ()

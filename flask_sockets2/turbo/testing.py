@@ -26,6 +26,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
@@ -339,7 +340,8 @@ class _Capture(Sender):
         broker = replaced.broker
         super().__init__(MemoryBroker("memory://", broker.options) if broker.shared else broker)
         self._replaced = replaced
-        self._sender = replaced.to(self.broker)
+        self._sender = copy(replaced)
+        self._sender.broker = self.broker
         self._captured: list[Broadcasts] = []
 
     @classmethod

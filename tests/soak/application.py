@@ -15,7 +15,7 @@ from jinja2 import DictLoader
 
 from flask_sockets2 import BrokerError, Position, Sockets
 from flask_sockets2.application.state import state_of
-from flask_sockets2.channels.app_sender import AppSender
+from flask_sockets2.channels.sender import AppSender
 from flask_sockets2.connection.connection import Connection
 from flask_sockets2.firehose import Firehose
 from flask_sockets2.sse import sse
