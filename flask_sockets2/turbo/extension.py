@@ -25,7 +25,6 @@ from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from functools import partial
 from typing import Any, Self, TypeVar
-from weakref import WeakKeyDictionary
 
 from flask import Flask, current_app, has_request_context, request
 from markupsafe import Markup
@@ -36,7 +35,7 @@ from ..application.settings import check_all
 from ..application.signing import check_keys
 from ..application.sockets import Sockets
 from ..application.state import state_of
-from ..brokers.base import NOWHERE, Position
+from ..brokers.base import Position
 from ..connection.limits import shown
 from ..exceptions import BrokerError
 from ..throttled_log import ThrottledLog
@@ -45,10 +44,11 @@ from . import responses as forms
 from .after_commit import flushed, send_after_commit
 from .broadcasts import Broadcaster, Send, for_pages, recipients_of, refresh_of
 from .endpoint import EXTENSION, USER_ID, serve_streams
-from .jobs import Job, check_seconds, start
+from .jobs import Jobs, check_seconds
 from .page import head, keep_private, mark_private, serve_files, stream_element
+from .page_streams import is_position, positions_for_page, streams_of_page
 from .refresh_debounce import Refresh
-from .stream_names import ALL, USER, Part, StreamSigner, stream_channel, user_channel
+from .stream_names import ALL, Part, StreamSigner, stream_channel, user_channel
 from .turbo_js import VERSION
 
 __all__ = ["Turbo"]
@@ -60,8 +60,6 @@ ROUTE = "/turbo-stream"
 UserFunction = TypeVar("UserFunction", bound=Identify)
 PermitFunction = TypeVar("PermitFunction", bound=Permit)
 JobFunction = TypeVar("JobFunction", bound=Callable[[], object])
-
-_KNOWN = "flask_sockets2.turbo.positions"  # in the environ
 
 
 class Turbo:
@@ -96,10 +94,8 @@ class Turbo:
         self.user_id_callback: Identify = self.default_user_id
         #: Says who may have a stream; see :meth:`authorize`.
         self.authorizer: Permit | None = None
-        self._jobs: list[Job] = []
+        self._jobs = Jobs()
         self._log = ThrottledLog(logger)
-        # By an application's channels, of which a process that was forked has others.
-        self._begun: WeakKeyDictionary[Any, dict[str, Job]] = WeakKeyDictionary()
         if app is not None:
             self.init_app(app)
 
@@ -155,7 +151,9 @@ class Turbo:
         route = app.config.get("TURBO_WEBSOCKET_ROUTE", ROUTE)
         if has_request_context():  # not what a command or a task renders
             self.start_jobs(app)
-        streams = self._streams_of_page(app, with_user=user) if route and connect else []
+        streams: list[tuple[str, object]] = []
+        if route and connect:
+            streams = streams_of_page(app, self._user_of_page() if user else None, self._serving)
         return head(app, route, streams, version=version, url=url, nonce=nonce, connect=connect)
 
     def __call__(
@@ -186,7 +184,7 @@ class Turbo:
         :raises RuntimeError: when the application has no ``SECRET_KEY``, or the page no session.
         :raises ValueError: when ``position`` or ``bind`` is something else.
         """
-        if position is not None and not _is_position(position):
+        if position is not None and not is_position(position):
             raise ValueError(
                 f"position= must be what turbo.position() returned, got {shown(position)}; leave "
                 "it out for the present one"
@@ -194,9 +192,9 @@ class Turbo:
         channel = stream_channel(*parts)
         signer = StreamSigner(current_app)
         mark_private()
-        known = self._positions([channel])[0] if position is None else position
+        known = positions_for_page([channel], self._serving)[0] if position is None else position
         # Without one the page begins with what comes from now on, and may come back to that.
-        earliest = known if known != "" else self._positions([channel])[0]
+        earliest = known if known != "" else positions_for_page([channel], self._serving)[0]
         holder = state_of().holder(bind)
         return stream_element(signer.permit(channel, earliest, holder), known)
 
@@ -218,7 +216,7 @@ class Turbo:
         if parts:
             return self.positions([parts])[0]
         channels = [ALL, *filter(None, [self._user_of_page()])]
-        return self._positions(channels, remember=True)[0]
+        return positions_for_page(channels, self._serving, remember=True)[0]
 
     def positions(self, names: Iterable[Sequence[Part]]) -> list[Position]:
         """Return the positions of many streams, asked for at once; see :meth:`position`.
@@ -230,24 +228,8 @@ class Turbo:
 
         :param names: the parts of each stream's name.
         """
-        return self._positions([stream_channel(*parts) for parts in names], remember=True)
-
-    def _streams_of_page(self, app: Flask, *, with_user: bool) -> list[tuple[str, object]]:
-        channels = [ALL]
-        user = self._user_of_page() if with_user else None
-        if user is not None:
-            channels.append(user)
-        positions = self._positions(channels)
-        if user is None or app.secret_key:
-            if user is not None:
-                mark_private()
-            signed = [
-                StreamSigner(app).permit(channel, position)
-                for channel, position in zip(channels[1:], positions[1:], strict=True)
-            ]
-            return list(zip([ALL, *signed], positions, strict=True))
-        # The connection asks who it is, and that may be another one: no position, then.
-        return [(ALL, positions[0]), (USER, "")]
+        channels = [stream_channel(*parts) for parts in names]
+        return positions_for_page(channels, self._serving, remember=True)
 
     def _user_of_page(self) -> str | None:
         """Return the channel of the user of the current request, None without."""
@@ -272,20 +254,6 @@ class Turbo:
     def _page_user(self) -> str | None:
         """Return the id of the user of the current request; raises what the callback does."""
         return self._ask_user_id() if self.identifies() else None
-
-    def _positions(self, channels: list[str], *, remember: bool = False) -> list[Position]:
-        """Return the positions for a page, all asked for at once.
-
-        :param remember: for the rest of the request.
-        """
-        known = _known()
-        missing = [channel for channel in channels if channel not in known]
-        positions = self._serving().positions(missing) if missing else []
-        found = dict(zip(missing, positions, strict=True))
-        if remember:
-            known.update(found)
-        found.update(known)
-        return [found[channel] for channel in channels]
 
     def subscribers(self, *parts: Part) -> int:
         """Return how many pages have a stream, in all processes; it may be a second ago.
@@ -612,24 +580,11 @@ class Turbo:
                 turbo.push(turbo.replace(render_template("_load.html"), "load"))
         """
 
-        check_seconds(seconds)
-
         def register(function: JobFunction) -> JobFunction:
-            if not callable(function):
-                raise TypeError(f"a job is a function, got {type(function).__name__}")
-            called = name or _name_of(function)
-            job = Job(seconds, function, called)
-            for other in self._jobs:
-                if other.name == called:
-                    if not _are_one(other.function, function):
-                        raise ValueError(
-                            f"there is a job {called!r} already; give this one a name="
-                        )
-                    other.seconds, other.function = seconds, function  # of a factory, called again
-                    return function
-            self._jobs.append(job)
+            self._jobs.register(seconds, function, name)
             return function
 
+        check_seconds(seconds)
         return register
 
     def start_jobs(self, app: Flask) -> None:
@@ -637,52 +592,5 @@ class Turbo:
 
         None begin while ``app.testing``: tests call the functions.
         """
-        if not self._jobs or app.testing:
-            return
-        channels = state_of(app).channels
-        begun = self._begun.get(channels)
-        if begun is None:
-            begun = self._begun.setdefault(channels, {})
-        for job in self._jobs:
-            # A fork must not find a lock held: only one thread's setdefault() can set it.
-            mark = copy(job)
-            if job.name in begun or begun.setdefault(job.name, mark) is not mark:
-                continue
-            try:
-                start(app, channels.publisher, job)
-            except RuntimeError as exc:
-                del begun[job.name]
-                logger.error("the job %s begins with another page: %s", job.name, exc)
-
-
-def _known() -> dict[str, Position]:
-    """Return the positions that the current request has asked for early, by channel."""
-    if not has_request_context():
-        return {}
-    # Not in g, which outlives the request where a test has pushed an application context.
-    known: dict[str, Position] = request.environ.setdefault(_KNOWN, {})
-    return known
-
-
-def _name_of(function: Any) -> str:
-    try:
-        return f"{function.__module__}.{function.__qualname__}"
-    except AttributeError:
-        raise TypeError(
-            f"a job of {type(function).__name__} has no name of its own; give it one: "
-            '@turbo.every(5, name="load")'
-        ) from None
-
-
-def _are_one(one: Any, other: Any) -> bool:
-    """Whether two functions are from the same lines, as those of a factory are."""
-    code = getattr(one, "__code__", one)
-    return bool(code is getattr(other, "__code__", other))
-
-
-def _is_position(given: Any) -> bool:
-    if isinstance(given, Position):
-        return True
-    return isinstance(given, str) and (
-        given in ("", str(NOWHERE)) or Position.parse(given) is not None
-    )
+        if self._jobs.registered and not app.testing:
+            self._jobs.start(app, state_of(app).publisher)

@@ -20,10 +20,11 @@ import os
 import secrets
 import threading
 from collections.abc import Callable
+from copy import copy
 from math import inf
 from time import monotonic
 from typing import Any
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 from flask import Flask
 
@@ -32,7 +33,7 @@ from ..channels.publisher import Publisher
 from ..concurrency.delayed_calls import DelayedCalls
 from ..exceptions import BrokerError
 
-__all__ = ["LEASE", "Job", "check_seconds", "start"]
+__all__ = ["LEASE", "Job", "Jobs", "check_seconds"]
 
 logger = logging.getLogger("flask_sockets2.turbo")
 
@@ -73,6 +74,67 @@ def check_seconds(seconds: Any) -> None:
         raise TypeError(f"every() needs a number of seconds, as @turbo.every(5), got {seconds!r}")
     if not 0 < seconds < inf:
         raise ValueError(f"every() needs a number of seconds above 0, got {seconds!r}")
+
+
+class Jobs:
+    """The jobs of one Turbo.
+
+    :ivar registered: in their order.
+    """
+
+    def __init__(self) -> None:
+        self.registered: list[Job] = []
+        # By an application's publisher, of which a process that was forked has others.
+        self._begun: WeakKeyDictionary[Publisher, dict[str, Job]] = WeakKeyDictionary()
+
+    def register(self, seconds: float, function: Any, name: str | None) -> None:
+        """Add a job, in place of an earlier one of the same lines.
+
+        :raises ValueError: when another function has a job of that name.
+        :raises TypeError: when the function is none, or has no name.
+        """
+        if not callable(function):
+            raise TypeError(f"a job is a function, got {type(function).__name__}")
+        called = name or _name_of(function)
+        for other in self.registered:
+            if other.name == called:
+                if not _are_one(other.function, function):
+                    raise ValueError(f"there is a job {called!r} already; give this one a name=")
+                other.seconds, other.function = seconds, function  # of a factory, called again
+                return
+        self.registered.append(Job(seconds, function, called))
+
+    def start(self, app: Flask, publisher: Publisher) -> None:
+        """Begin the jobs that this process has not begun for an application."""
+        begun = self._begun.get(publisher)
+        if begun is None:
+            begun = self._begun.setdefault(publisher, {})
+        for job in self.registered:
+            # A fork must not find a lock held: only one thread's setdefault() can set it.
+            mark = copy(job)
+            if job.name in begun or begun.setdefault(job.name, mark) is not mark:
+                continue
+            try:
+                _start(app, publisher, job)
+            except RuntimeError as exc:
+                del begun[job.name]
+                logger.error("the job %s begins with another page: %s", job.name, exc)
+
+
+def _name_of(function: Any) -> str:
+    try:
+        return f"{function.__module__}.{function.__qualname__}"
+    except AttributeError:
+        raise TypeError(
+            f"a job of {type(function).__name__} has no name of its own; give it one: "
+            '@turbo.every(5, name="load")'
+        ) from None
+
+
+def _are_one(one: Any, other: Any) -> bool:
+    """Whether two functions are from the same lines, as those of a factory are."""
+    code = getattr(one, "__code__", one)
+    return bool(code is getattr(other, "__code__", other))
 
 
 class _JobLease:
@@ -131,7 +193,7 @@ class _JobLease:
             logger.debug("could not give back %s, which ends by itself: %s", self._name, exc)
 
 
-def start(app: Flask, publisher: Publisher, job: Job) -> None:
+def _start(app: Flask, publisher: Publisher, job: Job) -> None:
     """Begin a job in this process, in a thread of its own, which ends when the application does.
 
     :raises RuntimeError: when no thread can be started.

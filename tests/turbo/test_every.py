@@ -219,7 +219,7 @@ def test_a_factory_that_is_called_again_registers_its_job_anew() -> None:
 
     create_app(1)
     create_app(2)
-    [job] = turbo._jobs
+    [job] = turbo._jobs.registered
     assert job.function() == 2
 
 

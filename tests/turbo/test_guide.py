@@ -85,7 +85,7 @@ def guide(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
 
 @contextmanager
 def programs(monkeypatch: pytest.MonkeyPatch, leave_out: str) -> Iterator[SimpleNamespace]:
-    monkeypatch.setattr("flask_sockets2.turbo.extension.start", lambda *job: None)
+    monkeypatch.setattr("flask_sockets2.turbo.jobs._start", lambda *job: None)
     namespace = SimpleNamespace(**run(TURBO, leave_out))
     namespace.app.jinja_loader = DictLoader({**templates(), "login.html": "Log in."})
     yield namespace
@@ -231,7 +231,7 @@ def test_an_order_is_told_when_it_is_committed(guide: SimpleNamespace) -> None:
 
 
 def test_the_job_pushes_every_five_seconds(guide: SimpleNamespace) -> None:
-    (job,) = guide.turbo._jobs
+    (job,) = guide.turbo._jobs.registered
     assert job.seconds == 5
     with guide.app.app_context(), capture_broadcasts(guide.turbo) as broadcasts:
         job.function()
@@ -556,7 +556,7 @@ def test_who_is_logged_out_meanwhile_comes_to_the_login_page(
 
 
 def test_the_program_of_turbo_flask_pushes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flask_sockets2.turbo.extension.start", lambda *job: None)
+    monkeypatch.setattr("flask_sockets2.turbo.jobs._start", lambda *job: None)
     namespace = run(TURBO_FLASK)
     app, turbo = namespace["app"], namespace["turbo"]
     loads = '<div id="load">{{ load1 }} {{ load5 }} {{ load15 }}</div>'
@@ -572,7 +572,7 @@ def test_the_program_of_turbo_flask_pushes(monkeypatch: pytest.MonkeyPatch) -> N
     with capture_broadcasts(turbo) as broadcasts, pytest.raises(StopIteration):
         namespace["update_load"]()
     assert_turbo_stream(broadcasts, action="replace", target="load", count=1)
-    (job,) = turbo._jobs
+    (job,) = turbo._jobs.registered
     assert (job.seconds, job.function) == (5, namespace["show_load"])
 
 
