@@ -234,7 +234,6 @@ class Admission:
             ages = self._ages.get(guest.clock)
             if ages is None:
                 ages = self._ages[guest.clock] = Ages(self._lock)
-            guest.ages = ages
             ages.add(guest, guest.max_age)
 
     def leave(self, here: set[Any], one: Any, *, works: bool = False) -> bool:
@@ -268,8 +267,8 @@ class Admission:
             del of_user[guest]
             if not of_user:
                 del self._users[guest.user]
-        if guest.ages is not None:
-            guest.ages.remove(guest)
+        if guest.due:
+            self._ages[guest.clock].remove(guest)
 
     # -- orders ----------------------------------------------------------------------------
 

@@ -9,7 +9,6 @@ from functools import partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 from ..transports.base import Clock
-from .max_age import Ages
 
 __all__ = ["NO_RULES", "Guest", "Rules", "network_of"]
 
@@ -56,7 +55,6 @@ class Guest:
 
     __slots__ = (
         "address",
-        "ages",
         "clock",
         "close",
         "due",
@@ -78,8 +76,7 @@ class Guest:
         self.max_age: float | None = None
         self.clock: Clock
         self.close: Callable[[int, str], bool] | None = None  # None: it is not here
-        self.ages: Ages | None = None
-        self.due = 0
+        self.due = 0  # the second at which it is old; of max_age.py
 
     @property
     def remarkable(self) -> bool:
