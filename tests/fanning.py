@@ -19,11 +19,11 @@ from flask_sockets2.brokers.base import (
     Receiver,
 )
 from flask_sockets2.brokers.memory import MemoryBroker
-from flask_sockets2.brokers.message_log import Log
+from flask_sockets2.brokers.message_log import MessageLog
 from flask_sockets2.exceptions import BrokerError
 from flask_sockets2.fanout.encoding import Encoding, Frames
-from flask_sockets2.fanout.fanout import Fanout, Observer, Subscription
-from flask_sockets2.fanout.outbox import Outlet
+from flask_sockets2.fanout.fanout import Fanout, Subscription
+from flask_sockets2.fanout.outbox import Observer, Outlet
 from flask_sockets2.stats import Counters
 from flask_sockets2.transports.budget import Budget, Share
 from tests.wire_client import BINARY, CLOSE
@@ -205,7 +205,7 @@ class FarBroker(Broker):
         self.calls: list[str] = []
         self.hook: Callable[[str], None] = lambda name: None
         self.fails: set[str] = set()
-        self._logs: dict[str, Log] = {}
+        self._logs: dict[str, MessageLog] = {}
 
     def _wait(self, name: str) -> None:
         self.calls.append(name)
@@ -213,9 +213,9 @@ class FarBroker(Broker):
         if name in self.fails:
             raise BrokerError(f"{name} cannot reach the broker")
 
-    def _log(self, channel: str) -> Log:
+    def _log(self, channel: str) -> MessageLog:
         options = self.options
-        new = Log(Position(EPOCH, 0), options.history_size, options.history_bytes)
+        new = MessageLog(Position(EPOCH, 0), options.history_size, options.history_bytes)
         return self._logs.setdefault(channel, new)
 
     def publish(self, drafts: Sequence[Draft]) -> list[Position]:

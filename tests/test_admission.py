@@ -22,7 +22,7 @@ from flask_sockets2 import BrokerError, Sockets, Turbo, WebSocketRejected
 from flask_sockets2.admission import admission as admission_module
 from flask_sockets2.admission import disconnects as orders_module
 from flask_sockets2.admission.admission import Admission
-from flask_sockets2.admission.disconnects import ORDERS, Order
+from flask_sockets2.admission.disconnects import ORDERS, DisconnectOrder
 from flask_sockets2.admission.guests import Rules, network_of
 from flask_sockets2.application.event_stream import stream_response
 from flask_sockets2.application.state import state_of
@@ -467,7 +467,7 @@ def test_what_was_disconnected_again_is_not_published_twice(
         with pytest.raises(BrokerError):
             sockets.disconnect(user="ann")
     sockets.disconnect(user="ann")
-    assert channels._unsent._orders == {}
+    assert channels.publisher._sender._unsent._orders == {}
 
 
 def test_an_order_that_is_published_twice_is_obeyed_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -680,7 +680,7 @@ def test_one_that_is_to_be_closed_and_never_opens_is_forgotten() -> None:
 
 
 def order_for(user: str) -> Message:
-    data = Order.of(user, 1008, "").serialize()
+    data = DisconnectOrder.of(user, 1008, "").serialize()
     return Message(ORDERS, JSON, data, Position("0" * 16, 1))
 
 

@@ -43,7 +43,7 @@ from flask_sockets2 import (
 )
 from flask_sockets2._version import __version__
 from flask_sockets2.admission import admission
-from flask_sockets2.admission.admission import _Refusal
+from flask_sockets2.admission.admission import _QuotaRefusal
 from flask_sockets2.admission.guests import Rules
 from flask_sockets2.application.metrics import _CHANNELS, _ROUTES, Metrics
 from flask_sockets2.application.view import OPTIONS
@@ -876,7 +876,7 @@ def test_the_page_about_limits_says_with_what_each_of_them_refuses() -> None:
     for names, status in re.findall(row, text, re.MULTILINE):
         for name in re.findall(r"SOCKETS_(\w+)", names):
             statuses[name.lower()] = int(status)
-    refusals = [value for value in vars(admission).values() if isinstance(value, _Refusal)]
+    refusals = [value for value in vars(admission).values() if isinstance(value, _QuotaRefusal)]
     others = {"max_channels": 400, "handshake_timeout": 408, "http_stall_timeout": 408}
     assert statuses == others | {refusal.limit: refusal.status for refusal in refusals}
     assert statuses.keys() - others.keys() == asdict(Rules()).keys() == set(LIMITS)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from flask_sockets2.brokers.base import BINARY, JSON, TEXT, Message, Position
-from flask_sockets2.fanout.encoding import Frames, Payload, gap_message, presence_message
+from flask_sockets2.fanout.encoding import Frames, gap_message, presence_message
 
 POSITION = Position("9f86d081884c7d65", 42)
 HEAD = b'{"channel": "news", "position": "9f86d081884c7d65-42", '
@@ -87,8 +87,8 @@ def test_a_gap_says_before_which_position_messages_were_lost() -> None:
 @pytest.mark.parametrize("presence", [False, True])
 def test_a_gap_of_the_applications_own_is_sent_as_it_is(envelope: bool, presence: bool) -> None:
     for payload, frame in [
-        (Payload(False, b"reload"), b"\x81\x06reload"),
-        (Payload(True, b"\x00"), b"\x82\x01\x00"),
+        ((TEXT, b"reload"), b"\x81\x06reload"),
+        ((BINARY, b"\x00"), b"\x82\x01\x00"),
     ]:
         encoding = Frames.of(envelope=envelope, presence=presence, gap=payload)
         assert encoding.encode(gap_message("news", POSITION)) == frame
@@ -129,18 +129,18 @@ def test_a_frame_is_made_once_for_all() -> None:
 
 
 def test_equal_encodings_are_one_object_in_all_threads() -> None:
-    gap = Payload(False, b"lost")
+    gap = (TEXT, b"lost")
     with ThreadPoolExecutor(8) as pool:
         made = list(pool.map(lambda _: Frames.of(envelope=True, gap=gap), range(200)))
     assert len(set(map(id, made))) == 1
     assert Frames.of() is not Frames.of(envelope=True)
     assert Frames.of(window_bits=9) is not Frames.of(window_bits=10)
-    assert Frames.of(gap=Payload(False, b"x")) is not Frames.of(gap=Payload(True, b"x"))
+    assert Frames.of(gap=(TEXT, b"x")) is not Frames.of(gap=(BINARY, b"x"))
 
 
 def test_with_a_gap_of_its_own_an_encoding_shares_all_other_frames() -> None:
     plain = Frames.of(envelope=True, window_bits=12)
-    own = Frames.of(envelope=True, window_bits=12, gap=Payload(False, b"lost"))
+    own = Frames.of(envelope=True, window_bits=12, gap=(TEXT, b"lost"))
     one, gap = message(b"x" * 100), gap_message("news", POSITION)
     assert own.encode(one) is plain.encode(one)
     assert own.encode(gap) != plain.encode(gap)
@@ -148,7 +148,7 @@ def test_with_a_gap_of_its_own_an_encoding_shares_all_other_frames() -> None:
 
 def test_encodings_that_nobody_uses_are_forgotten() -> None:
     before = len(Frames._made)
-    made = [Frames.of(gap=Payload(False, b"%d" % number)) for number in range(100)]
+    made = [Frames.of(gap=(TEXT, b"%d" % number)) for number in range(100)]
     assert len(Frames._made) >= before + 100
     del made
     gc.collect()

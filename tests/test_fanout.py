@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from flask_sockets2.brokers.base import Message, Position
+from flask_sockets2.brokers.base import TEXT, Message, Position
 from flask_sockets2.exceptions import BrokerError
 from flask_sockets2.fanout.encoding import Frames
-from flask_sockets2.fanout.fanout import ALL, Observer
-from flask_sockets2.fanout.outbox import DROP_OLDEST, POLICIES
+from flask_sockets2.fanout.fanout import ALL
+from flask_sockets2.fanout.outbox import DROP_OLDEST, POLICIES, Observer
 from tests.fanning import ENVELOPES, EPOCH, PLAIN, Client, FarBroker, Hub, Process, in_short
 from tests.processes import wait_until
 from tests.wire_client import TIMEOUT
@@ -427,9 +427,7 @@ def test_a_history_that_does_not_reach_back_is_a_gap(process: Process) -> None:
 
 
 def test_a_plain_client_is_told_of_a_gap_as_it_asked_for(process: Process) -> None:
-    from flask_sockets2.fanout.encoding import Payload
-
-    encoding = Frames.of(gap=Payload(False, b"reload"))
+    encoding = Frames.of(gap=(TEXT, b"reload"))
     client = process.listener(encoding=encoding, since=Position("f" * 16, 3))
     process.publish("1")
     process.settle()

@@ -10,7 +10,7 @@ from werkzeug.local import LocalProxy
 
 from flask_sockets2 import BrokerError
 from flask_sockets2.admission import disconnects as orders_module
-from flask_sockets2.admission.disconnects import Order, Unsent, user_text
+from flask_sockets2.admission.disconnects import DisconnectOrder, Unsent, user_text
 from tests.processes import wait_until
 
 SOME_ID = UUID("12345678-1234-5678-1234-567812345678")
@@ -56,13 +56,15 @@ def test_an_empty_text_is_nobody_and_no_user(what: Any) -> None:
 
 
 def test_an_order_is_read_as_it_was_written() -> None:
-    order = Order.of("ä:1", 4001, "as you wish")
-    assert Order.parse(order.serialize()) == order == ("ä:1", 4001, "as you wish", order.id)
+    order = DisconnectOrder.of("ä:1", 4001, "as you wish")
+    assert (
+        DisconnectOrder.parse(order.serialize()) == order == ("ä:1", 4001, "as you wish", order.id)
+    )
 
 
 def test_each_order_has_an_id_of_its_own_and_one_of_an_earlier_version_has_none() -> None:
-    assert Order.of(5, 1008, "").id != Order.of(5, 1008, "").id
-    order = Order.parse(b'{"disconnect": "5", "code": 1008, "reason": ""}')
+    assert DisconnectOrder.of(5, 1008, "").id != DisconnectOrder.of(5, 1008, "").id
+    order = DisconnectOrder.parse(b'{"disconnect": "5", "code": 1008, "reason": ""}')
     assert order == ("5", 1008, "", "")
 
 
@@ -70,19 +72,19 @@ def test_each_order_has_an_id_of_its_own_and_one_of_an_earlier_version_has_none(
 def test_a_code_that_no_close_frame_carries_is_refused(code: Any) -> None:
     """RFC 6455 §7.4.1"""
     with pytest.raises(ValueError, match="use 1008, or 4000 to 4999"):
-        Order.of(5, code, "")
+        DisconnectOrder.of(5, code, "")
 
 
 def test_a_reason_that_is_too_long_is_refused() -> None:
     """RFC 6455 §5.5"""
-    assert Order.of(5, 1008, "ä" * 61)
+    assert DisconnectOrder.of(5, 1008, "ä" * 61)
     with pytest.raises(ValueError, match="at most 123 bytes"):
-        Order.of(5, 1008, "ä" * 62)
+        DisconnectOrder.of(5, 1008, "ä" * 62)
 
 
 def test_nobody_is_no_user() -> None:
     with pytest.raises(ValueError, match="user=None is nobody"):
-        Order.of(None, 1008, "")
+        DisconnectOrder.of(None, 1008, "")
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,7 @@ def test_nobody_is_no_user() -> None:
     ],
 )
 def test_what_is_no_order_is_none(data: bytes) -> None:
-    assert Order.parse(data) is None
+    assert DisconnectOrder.parse(data) is None
 
 
 # -- orders that the broker could not take ---------------------------------------------------
@@ -114,9 +116,9 @@ class Away:
     def __init__(self) -> None:
         self.away = True
         self.tries = 0
-        self.published: list[Order] = []
+        self.published: list[DisconnectOrder] = []
 
-    def publish(self, order: Order) -> None:
+    def publish(self, order: DisconnectOrder) -> None:
         self.tries += 1
         if self.away:
             raise BrokerError("cannot be reached")
@@ -131,7 +133,7 @@ def away(monkeypatch: pytest.MonkeyPatch) -> Away:
 
 def test_the_newest_order_of_each_user_is_published_when_the_broker_is_back(away: Away) -> None:
     unsent = Unsent(away.publish)
-    orders = [Order.of(user, 1008, "") for user in ("ann", "bob", "ann", "eve")]
+    orders = [DisconnectOrder.of(user, 1008, "") for user in ("ann", "bob", "ann", "eve")]
     for order in orders:
         unsent.keep(order)
     unsent.drop("eve")
@@ -149,7 +151,7 @@ def test_orders_are_kept_for_a_while_and_in_a_limited_number(
 ) -> None:
     monkeypatch.setattr(orders_module, "_MOST_UNSENT", 2)
     unsent = Unsent(away.publish)
-    orders = [Order.of(user, 1008, "") for user in range(3)]
+    orders = [DisconnectOrder.of(user, 1008, "") for user in range(3)]
     for order in orders:
         unsent.keep(order)
     away.away = False
@@ -162,7 +164,7 @@ def test_orders_are_kept_for_a_while_and_in_a_limited_number(
 
 def test_no_order_is_published_once_its_process_lets_go_of_the_broker(away: Away) -> None:
     unsent = Unsent(away.publish)
-    unsent.keep(Order.of(5, 1008, ""))
+    unsent.keep(DisconnectOrder.of(5, 1008, ""))
     away.away = False
     unsent.close()
     unsent._try()

@@ -12,8 +12,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from flask_sockets2.brokers.base import BINARY, TEXT, Message, Position
-from flask_sockets2.fanout.encoding import Encoding, Frames, Payload, gap_message
-from flask_sockets2.fanout.outbox import COALESCE, DISCONNECT, DROP_OLDEST, POLICIES, Batch, Outlet
+from flask_sockets2.fanout.encoding import Encoding, Frames, gap_message
+from flask_sockets2.fanout.outbox import (
+    COALESCE,
+    DISCONNECT,
+    DROP_OLDEST,
+    POLICIES,
+    Batch,
+    Observer,
+    Outlet,
+)
 from flask_sockets2.stats import ChannelCounters
 from tests.fanning import ENVELOPES, EPOCH, PLAIN, Client, Hub, frames
 
@@ -34,10 +42,11 @@ class Channel:
         return Message(self.name, BINARY if data else TEXT, data, position, key, event, transient)
 
 
-class Source:
-    """What an outlet tells its fan-out."""
+class Source(Observer):
+    """What an outlet tells its fan-out, and the observer of that."""
 
     def __init__(self) -> None:
+        self.observer = self
         self.told: list[str] = []
         self.gaps: list[str] = []
 
@@ -45,13 +54,13 @@ class Source:
         assert outlet.closed
         self.told.append("remove")
 
-    def too_slow(self, outlet: Outlet) -> None:
+    def too_slow(self, owner: Any) -> None:
         self.told.append("too slow")
 
-    def dropped(self, outlet: Outlet, channel: str) -> None:
+    def dropped(self, owner: Any, channel: str) -> None:
         self.told.append(f"dropped {channel}")
 
-    def gap(self, outlet: Outlet, channel: str) -> None:
+    def gap(self, channel: str) -> None:
         self.gaps.append(channel)
 
 
@@ -360,7 +369,7 @@ def test_who_joined_and_left_is_not_dropped_silently() -> None:
 
 def test_a_client_without_envelopes_is_told_as_it_asked_for() -> None:
     slow = Slow(DROP_OLDEST)
-    asked = Frames.of(gap=Payload(False, b"lost"))
+    asked = Frames.of(gap=(TEXT, b"lost"))
     slow.put(slow.news.message(b"1"), encoding=asked)
     for number in range(30):
         slow.put(slow.news.message(b"%d" % number * 50), encoding=asked)

@@ -10,8 +10,8 @@ import pytest
 from flask_sockets2.brokers.base import History, Message, Position
 from flask_sockets2.fanout.encoding import Frames
 from flask_sockets2.fanout.fanout import ALL
+from flask_sockets2.fanout.held import OVERHEAD
 from flask_sockets2.fanout.outbox import POLICIES
-from flask_sockets2.fanout.replay import OVERHEAD
 from tests.fanning import Client, FarBroker, Process
 
 EARLIER = "e" * 16

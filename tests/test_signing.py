@@ -9,10 +9,12 @@ from flask import Flask
 from itsdangerous import URLSafeTimedSerializer
 
 from flask_sockets2 import Turbo
-from flask_sockets2.application.signing import LOST, START, Forged, Signer, key_mark, not_before
+from flask_sockets2.application.signing import START, Forged, Signer, key_mark, not_before
+from flask_sockets2.brokers.base import NOWHERE
 from flask_sockets2.sse import ServerSentEventsBlueprint
 
 A, B = "9f86d081884c7d65", "1f3870be274f6c49"
+LOST = str(NOWHERE)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from flask_sockets2.brokers.base import TEXT, Message, Position
 from flask_sockets2.fanout import turn_writer as writer
 from flask_sockets2.fanout.encoding import Frames
 from flask_sockets2.fanout.outbox import Batch, Outlet
-from flask_sockets2.fanout.turn_writer import Writer
+from flask_sockets2.fanout.turn_writer import TurnWriter
 from flask_sockets2.stats import ChannelCounters
 from flask_sockets2.transports.budget import UNCOUNTED
 
@@ -58,14 +58,14 @@ class Transport:
 class Audience:
     """Outlets that get what is pending."""
 
-    def __init__(self, writer: Writer, outlets: list[Outlet]) -> None:
+    def __init__(self, writer: TurnWriter, outlets: list[Outlet]) -> None:
         self.writer = writer
         self.outlets = outlets
         self.pending: list[Message] = []
 
     def put(self, data: bytes) -> None:
         self.pending.append(Message("c", TEXT, data, Position("", 1)))
-        self.writer.note(self, len(data))
+        self.writer.note(self.seal, len(data))
 
     def seal(self) -> None:
         self.writer.batches.append(batch_for(self.outlets, self.pending))
@@ -78,8 +78,9 @@ def batch_for(outlets: list[Outlet], messages: list[Message]) -> Batch:
 
 
 def outlet_on(transport: Transport) -> Outlet:
-    nobody: Any = SimpleNamespace(too_slow=lambda *_: None, remove=lambda *_: None)
-    return Outlet(transport, nobody, nobody, 1000, "disconnect")
+    nobody: Any = SimpleNamespace(too_slow=lambda *_: None)
+    source: Any = SimpleNamespace(observer=nobody, remove=lambda *_: None)
+    return Outlet(transport, nobody, source, 1000, "disconnect")
 
 
 @pytest.fixture
@@ -88,11 +89,11 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def made(clock: Clock) -> Writer:
-    return Writer(clock, threading.Lock())
+def made(clock: Clock) -> TurnWriter:
+    return TurnWriter(clock, threading.Lock())
 
 
-def test_what_comes_in_one_turn_is_one_write(clock: Clock, made: Writer) -> None:
+def test_what_comes_in_one_turn_is_one_write(clock: Clock, made: TurnWriter) -> None:
     transport = Transport()
     outlets = [outlet_on(transport)]
     first, second = Audience(made, outlets), Audience(made, outlets)
@@ -105,7 +106,7 @@ def test_what_comes_in_one_turn_is_one_write(clock: Clock, made: Writer) -> None
 
 
 def test_what_comes_during_the_last_write_of_a_slice_is_written_in_the_next(
-    clock: Clock, made: Writer, monkeypatch: pytest.MonkeyPatch
+    clock: Clock, made: TurnWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The time is over with the last client: nothing is left to write, and more has come."""
     monkeypatch.setattr(writer, "_SLICE", 0.0)
@@ -120,7 +121,7 @@ def test_what_comes_during_the_last_write_of_a_slice_is_written_in_the_next(
 
 
 def test_slices_reach_everyone_in_order(
-    clock: Clock, made: Writer, monkeypatch: pytest.MonkeyPatch
+    clock: Clock, made: TurnWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer, "_SLICE", 0.0)
     monkeypatch.setattr(writer, "_SLICE_CHECK", 2)
@@ -136,7 +137,7 @@ def test_slices_reach_everyone_in_order(
 
 
 def test_a_write_that_fails_is_logged_and_does_not_hold_up_the_others(
-    clock: Clock, made: Writer, caplog: pytest.LogCaptureFixture
+    clock: Clock, made: TurnWriter, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail() -> None:
         raise RuntimeError("broken")
@@ -149,7 +150,7 @@ def test_a_write_that_fails_is_logged_and_does_not_hold_up_the_others(
     assert "broken" in caplog.text
 
 
-def test_who_publishes_during_a_write_is_served_after_it(clock: Clock, made: Writer) -> None:
+def test_who_publishes_during_a_write_is_served_after_it(clock: Clock, made: TurnWriter) -> None:
     def publish() -> None:
         if len(transport.writes) == 1:
             audience.put(b"b")
@@ -163,7 +164,7 @@ def test_who_publishes_during_a_write_is_served_after_it(clock: Clock, made: Wri
     assert transport.writes == [b"\x81\x01a", b"\x81\x01b"]
 
 
-def test_another_thread_waits_for_room_and_no_longer(clock: Clock, made: Writer) -> None:
+def test_another_thread_waits_for_room_and_no_longer(clock: Clock, made: TurnWriter) -> None:
     audience = Audience(made, [outlet_on(Transport())])
     audience.put(b"x" * 100)
     thread = threading.Thread(target=made.wait_for_room, args=(10,))

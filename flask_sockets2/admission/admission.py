@@ -33,7 +33,7 @@ from ..stats import Counters
 from ..throttled_log import ThrottledLog
 from ..token_bucket import Buckets, TokenBucket
 from ..transports.base import Clock
-from .disconnects import Order
+from .disconnects import DisconnectOrder
 from .guests import NO_RULES, Guest, Rules, network_of
 from .max_age import Ages
 
@@ -49,7 +49,7 @@ _PACE = 100
 _LONGEST = 30.0
 
 
-class _Refusal(NamedTuple):
+class _QuotaRefusal(NamedTuple):
     """Why one cannot come.
 
     :ivar limit: the field of :class:`Rules` that says so.
@@ -60,13 +60,17 @@ class _Refusal(NamedTuple):
     description: str
 
 
-_TOO_MANY = _Refusal("max_connections", 503, "too many connections")
-_OF_ADDRESS = _Refusal(
+_TOO_MANY = _QuotaRefusal("max_connections", 503, "too many connections")
+_OF_ADDRESS = _QuotaRefusal(
     "max_connections_per_address", 429, "too many connections from your address; close some"
 )
-_OF_USER = _Refusal("max_connections_per_user", 429, "too many connections of yours; close some")
-_TOO_FAST = _Refusal("max_handshake_rate", 503, "too many connect at once; come back later")
-_FAST = _Refusal("max_handshake_rate_per_address", 429, "you connect too often; come back later")
+_OF_USER = _QuotaRefusal(
+    "max_connections_per_user", 429, "too many connections of yours; close some"
+)
+_TOO_FAST = _QuotaRefusal("max_handshake_rate", 503, "too many connect at once; come back later")
+_FAST = _QuotaRefusal(
+    "max_handshake_rate_per_address", 429, "you connect too often; come back later"
+)
 
 
 class Admission:
@@ -124,7 +128,7 @@ class Admission:
 
     def _take_token(
         self, rules: Rules, network: str | None, now: float
-    ) -> tuple[float, _Refusal | None]:
+    ) -> tuple[float, _QuotaRefusal | None]:
         """See whether it comes too soon; the address first, so that one does not use up what is
         there for all."""
         rate = rules.max_handshake_rate_per_address
@@ -151,7 +155,7 @@ class Admission:
         if refusal is not None:
             raise self._refused(guest, refusal)
 
-    def _full(self, guest: Guest) -> _Refusal | None:
+    def _full(self, guest: Guest) -> _QuotaRefusal | None:
         rules, user = guest.rules, guest.user
         here = len(self.connections) + len(self.streams) + len(self.unattended)
         if rules.max_connections is not None and here >= rules.max_connections:
@@ -164,7 +168,9 @@ class Admission:
             return _OF_USER
         return None
 
-    def _refused(self, guest: Guest, refusal: _Refusal, wait: float = _LATER) -> HandshakeError:
+    def _refused(
+        self, guest: Guest, refusal: _QuotaRefusal, wait: float = _LATER
+    ) -> HandshakeError:
         """Count and log it, and return what to answer."""
         limit = refusal.limit
         with self._lock:
@@ -228,7 +234,6 @@ class Admission:
             ages = self._ages.get(guest.clock)
             if ages is None:
                 ages = self._ages[guest.clock] = Ages(self._lock)
-            guest.ages = ages
             ages.add(guest, guest.max_age)
 
     def leave(self, here: set[Any], one: Any, *, works: bool = False) -> bool:
@@ -262,8 +267,8 @@ class Admission:
             del of_user[guest]
             if not of_user:
                 del self._users[guest.user]
-        if guest.ages is not None:
-            guest.ages.remove(guest)
+        if guest.due:
+            self._ages[guest.clock].remove(guest)
 
     # -- orders ----------------------------------------------------------------------------
 
@@ -273,7 +278,7 @@ class Admission:
         An order that was obeyed already is passed over: this process may have given it, or it was
         published twice. Its user may be here again by now.
         """
-        order = Order.parse(message.data)
+        order = DisconnectOrder.parse(message.data)
         if order is None:
             logger.warning("an order at %s makes no sense to this version", message.position)
             return
@@ -329,7 +334,7 @@ def _end(guests: Iterable[Guest], code: int, reason: str, step: float = 0.0) -> 
             logger.exception("a connection of user %.200r could not be ended", guest.user)
 
 
-def _by(guest: Guest, refusal: _Refusal) -> str:
+def _by(guest: Guest, refusal: _QuotaRefusal) -> str:
     """Whose doing it is, for the log."""
     if refusal is _OF_USER:
         return f" by user {guest.user!r:.200}"

@@ -20,12 +20,12 @@ from uuid import UUID
 from werkzeug.local import LocalProxy
 
 from ..brokers.base import RESERVED
-from ..concurrency.delayed_calls import Later
+from ..concurrency.delayed_calls import DelayedCalls
 from ..concurrency.native_lock import native_lock
 from ..exceptions import BrokerError
 from ..wire.close_codes import check_close
 
-__all__ = ["ORDERS", "Order", "Unsent", "UserId", "id_text", "user_text"]
+__all__ = ["ORDERS", "DisconnectOrder", "Unsent", "UserId", "id_text", "user_text"]
 
 ORDERS = f"{RESERVED}orders"
 """The channel of orders."""
@@ -38,7 +38,7 @@ _KEPT = 3600.0  # seconds that it is kept for, as long as the broker keeps those
 _MOST_UNSENT = 1000  # orders
 
 
-class Order(NamedTuple):
+class DisconnectOrder(NamedTuple):
     """End the connections of a user.
 
     :ivar user: the id as text.
@@ -53,7 +53,7 @@ class Order(NamedTuple):
     id: str
 
     @classmethod
-    def of(cls, user: Any, code: int, reason: str, id: str | None = None) -> Order:
+    def of(cls, user: Any, code: int, reason: str, id: str | None = None) -> DisconnectOrder:
         """Make an order.
 
         :param id: of one that is read; None for a new order.
@@ -76,7 +76,7 @@ class Order(NamedTuple):
         return json.dumps(order).encode()
 
     @classmethod
-    def parse(cls, data: bytes) -> Order | None:
+    def parse(cls, data: bytes) -> DisconnectOrder | None:
         """Read the data of a message; None for what is no order, as of a later version."""
         try:
             fields = json.loads(data)
@@ -97,14 +97,16 @@ class Unsent:
     :param publish: publishes an order.
     """
 
-    def __init__(self, publish: Callable[[Order], object]) -> None:
+    def __init__(self, publish: Callable[[DisconnectOrder], object]) -> None:
         self._publish = publish
         self._lock = native_lock()  # guards the next two
-        self._orders: dict[str, tuple[Order, float]] = {}  # by user; and until when it is kept
+        self._orders: dict[
+            str, tuple[DisconnectOrder, float]
+        ] = {}  # by user; and until when it is kept
         self._trying = False
-        self._later = Later(_AGAIN)
+        self._later = DelayedCalls(_AGAIN)
 
-    def keep(self, order: Order) -> None:
+    def keep(self, order: DisconnectOrder) -> None:
         """Publish an order later; does not wait."""
         with self._lock:
             self._orders.pop(order.user, None)
@@ -141,7 +143,7 @@ class Unsent:
                 if order.user in self._orders and self._orders[order.user][0] is order:
                     del self._orders[order.user]
 
-    def _next(self) -> Order | None:
+    def _next(self) -> DisconnectOrder | None:
         with self._lock:
             now = monotonic()
             while self._orders:

@@ -10,7 +10,6 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 from ..settings import number, or_none, setting
 from ..transports.base import Clock
-from .max_age import Ages
 
 __all__ = ["NO_RULES", "Guest", "Rules", "network_of"]
 
@@ -69,7 +68,6 @@ class Guest:
 
     __slots__ = (
         "address",
-        "ages",
         "clock",
         "close",
         "due",
@@ -91,8 +89,7 @@ class Guest:
         self.max_age: float | None = None
         self.clock: Clock
         self.close: Callable[[int, str], bool] | None = None  # None: it is not here
-        self.ages: Ages | None = None
-        self.due = 0
+        self.due = 0  # the second at which it is old; of max_age.py
 
     @property
     def remarkable(self) -> bool:

@@ -10,11 +10,12 @@ import logging
 from math import ceil
 from random import SystemRandom
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 
 from ..transports.base import Clock
+from .guests import Guest
 
-__all__ = ["Aged", "Ages"]
+__all__ = ["Ages"]
 
 logger = logging.getLogger("flask_sockets2.sockets")
 
@@ -22,20 +23,6 @@ _random = SystemRandom()  # not the program's generator, which may have been see
 
 _STEP = 1.0  # seconds between two looks
 _YOUNGEST = 0.8  # of the age given, that the first may be ended at
-
-
-class Aged(Protocol):
-    """What is ended at some age.
-
-    :ivar clock: whose thread ends it; of all in one :class:`Ages` the same.
-    :ivar due: the second at which it is; this module's.
-    """
-
-    clock: Clock
-    due: int
-
-    def come_of_age(self) -> None:
-        """End; called by the clock's thread."""
 
 
 class Ages:
@@ -48,11 +35,11 @@ class Ages:
 
     def __init__(self, lock: Any) -> None:
         self._lock = lock
-        self._due: dict[int, set[Aged]] = {}  # by the second
+        self._due: dict[int, set[Guest]] = {}  # by the second
         self._looked = 0  # the last second that was seen to
         self._ticking = False
 
-    def add(self, one: Aged, age: float) -> None:
+    def add(self, one: Guest, age: float) -> None:
         """End it at an age of 80 to 100 % of so many seconds; in the clock's thread, if it is a
         hub's."""
         now = monotonic()
@@ -63,7 +50,7 @@ class Ages:
             self._looked = int(now)
             self._tick_later(one.clock)
 
-    def remove(self, one: Aged) -> None:
+    def remove(self, one: Guest) -> None:
         """It has ended by itself."""
         due = self._due.get(one.due)
         if due is not None:

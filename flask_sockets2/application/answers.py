@@ -69,7 +69,7 @@ class WrongAnswer(TypeError):
     """A function of the application answered with something that is no answer."""
 
 
-class _Refusal(HTTPException):
+class _AnswerResponse(HTTPException):
     """A response that a function answered with."""
 
     response: Response
@@ -173,7 +173,7 @@ def _refusal(app: Flask, function: Callable[..., Any], answer: Any, by: str) -> 
             "which refuses nothing; return True to permit, or a status from 300 to 599 to refuse"
         )
     # Raised as it is, an exception gets the error handlers that it would get in a view.
-    return answer if isinstance(answer, HTTPException) else _Refusal(response=response)
+    return answer if isinstance(answer, HTTPException) else _AnswerResponse(response=response)
 
 
 @contextmanager

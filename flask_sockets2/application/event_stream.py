@@ -110,7 +110,7 @@ EVENTS = Events()
 """The encoding that all streams share."""
 
 
-class _Client:
+class _StreamOwner:
     """Who writes to one stream: the owner of its outlet.
 
     :ivar path: of its request.
@@ -281,7 +281,7 @@ def open_body(
     :raises HandshakeError: when there is no room for it any more.
     """
     limits = limits or read(Limits, state.app.config)
-    client = _Client(state, environ["PATH_INFO"], limits)
+    client = _StreamOwner(state, environ["PATH_INFO"], limits)
     stream = Stream(
         environ,
         client,

@@ -25,8 +25,8 @@ from typing import Any
 
 from ..admission.admission import Admission
 from ..brokers.base import JSON, RESERVED, Broker, Draft, Message
-from ..channels.app_channels import Channels
-from ..concurrency.delayed_calls import Later
+from ..channels.app_channels import AppChannels
+from ..concurrency.delayed_calls import DelayedCalls
 from ..exceptions import BrokerError
 from ..stats import Counters
 from ..transports.base import Clock
@@ -150,9 +150,9 @@ class Reporter:
         self._process = secrets.token_hex(8)
         self._answered = 0.0  # monotonic time; written by the thread that delivers messages
         self._not_before = 0.0  # monotonic time of the next attempt to listen
-        self._soon = Later(0.0)
+        self._soon = DelayedCalls(0.0)
 
-    def begin(self, channels: Channels, clock: Clock) -> None:
+    def begin(self, channels: AppChannels, clock: Clock) -> None:
         """Answer from now on, if other processes can ask. Does not wait and never fails.
 
         :param clock: clock of the calling connection.
@@ -163,7 +163,7 @@ class Reporter:
         if channels.broker.shared:
             self._soon.call(partial(self._listen, channels, clock))
 
-    def _listen(self, channels: Channels, clock: Clock) -> None:
+    def _listen(self, channels: AppChannels, clock: Clock) -> None:
         try:
             channels.listen(LOOKS, partial(self._asked, channels), clock, {})
         except Exception as exc:  # reports are not needed to serve
@@ -171,13 +171,13 @@ class Reporter:
             self._not_before = monotonic() + _RETRY
             self.begun = False  # without a timer: the next connection tries again
 
-    def _asked(self, channels: Channels, message: Message) -> None:
+    def _asked(self, channels: AppChannels, message: Message) -> None:
         now = monotonic()
         if now - self._answered >= _SELDOM:
             self._answered = now
             self._soon.call(partial(self._answer, channels))
 
-    def _answer(self, channels: Channels) -> None:
+    def _answer(self, channels: AppChannels) -> None:
         report = self.report(len(channels.here()))
         try:
             _publish(channels.broker, REPORTS, report.serialize())

@@ -23,10 +23,9 @@ from itsdangerous import BadData, BadTimeSignature, URLSafeTimedSerializer
 from itsdangerous.encoding import base64_encode
 from itsdangerous.serializer import Serializer
 
-from ..brokers.base import Position
+from ..brokers.base import NOWHERE, Position
 
 __all__ = [
-    "LOST",
     "MAX_AGE",
     "SESSION",
     "START",
@@ -50,12 +49,12 @@ __all__ = [
 MAX_AGE = 86400.0
 """Seconds that a name counts, where the application does not say."""
 
-START, LOST = "start", "-"
-"""In place of a position: all that is kept, and none of a log, which is a gap."""
+START = "start"
+"""In place of a position: all that is kept. The text of ``NOWHERE`` is a gap."""
 
 
 def not_before(position: str, earliest: str, *, one_log: bool) -> str:
-    """Return a client's position if its page may ask for it, else :data:`LOST`, a gap.
+    """Return a client's position if its page may ask for it, else :data:`.NOWHERE`, a gap.
 
     A client of ours never asks for an earlier one. One that has another page's position is told of
     the gap, and is not sent less than it believes.
@@ -73,10 +72,10 @@ def not_before(position: str, earliest: str, *, one_log: bool) -> str:
         return earliest
     asked, first = Position.parse(position), Position.parse(earliest)
     if asked is None or first is None:
-        return LOST
+        return str(NOWHERE)
     if asked.epoch == first.epoch:
-        return position if asked.offset >= first.offset else LOST
-    return position if one_log else LOST
+        return position if asked.offset >= first.offset else str(NOWHERE)
+    return position if one_log else str(NOWHERE)
 
 
 # -- to whom a name is bound -------------------------------------------------------------------

@@ -26,7 +26,7 @@ from werkzeug.routing.exceptions import WebsocketMismatch
 
 from ..admission.guests import Rules
 from ..brokers.base import Position
-from ..channels.app_channels import Channels
+from ..channels.app_channels import AppChannels
 from ..channels.publisher import Publisher, check_channel
 from ..connection.connection import Connection
 from ..connection.limits import Limits
@@ -342,7 +342,7 @@ class Sockets:
                 "register one that returns the id of the current user with @sockets.user_id, or "
                 "with @turbo.user_id"
             )
-        state_of(app).channels.disconnect(user=user, code=code, reason=reason)
+        state_of(app).publisher.disconnect(user=user, code=code, reason=reason)
 
     # -- channels --------------------------------------------------------------------------
 
@@ -356,7 +356,7 @@ class Sockets:
         set to ``"log"`` no :class:`~flask_sockets2.BrokerError` is raised: the message is lost, and
         the position is that of no log.
         """
-        return self._channels().publish(channel, data, key=key, transient=transient)
+        return self.publisher.publish(channel, data, key=key, transient=transient)
 
     def publish_many(self, messages: Iterable[tuple[str, Any]], *, key: str = "") -> list[Position]:
         """Publish many messages at the cost of few round trips.
@@ -364,7 +364,7 @@ class Sockets:
         :param messages: pairs of a channel and the data.
         :param key: of each, as for :meth:`publish`; so is the end of it while the broker is away.
         """
-        return self._channels().publish_many(messages, key=key)
+        return self.publisher.publish_many(messages, key=key)
 
     def position(self, channel: str) -> Position:
         """Return the position of a channel's newest message, for a page to carry.
@@ -378,21 +378,21 @@ class Sockets:
     def positions(self, channels: Sequence[str]) -> list[Position]:
         """Return the position of each channel, at the cost of one round trip where that can be."""
         names, own = [check_channel(channel) for channel in channels], self._channels()
-        return list(own.for_page(len(names), partial(own.positions, names)))
+        return list(own.for_page(len(names), partial(own.publisher.positions, names)))
 
     def subscribers(self, channel: str) -> int:
         """Return how many connections subscribe to a channel, in all processes.
 
         :raises BrokerError: when the broker cannot be reached.
         """
-        return self._channels().subscribers(channel)
+        return self.publisher.subscribers(channel)
 
     def present(self, channel: str) -> list[str]:
         """Return the identities that are in a channel, in all processes, sorted.
 
         :raises BrokerError: when the broker cannot be reached.
         """
-        return self._channels().present(channel)
+        return self.publisher.present(channel)
 
     def stats(self) -> dict[str, Any]:
         """Return what has been counted in this process, by route and channel prefix.
@@ -414,9 +414,9 @@ class Sockets:
 
         It needs no context, so that another thread may be handed it.
         """
-        return self._channels()
+        return self._channels().publisher
 
-    def _channels(self) -> Channels:
+    def _channels(self) -> AppChannels:
         return state_of(self._app()).channels
 
     def _app(self) -> Flask:

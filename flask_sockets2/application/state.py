@@ -19,10 +19,13 @@ from ..admission.admission import Admission
 from ..admission.disconnects import ORDERS
 from ..admission.guests import Guest, Rules
 from ..brokers.registry import open_broker
-from ..channels.app_channels import Channels
+from ..channels.app_channels import AppChannels
+from ..channels.publisher import Publisher, dumps_of
+from ..channels.sender import AppSender
 from ..connection.connection import Connection
 from ..connection.limits import MAX_BUFFERED, Limits
 from ..exceptions import BrokerError
+from ..fanout.fanout import Fanout
 from ..servers import under_way
 from ..servers.patience import register
 from ..servers.serving import Unheard, is_listening, works_for_a_server
@@ -116,7 +119,7 @@ class State:
     reporter: Reporter = field(init=False)
     budget: Budget = field(init=False)
     was_server: bool = False
-    _channels: Channels | None = None
+    _channels: AppChannels | None = None
     _logs: dict[str, ThrottledLog] = field(default_factory=dict)  # by name of the logger
     _lock: Lock = field(default_factory=Lock)  # guards making the channels
     _obeying: bool = False  # orders are listened to
@@ -181,7 +184,7 @@ class State:
         return self.channels.broker.shared or not request.environ.get("wsgi.multiprocess")
 
     @property
-    def channels(self) -> Channels:
+    def channels(self) -> AppChannels:
         """The application's channels, made when they are first needed.
 
         :raises BrokerError: when no broker serves ``SOCKETS_BROKER_URL``.
@@ -194,6 +197,11 @@ class State:
                     if self.metrics is not None:
                         self.metrics.start()
         return self._channels
+
+    @property
+    def publisher(self) -> Publisher:
+        """Publishes to the application's channels; raises what :attr:`channels` does."""
+        return self.channels.publisher
 
     def forked(self) -> None:
         """Begin anew in a child: connections, counts and channels are the parent's."""
@@ -425,18 +433,16 @@ def serve_metrics(state: State) -> None:
     state.app.add_url_rule(route, view_func=flask_sockets2_metrics)
 
 
-def _make_channels(state: State) -> Channels:
-    config = state.app.config
-    _warn_of_environment(state.app)
-    return Channels(
-        state.app,
-        broker_url_of(state.app),
-        broker_options_of(config),
-        state.counters,
-        read(Limits, config).max_message_size,
-        read(AppSettings, config).publish_errors == "log",
-        partial(Unheard, helps=works_for_a_server(state.was_server)),
-    )
+def _make_channels(state: State) -> AppChannels:
+    app, counters, config = state.app, state.counters, state.app.config
+    _warn_of_environment(app)
+    options = broker_options_of(config)
+    fanout = Fanout(partial(open_broker, broker_url_of(app), options), options, counters)
+    unheard = partial(Unheard, helps=works_for_a_server(state.was_server))
+    logs_errors = read(AppSettings, config).publish_errors == "log"
+    sender = AppSender(app, fanout, counters, logs_errors, unheard)
+    most = read(Limits, config).max_message_size
+    return AppChannels(app, fanout, Publisher._of(sender, most, dumps_of(app)))
 
 
 def _warn_of_environment(app: Flask) -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from time import monotonic
 
-from ..concurrency.delayed_calls import Later
+from ..concurrency.delayed_calls import DelayedCalls
 from ..concurrency.native_lock import native_lock
 from .base import (
     DAY,
@@ -23,7 +23,7 @@ from .base import (
     new_epoch,
     silent_ttl,
 )
-from .message_log import Log
+from .message_log import MessageLog
 
 __all__ = ["MemoryBroker"]
 
@@ -34,7 +34,7 @@ _MOST_SILENT = 50_000  # channels without a message or a listener, of half a kil
 _MOST_KEPT = 10_000  # channels; with more of them, positions go with their messages
 
 
-class _Channel:
+class _MemoryChannel:
     """A channel's log, until when it is kept, and since when it is subscribed to.
 
     :ivar expires: when its messages are over; its position, if there were any, a day later.
@@ -44,7 +44,7 @@ class _Channel:
 
     __slots__ = ("begun", "expires", "log", "silent_until")
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: MessageLog) -> None:
         self.log = log
         self.expires = 0.0
         self.silent_until = 0.0
@@ -76,15 +76,15 @@ class MemoryBroker(Broker):
         # not for reserved channels: what is done with their messages may be logged, and a log's
         # handler may switch greenlets.
         self._lock = native_lock()
-        self._channels: dict[str, _Channel] = {}
+        self._channels: dict[str, _MemoryChannel] = {}
         self._silent: dict[
             str, None
         ] = {}  # those without a message or a listener, the oldest first
         self._swept = False  # a look for what is over is due
-        self._sweeping = Later(_SWEEP)
+        self._sweeping = DelayedCalls(_SWEEP)
         self._counts: dict[str, int] = {}
         self._present: dict[str, Counter[str]] = {}
-        self._leaving = Later(options.presence_grace)
+        self._leaving = DelayedCalls(options.presence_grace)
 
     # -- messages --------------------------------------------------------------------------
 
@@ -116,7 +116,7 @@ class MemoryBroker(Broker):
             self.receiver.deliver(message)
         return position
 
-    def _use(self, name: str) -> _Channel:
+    def _use(self, name: str) -> _MemoryChannel:
         """Return a channel, made if there is none or its time is over."""
         now = monotonic()
         channel = self._channels.get(name)
@@ -125,8 +125,8 @@ class MemoryBroker(Broker):
                 self._swept = True
                 self._sweeping.call(self._sweep)
             options = self.options
-            log = Log(Position(new_epoch(), 0), options.history_size, options.history_bytes)
-            channel = self._channels[name] = _Channel(log)
+            log = MessageLog(Position(new_epoch(), 0), options.history_size, options.history_bytes)
+            channel = self._channels[name] = _MemoryChannel(log)
         elif channel.expires < now:
             channel.log.clear()
         channel.expires = now + self.options.history_ttl
@@ -135,7 +135,7 @@ class MemoryBroker(Broker):
         self._bound_silent(name, channel)
         return channel
 
-    def _bound_silent(self, name: str, channel: _Channel) -> None:
+    def _bound_silent(self, name: str, channel: _MemoryChannel) -> None:
         """Note whether a channel is silent, and forget the oldest of very many that are.
 
         Clients may make names up, far more than one can keep for a minute.

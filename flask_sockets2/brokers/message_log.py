@@ -1,4 +1,4 @@
-"""Log: the newest messages of one channel, bounded by number and by bytes."""
+"""MessageLog: the newest messages of one channel, bounded by number and by bytes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from itertools import islice
 
 from .base import History, Message, Position
 
-__all__ = ["Log"]
+__all__ = ["MessageLog"]
 
 
-class Log:
+class MessageLog:
     """The newest messages of one channel, without a gap between them.
 
     :param position: the newest so far; what is appended follows it.

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Protocol, TypeVar
 
 from flask import Flask, has_request_context, request
 
-from ..admission.disconnects import ORDERS, Order, Unsent, UserId
-from ..brokers.base import JSON, NOWHERE, BrokerOptions, Draft, Message, Position
-from ..brokers.registry import open_broker
+from ..brokers.base import NOWHERE, Broker, Message, Position
 from ..exceptions import BrokerError
 from ..fanout.encoding import Encoding, Frames
-from ..fanout.fanout import ALL, Fanout, Observer, Subscription
-from ..fanout.outbox import Outlet, Owner, SocketWriter
-from ..fanout.turn_writer import Clock
+from ..fanout.fanout import ALL, Fanout, Subscription
+from ..fanout.outbox import Observer, Outlet, OutletOwner, SocketWriter
+from ..fanout.turn_writer import WriterClock
 from ..signals import broker_reconnected, client_too_slow, gap_told, message_dropped, tell
-from ..stats import Counters
 from ..throttled_log import ThrottledLog
-from .publisher import Publisher, check_channel, dumps_of, payload_of, utf8
+from .publisher import Publisher, check_channel, dumps_of, encode, utf8
 
-__all__ = ["Channels", "Subscriber"]
+__all__ = ["AppChannels", "Subscriber"]
 
 logger = logging.getLogger("flask_sockets2.channels")
 
@@ -35,7 +31,7 @@ _PATIENCE = 5.0  # seconds that it does not, as one attempt may take as long
 Place = TypeVar("Place")
 
 
-class Subscriber(Owner, Protocol):
+class Subscriber(OutletOwner, Protocol):
     """A connection, as far as its channels need it."""
 
     environ: Any
@@ -55,15 +51,6 @@ class Subscriber(Owner, Protocol):
         """Of permessage-deflate."""
 
 
-class Watch(Protocol):
-    """Looks whether anybody hears what a process publishes."""
-
-    settled: bool
-
-    def published(self, channel: str) -> None:
-        """Take note of a message."""
-
-
 class _Signals(Observer):
     """Sends an application's signals."""
 
@@ -73,100 +60,37 @@ class _Signals(Observer):
     def gap(self, channel: str) -> None:
         tell(gap_told, self._app, channel=channel)
 
-    def dropped(self, owner: Owner, channel: str) -> None:
+    def dropped(self, owner: OutletOwner, channel: str) -> None:
         tell(message_dropped, self._app, connection=owner, channel=channel)
 
-    def too_slow(self, owner: Owner) -> None:
+    def too_slow(self, owner: OutletOwner) -> None:
         tell(client_too_slow, self._app, connection=owner)
 
     def reconnected(self) -> None:
         tell(broker_reconnected, self._app)
 
 
-class Channels(Publisher):
+class AppChannels:
     """The channels of one application in this process.
 
     :param app: the application.
-    :param url: of the broker.
-    :param options: for the broker.
-    :param counters: to count in.
-    :param max_message_size: bytes of one message.
-    :param log_errors: log what cannot be published, and do not raise.
-    :param unheard: looks whether anybody hears what is published, if the broker reaches no other
-        process.
+    :param fanout: has the subscribers.
+    :param publisher: publishes to the channels.
     """
 
-    def __init__(
-        self,
-        app: Flask,
-        url: str,
-        options: BrokerOptions,
-        counters: Counters,
-        max_message_size: int,
-        log_errors: bool,
-        unheard: Callable[[Callable[[], bool], Callable[[str], None]], Watch],
-    ) -> None:
-        self._fanout = Fanout(lambda fanout: open_broker(url, options, fanout), options, counters)
-        self._fanout.observer = _Signals(app)
-        self._broker = self._fanout.broker
-        self._counters = counters
-        self._max_message_size = max_message_size
+    def __init__(self, app: Flask, fanout: Fanout, publisher: Publisher) -> None:
+        self.publisher = publisher
         self._app = app
+        self._fanout = fanout
+        self._fanout.observer = _Signals(app)
         self._dumps = dumps_of(app)
-        self._log_errors = log_errors
         self._seldom = ThrottledLog(logger)
         self._warned = False
-        self._unheard = None if self._broker.shared else unheard(self._is_heard, self._warn_of_none)
-        self._unsent = Unsent(self._publish_order)
 
-    def disconnect(self, *, user: UserId, code: int = 1008, reason: str = "") -> None:
-        """Close the WebSockets and end the event streams of a user, in all processes.
-
-        Those of this process end whether or not the broker can be reached. If it cannot, the order
-        is kept, and published as soon as the broker is back while this process runs.
-
-        Takes and raises what :meth:`flask_sockets2.Publisher.disconnect` does.
-        """
-        order = Order.of(user, code, reason)
-        self._fanout.deliver(Message(ORDERS, JSON, order.serialize(), NOWHERE))
-        try:
-            self._publish_order(order)
-        except BrokerError as exc:
-            self._unsent.keep(order)
-            raise BrokerError(
-                "the connections of the user in this process are ended, but other processes could "
-                f"not be told ({exc.description}); this process tries again for an hour, while it "
-                "runs; to be certain, disconnect the user again when the broker is back"
-            ) from exc
-        except BaseException:  # killed, or a timeout of its request's
-            self._unsent.keep(order)
-            raise
-        self._unsent.drop(order.user)
-
-    def _publish(self, drafts: list[Draft]) -> list[Position]:
-        positions = self._broker.publish(drafts)
-        for draft in drafts:
-            self._counters.of_channel(draft.channel).published += 1
-        self._fanout.relieve()
-        if self._unheard is not None and not self._unheard.settled:
-            self._unheard.published(drafts[0].channel)
-        return positions
-
-    def _unpublished(self, exc: BrokerError, channels: Sequence[str]) -> list[Position]:
-        for channel in channels:
-            self._counters.of_channel(channel).publish_errors += 1
-            if self._log_errors:
-                self._seldom.failure(
-                    "unpublished",
-                    "a message to %.200r was not published, and SOCKETS_PUBLISH_ERRORS is 'log': "
-                    "%s",
-                    channel,
-                    exc,
-                    extra={"event": "unpublished", "channel": channel[:200]},
-                )
-        if not self._log_errors:
-            raise exc
-        return [NOWHERE] * len(channels)
+    @property
+    def broker(self) -> Broker:
+        """The broker of the channels."""
+        return self.publisher.broker
 
     def for_page(
         self, number: int, ask: Callable[[], Sequence[Place]]
@@ -211,7 +135,7 @@ class Channels(Publisher):
         encoding = Frames.of(
             envelope=envelope,
             presence=presence,
-            gap=None if gap is None else payload_of(gap, self._dumps),
+            gap=None if gap is None else encode(gap, self._dumps, "gap="),
             window_bits=connection.window_bits,
         )
         self._warn_of_processes(connection.environ)
@@ -238,7 +162,7 @@ class Channels(Publisher):
         self._warn_of_processes(environ)
         return self._fanout.subscribe(outlet, channel, encoding, since=self._since(since, channel))
 
-    def outlet_of(self, transport: SocketWriter, owner: Owner, limits: Any) -> Outlet:
+    def outlet_of(self, transport: SocketWriter, owner: OutletOwner, limits: Any) -> Outlet:
         """Return a new outlet that writes to a transport."""
         return Outlet(transport, owner, self._fanout, limits.send_buffer, limits.slow_client)
 
@@ -246,7 +170,7 @@ class Channels(Publisher):
         self,
         name: str,
         listener: Callable[[Message], None],
-        clock: Clock,
+        clock: WriterClock,
         environ: Any,
         *,
         missed: Callable[[], None] | None = None,
@@ -261,8 +185,8 @@ class Channels(Publisher):
     def check(self, channel: str) -> None:
         """See that a channel can be subscribed to: its name, and that the broker is there."""
         check_channel(channel)
-        if self._broker.waits and not self._fanout.subscribers(channel):
-            self._broker.position(channel)
+        if self.broker.waits and not self._fanout.subscribers(channel):
+            self.broker.position(channel)
 
     def _outlet(self, connection: Subscriber) -> Outlet:
         """Return the outlet of a connection, made when it is first needed."""
@@ -287,8 +211,7 @@ class Channels(Publisher):
 
     def close(self) -> None:
         """Let go of the broker."""
-        self._unsent.close()
-        self._fanout.close()
+        self.publisher.close()
 
     def _since(self, given: Any, channel: str) -> Any:
         """Return the position that a client names; one that makes no sense is a gap."""
@@ -310,24 +233,9 @@ class Channels(Publisher):
             )
         return position or NOWHERE
 
-    def _is_heard(self) -> bool:
-        """Tell whether this process has served anybody, or is a test."""
-        app = self._app
-        served = app.testing or getattr(app, "_got_first_request", False) or self.here()
-        return bool(served) or "pytest" in sys.modules
-
-    def _warn_of_none(self, channel: str) -> None:
-        logger.warning(
-            "published to %.200r in a process that serves nobody, and with %s:// no other process "
-            "hears it; set app.config['SOCKETS_BROKER_URL'] to a redis:// URL, the same here and "
-            "in the processes that serve",
-            channel,
-            self._broker.url.partition("://")[0],
-        )
-
     def _warn_of_processes(self, environ: Any) -> None:
         """Say once that a message would not leave this process, where there are others."""
-        if self._warned or self._broker.shared:
+        if self._warned or self.broker.shared:
             return
         self._warned = True
         if environ.get("wsgi.multiprocess"):
@@ -335,7 +243,7 @@ class Channels(Publisher):
                 "this server has several workers, and with %s:// what is published stays in its "
                 "process; set app.config['SOCKETS_BROKER_URL'] to a redis:// URL, or run one "
                 "worker",
-                self._broker.url.partition("://")[0],
+                self.broker.url.partition("://")[0],
             )
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from flask import Flask
 from flask.json.provider import DefaultJSONProvider
 
-from ..admission.disconnects import ORDERS, Order, UserId
+from ..admission.disconnects import DisconnectOrder, UserId
 from ..brokers.base import (
     BINARY,
     JSON,
@@ -34,9 +34,9 @@ from ..brokers.base import (
 )
 from ..brokers.registry import open_broker
 from ..exceptions import BrokerError
-from ..fanout.encoding import Payload
+from .sender import Sender
 
-__all__ = ["Publisher", "check_channel", "dumps_of", "json_of", "payload_of", "utf8"]
+__all__ = ["Publisher", "check_channel", "dumps_of", "encode", "json_of", "utf8"]
 
 _DEFAULTS = BrokerOptions()
 _MAX_CHANNEL = _MAX_KEY = 1024  # bytes of UTF-8
@@ -95,14 +95,22 @@ class Publisher:
         receiver: Receiver | None = None,
     ) -> None:
         options = BrokerOptions(history_size, history_ttl=history_ttl, prefix=prefix)
-        self._broker = open_broker(url, options, receiver)
-        if not self._broker.shared:
+        broker = open_broker(url, options, receiver)
+        if not broker.shared:
             raise BrokerError(
                 f"{url.partition('://')[0]}:// reaches no other process, so nobody would hear; use "
                 "a redis:// URL, the same as SOCKETS_BROKER_URL of the application"
             )
+        self._sender = Sender(broker)
         self._max_message_size = max_message_size
         self._dumps = dumps
+
+    @classmethod
+    def _of(cls, sender: Sender, max_message_size: int, dumps: Dumps) -> Publisher:
+        """Return a publisher that sends through a sender, whatever its broker."""
+        new = cls.__new__(cls)
+        new._sender, new._max_message_size, new._dumps = sender, max_message_size, dumps
+        return new
 
     def publish(
         self, channel: str, data: Any, *, key: str = "", transient: bool = False
@@ -121,9 +129,9 @@ class Publisher:
         """
         draft = self._draft(channel, data, key, transient)
         try:
-            return self._publish([draft])[0]
+            return self._sender.send([draft])[0]
         except BrokerError as exc:
-            return self._unpublished(exc, [channel])[0]
+            return self._sender.failed(exc, [channel])[0]
 
     def publish_many(self, messages: Iterable[tuple[str, Any]], *, key: str = "") -> list[Position]:
         """Publish many messages at the cost of few round trips.
@@ -133,6 +141,7 @@ class Publisher:
         :returns: the position of each.
         :raises BrokerError: as :meth:`publish`; the first of them may have been published then.
         """
+        sender = self._sender
         positions: list[Position] = []
         drafts = (self._draft(channel, data, key) for channel, data in messages)
         while chunk := list(islice(drafts, 1)):
@@ -143,38 +152,31 @@ class Publisher:
                 if len(chunk) >= _CHUNK or size >= _CHUNK_BYTES:
                     break
             try:
-                positions += self._publish(chunk)
+                positions += sender.send(chunk)
             except BrokerError as exc:
-                positions += self._unpublished(exc, [draft.channel for draft in chunk])
+                positions += sender.failed(exc, [draft.channel for draft in chunk])
                 # The rest is not tried: each attempt may take as long.
-                positions += self._unpublished(exc, [draft.channel for draft in drafts])
+                positions += sender.failed(exc, [draft.channel for draft in drafts])
         return positions
-
-    def _unpublished(self, exc: BrokerError, channels: Sequence[str]) -> list[Position]:
-        """Say that a message to each channel was not published: raise the error.
-
-        :returns: what the caller has in place of the positions, where errors are only logged.
-        """
-        raise exc
 
     def position(self, channel: str) -> Position:
         """Return the position of a channel's newest message, for a page to carry.
 
         A client that subscribes with ``since`` set to it gets everything published afterwards.
         """
-        return self._broker.position(check_channel(channel))
+        return self.broker.position(check_channel(channel))
 
     def positions(self, channels: Sequence[str]) -> list[Position]:
         """Return the position of each channel, at the cost of one round trip where that can be."""
-        return self._broker.positions([check_channel(channel) for channel in channels])
+        return self.broker.positions([check_channel(channel) for channel in channels])
 
     def subscribers(self, channel: str) -> int:
         """Return how many connections subscribe to a channel, in all processes."""
-        return self._broker.subscribers(check_channel(channel))
+        return self.broker.subscribers(check_channel(channel))
 
     def present(self, channel: str) -> list[str]:
         """Return the identities that are in a channel, in all processes, sorted."""
-        return self._broker.present(check_channel(channel))
+        return self.broker.present(check_channel(channel))
 
     def disconnect(self, *, user: UserId, code: int = 1008, reason: str = "") -> None:
         """Close the WebSockets and end the event streams of a user, in all processes.
@@ -190,21 +192,11 @@ class Publisher:
         :raises TypeError: when the id is no ``str``, ``int`` or ``UUID``.
         :raises ValueError: when there is no user, or a close frame cannot carry the rest.
         """
-        order = Order.of(user, code, reason)
-        try:
-            self._publish_order(order)
-        except BrokerError as exc:
-            raise BrokerError(
-                "the user may still be connected, since the processes could not be told "
-                f"({exc.description}); disconnect the user again when the broker is back"
-            ) from exc
-
-    def _publish_order(self, order: Order) -> None:
-        self._publish([Draft(ORDERS, JSON, order.serialize())])
+        self._sender.disconnect(DisconnectOrder.of(user, code, reason))
 
     def close(self) -> None:
         """Let go of the connections to the broker; can be repeated."""
-        self._broker.close()
+        self._sender.close()
 
     def __enter__(self) -> Publisher:
         return self
@@ -220,16 +212,13 @@ class Publisher:
     @property
     def broker(self) -> Broker:
         """The broker, with its own interface."""
-        return self._broker
-
-    def _publish(self, drafts: list[Draft]) -> list[Position]:
-        return self._broker.publish(drafts)
+        return self._sender.broker
 
     def _draft(self, channel: str, data: Any, key: str = "", transient: bool = False) -> Draft:
         check_channel(channel)
         if key:
             _check_key(key)
-        kind, payload = _encode(data, self._dumps, f"channel {channel!r:.200}")
+        kind, payload = encode(data, self._dumps, f"channel {channel!r:.200}")
         if len(payload) > self._max_message_size:
             raise ValueError(
                 f"a message of {len(payload)} bytes is over the limit of {self._max_message_size}; "
@@ -273,13 +262,11 @@ def utf8(text: str, what: str) -> bytes:
         raise ValueError(f"{what} cannot hold half a surrogate pair") from exc
 
 
-def payload_of(data: Any, dumps: Dumps) -> Payload:
-    """Return what a client is sent for data, as ``str``, bytes or JSON."""
-    kind, payload = _encode(data, dumps, "gap=")
-    return Payload(kind == BINARY, payload)
+def encode(data: Any, dumps: Dumps, place: str) -> tuple[str, bytes]:
+    """Return the kind and the bytes of a message for data, as ``str``, bytes or JSON.
 
-
-def _encode(data: Any, dumps: Dumps, place: str) -> tuple[str, bytes]:
+    :param place: where it goes, for what an error says.
+    """
     if isinstance(data, str):
         return TEXT, utf8(data, f"the text for {place}")
     if isinstance(data, bytes | bytearray | memoryview):

@@ -11,14 +11,14 @@ from collections.abc import Callable
 
 from .native_lock import native_lock
 
-__all__ = ["Later"]
+__all__ = ["DelayedCalls"]
 
 logger = logging.getLogger("flask_sockets2.brokers")
 
 _STEP = 0.5  # seconds; the longest that close() may have to wait for the thread's end
 
 
-class Later:
+class DelayedCalls:
     """Calls functions after a delay, in their order.
 
     :param delay: seconds, the same for all.

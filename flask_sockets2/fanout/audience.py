@@ -2,7 +2,7 @@
 
 A channel has one audience for each hub or selector thread. Most clients are members of a group,
 whose members all get the same bytes. A client whose history is still being replayed is *held*: new
-messages are put in order with that history (``fanout/replay.py``). The fan-out's lock guards
+messages are put in order with that history (``fanout/held.py``). The fan-out's lock guards
 audiences, channels and entries.
 """
 
@@ -16,9 +16,9 @@ from ..brokers.base import Message, Position
 from ..exceptions import BrokerError
 from ..stats import ChannelCounters
 from .encoding import Encoding
+from .held import OVERHEAD, Held
 from .outbox import Batch, Outlet
-from .replay import OVERHEAD, Held
-from .turn_writer import Writer
+from .turn_writer import TurnWriter
 
 __all__ = ["Audience", "Channel", "Entry"]
 
@@ -42,7 +42,7 @@ class Audience:
 
     __slots__ = ("channel", "groups", "held", "pending", "writer")
 
-    def __init__(self, channel: Channel, writer: Writer) -> None:
+    def __init__(self, channel: Channel, writer: TurnWriter) -> None:
         self.channel = channel
         self.writer = writer
         self.groups: dict[Encoding, dict[Outlet, None]] = {}
@@ -146,4 +146,4 @@ class Channel:
         """Send a message to all subscribers."""
         for audience in self.audiences.values():
             audience.pending.append(message)
-            audience.writer.note(audience, len(message.data) + OVERHEAD)
+            audience.writer.note(audience.seal, len(message.data) + OVERHEAD)

@@ -14,12 +14,12 @@ from time import monotonic
 from ..brokers.base import Broker, Message, Position
 from ..exceptions import BrokerError
 
-__all__ = ["OwnChannels"]
+__all__ = ["ControlChannels"]
 
 logger = logging.getLogger("flask_sockets2.channels")
 
 
-class OwnChannels:
+class ControlChannels:
     """The functions of this process that receive messages of control channels.
 
     :param broker: delivers the messages.

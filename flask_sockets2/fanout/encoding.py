@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import logging
 from base64 import b64encode
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, Protocol
 from weakref import WeakValueDictionary
 
 from ..brokers.base import BINARY as BINARY_KIND
@@ -29,18 +29,11 @@ from ..brokers.base import TEXT as TEXT_KIND
 from ..concurrency.native_lock import native_lock
 from ..wire.frames import BINARY, TEXT, build, build_deflated
 
-__all__ = ["GAP", "Encoding", "Frames", "Payload", "gap_message", "presence_message"]
+__all__ = ["GAP", "Encoding", "Frames", "gap_message", "presence_message"]
 
 logger = logging.getLogger("flask_sockets2.channels")
 
 GAP, PRESENCE, JOIN, LEAVE = "gap", "presence", "join", "leave"
-
-
-class Payload(NamedTuple):
-    """A message for one client: whether it is binary, and its bytes."""
-
-    binary: bool
-    data: bytes
 
 
 class Encoding(Protocol):
@@ -58,7 +51,8 @@ class Frames:
 
     :ivar envelope: each message in an envelope.
     :ivar presence: who joins and leaves is told.
-    :ivar gap: sent where messages were lost, in place of the envelope's event.
+    :ivar gap: kind and data of what is sent where messages were lost, in place of the envelope's
+        event.
     :ivar window_bits: of permessage-deflate without context takeover (RFC 7692), None without.
     """
 
@@ -68,7 +62,11 @@ class Frames:
     _lock: ClassVar[Any] = native_lock()  # guards adding to it
 
     def __init__(
-        self, envelope: bool, presence: bool, gap: Payload | None, window_bits: int | None
+        self,
+        envelope: bool,
+        presence: bool,
+        gap: tuple[str, bytes] | None,
+        window_bits: int | None,
     ) -> None:
         self.envelope = envelope
         self.presence = presence
@@ -85,7 +83,7 @@ class Frames:
         *,
         envelope: bool = False,
         presence: bool = False,
-        gap: Payload | None = None,
+        gap: tuple[str, bytes] | None = None,
         window_bits: int | None = None,
     ) -> Frames:
         """Return the encoding of these properties, always the same object."""
@@ -115,24 +113,19 @@ class Frames:
         return _envelope(message).decode()
 
     def _make(self, message: Message) -> bytes:
-        payload = self._payload(message)
-        if payload is None:
-            return b""
-        opcode = BINARY if payload.binary else TEXT
-        if self.window_bits is not None:
-            return build_deflated(opcode, payload.data, self.window_bits)
-        return build(opcode, payload.data)
-
-    def _payload(self, message: Message) -> Payload | None:
+        kind, data = message.kind, message.data
         if message.event == GAP and self.gap is not None:
-            return self.gap
-        if message.event in (JOIN, LEAVE, PRESENCE) and not self.presence:
-            return None
-        if self.envelope:
-            return Payload(False, _envelope(message))
-        if message.event:
-            return None
-        return Payload(message.kind == BINARY_KIND, message.data)
+            kind, data = self.gap
+        elif message.event in (JOIN, LEAVE, PRESENCE) and not self.presence:
+            return b""
+        elif self.envelope:
+            kind, data = TEXT_KIND, _envelope(message)
+        elif message.event:
+            return b""
+        opcode = BINARY if kind == BINARY_KIND else TEXT
+        if self.window_bits is not None:
+            return build_deflated(opcode, data, self.window_bits)
+        return build(opcode, data)
 
 
 def gap_message(channel: str, position: Position) -> Message:

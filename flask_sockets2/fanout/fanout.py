@@ -32,16 +32,17 @@ from ..concurrency.native_lock import native_lock
 from ..exceptions import BrokerError
 from ..stats import Counters
 from .audience import Audience, Channel, Entry
-from .control_channels import OwnChannels
+from .control_channels import ControlChannels
 from .encoding import Encoding, gap_message, presence_message
+from .held import Held
 from .open_channels import OpenChannels, inform
-from .outbox import Batch, Outlet, Owner
-from .replay import Held, Replayer
-from .replay_cache import Recent
+from .outbox import Batch, Observer, Outlet
+from .replay import Replayer
+from .replay_cache import ReplayCache
 from .roll_call import RollCall
-from .turn_writer import Clock, Writer
+from .turn_writer import TurnWriter, WriterClock
 
-__all__ = ["ALL", "Fanout", "Observer", "Subscription"]
+__all__ = ["ALL", "Fanout", "Subscription"]
 
 logger = logging.getLogger("flask_sockets2.channels")
 
@@ -74,22 +75,6 @@ class Subscription(NamedTuple):
     gap: bool
 
 
-class Observer:
-    """Who wants to know of what should not happen; does nothing by itself."""
-
-    def gap(self, channel: str) -> None:
-        """Clients of a channel are told that messages were lost."""
-
-    def dropped(self, owner: Owner, channel: str) -> None:
-        """A slow client was not sent a message."""
-
-    def too_slow(self, owner: Owner) -> None:
-        """A client is closed, being too slow."""
-
-    def reconnected(self) -> None:
-        """The broker was out of reach and is back."""
-
-
 class Fanout:
     """The subscribers of one application in this process; the receiver of its broker.
 
@@ -111,14 +96,14 @@ class Fanout:
         # that wants the lock would stop the thread for ever. A broker may hold its own lock while
         # it delivers, so none of a broker's methods but count() is called under it.
         self._lock = native_lock()
-        self._writers: dict[Any, Writer] = {}
+        self._writers: dict[Any, TurnWriter] = {}
         #: Told what happens; see :class:`Observer`.
         self.observer = Observer()
         self.broker = make_broker(self)
-        self._recent = Recent(self.broker, options, self._lock) if self.broker.waits else None
-        self._replayer = Replayer(self.broker, self._recent, self._lock, self._fell_behind)
+        self._recent = ReplayCache(self.broker, options, self._lock) if self.broker.waits else None
+        self._replayer = Replayer(self.broker, self._recent, self._lock)
         self._channels = OpenChannels(self.broker, self._recent, counters, self._lock)
-        self._own = OwnChannels(self.broker)
+        self._own = ControlChannels(self.broker)
         self._roll_calls = [RollCall(delay, self._call_roll) for delay in _ROLL_CALLS]
 
     # -- the broker ------------------------------------------------------------------------
@@ -273,7 +258,7 @@ class Fanout:
         self,
         name: str,
         listener: Callable[[Message], None],
-        clock: Clock,
+        clock: WriterClock,
         *,
         missed: Callable[[], None] | None = None,
     ) -> None:
@@ -289,7 +274,7 @@ class Fanout:
             self._check_waiting(clock)
             self._own.listen(name, listener, missed)
 
-    def _check_waiting(self, clock: Clock) -> None:
+    def _check_waiting(self, clock: WriterClock) -> None:
         """See that the broker can be waited for in a thread."""
         if self.broker.waits and clock.blocks:
             raise BrokerError(_UNPATCHED)
@@ -299,7 +284,7 @@ class Fanout:
         if audience is None:
             writer = self._writers.get(clock)
             if writer is None:
-                writer = self._writers[clock] = Writer(clock, self._lock)
+                writer = self._writers[clock] = TurnWriter(clock, self._lock)
             audience = channel.audiences[clock] = Audience(channel, writer)
         return audience
 
@@ -420,25 +405,9 @@ class Fanout:
         self._channels.release(channel)
         return True
 
-    def too_slow(self, outlet: Outlet) -> None:
-        """A client is closed, being too slow."""
-        self.observer.too_slow(outlet.owner)
-
-    def gap(self, outlet: Outlet, channel: str) -> None:
-        """A client is to be told that messages were not sent."""
-        self.observer.gap(channel)
-
     def go_on(self, outlet: Outlet) -> None:
         """A client has room for more of the histories that are replayed to it."""
         self._replayer.go_on(outlet)
-
-    def _fell_behind(self, channel: str) -> None:
-        """A client was too slow for the history of a channel, and is told of a gap."""
-        self.observer.gap(channel)
-
-    def dropped(self, outlet: Outlet, channel: str) -> None:
-        """A message was not sent to a client."""
-        self.observer.dropped(outlet.owner, channel)
 
     def subscribers(self, name: str) -> int:
         """Return how many subscribers a channel has in this process."""

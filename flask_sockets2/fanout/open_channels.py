@@ -13,11 +13,11 @@ from time import monotonic
 from typing import Any
 
 from ..brokers.base import Broker
-from ..concurrency.delayed_calls import Later
+from ..concurrency.delayed_calls import DelayedCalls
 from ..exceptions import BrokerError
 from ..stats import Counters
 from .audience import Channel
-from .replay_cache import Recent
+from .replay_cache import ReplayCache
 
 __all__ = ["OpenChannels", "inform"]
 
@@ -39,13 +39,13 @@ class OpenChannels:
     """
 
     def __init__(
-        self, broker: Broker, recent: Recent | None, counters: Counters, lock: Any
+        self, broker: Broker, recent: ReplayCache | None, counters: Counters, lock: Any
     ) -> None:
         self._broker = broker
         self._recent = recent
         self._counters = counters
         self._lock = lock
-        self._lingering = Later(_LINGER)
+        self._lingering = DelayedCalls(_LINGER)
         #: Those that are open, or about to be opened or closed.
         self.by_name: dict[str, Channel] = {}
 

@@ -24,7 +24,7 @@ from ..brokers.base import Message
 from ..stats import ChannelCounters
 from .encoding import GAP, Encoding
 
-__all__ = ["CHUNK", "POLICIES", "Batch", "Outlet", "Owner", "SocketWriter"]
+__all__ = ["CHUNK", "POLICIES", "Batch", "Observer", "Outlet", "OutletOwner", "SocketWriter"]
 
 DISCONNECT, DROP_OLDEST, COALESCE = "disconnect", "drop_oldest", "coalesce"
 POLICIES = (DISCONNECT, DROP_OLDEST, COALESCE)
@@ -49,27 +49,36 @@ class SocketWriter(Protocol):
         """Write of what was kept what the kernel takes now."""
 
 
-class Owner(Protocol):
+class OutletOwner(Protocol):
     """Whose outlet it is: a connection."""
 
     def too_slow(self) -> None:
         """End: the client does not keep up."""
 
 
+class Observer:
+    """Who wants to know of what should not happen; does nothing by itself."""
+
+    def gap(self, channel: str) -> None:
+        """Clients of a channel are told that messages were lost."""
+
+    def dropped(self, owner: OutletOwner, channel: str) -> None:
+        """A slow client was not sent a message."""
+
+    def too_slow(self, owner: OutletOwner) -> None:
+        """A client is closed, being too slow."""
+
+    def reconnected(self) -> None:
+        """The broker was out of reach and is back."""
+
+
 class Source(Protocol):
     """Where its messages come from: the fan-out."""
 
+    observer: Observer
+
     def remove(self, outlet: Outlet) -> None:
         """Forget it."""
-
-    def too_slow(self, outlet: Outlet) -> None:
-        """It is closed, being too slow."""
-
-    def dropped(self, outlet: Outlet, channel: str) -> None:
-        """A message was not sent."""
-
-    def gap(self, outlet: Outlet, channel: str) -> None:
-        """It is to be told that messages were not sent."""
 
     def go_on(self, outlet: Outlet) -> None:
         """It has room for more of the histories that are replayed to it."""
@@ -151,7 +160,7 @@ class Outlet:
     )
 
     def __init__(
-        self, transport: SocketWriter, owner: Owner, source: Source, limit: int, policy: str
+        self, transport: SocketWriter, owner: OutletOwner, source: Source, limit: int, policy: str
     ) -> None:
         self.transport = transport
         self.owner = owner
@@ -226,7 +235,7 @@ class Outlet:
     def _end(self) -> None:
         self.remove()
         self.owner.too_slow()
-        self.source.too_slow(self)
+        self.source.observer.too_slow(self.owner)
 
     def _drop_oldest(self) -> None:
         """Drop messages from the front, and put a gap of each channel of theirs there.
@@ -249,7 +258,7 @@ class Outlet:
                 told.add(kept.message.channel)
             else:
                 kept.counters.dropped += 1
-                self.source.dropped(self, kept.message.channel)
+                self.source.observer.dropped(self.owner, kept.message.channel)
             if not kept.message.transient or kept.message.event:  # of a gap, or of presence
                 gaps[kept.message.channel] = kept
         for channel, kept in gaps.items():
@@ -259,7 +268,7 @@ class Outlet:
             if data:
                 if channel not in told:
                     kept.counters.gaps += 1
-                    self.source.gap(self, channel)
+                    self.source.observer.gap(channel)
                 key = next(_numbers)
                 backlog[key] = _Kept(gap, data, kept.encoding, kept.counters)
                 backlog.move_to_end(key, last=False)

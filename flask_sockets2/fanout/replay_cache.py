@@ -1,5 +1,4 @@
-"""Recent: what came of late in the channels of a broker that is far away, so that it need not be
-asked.
+"""ReplayCache: the newest messages of a remote broker's channels, so that it is asked less often.
 
 After a network failed or a worker was restarted clients come back, thousands at once, and want what
 they missed. What was delivered here is at hand. What was not, as after a restart, is fetched once
@@ -17,10 +16,10 @@ from time import monotonic
 from typing import Any
 
 from ..brokers.base import Broker, BrokerOptions, History, Message, Position
-from ..brokers.message_log import Log
-from ..concurrency.delayed_calls import Later
+from ..brokers.message_log import MessageLog
+from ..concurrency.delayed_calls import DelayedCalls
 
-__all__ = ["Recent"]
+__all__ = ["ReplayCache"]
 
 _PATIENCE = 10.0  # seconds to wait for what another fetches; then it is fetched once more
 _SWEEPS = 4  # in the time after which messages are forgotten: so much longer they may stay
@@ -48,7 +47,7 @@ class _Fetch:
         return mine.epoch == since.epoch and mine.offset <= since.offset
 
 
-class _Channel:
+class _CachedChannel:
     """What is at hand of one channel.
 
     :ivar whole: whether that is all that the broker keeps.
@@ -56,13 +55,13 @@ class _Channel:
 
     __slots__ = ("fetch", "log", "whole")
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: MessageLog) -> None:
         self.log = log
         self.fetch: _Fetch | None = None
         self.whole = False
 
 
-class Recent:
+class ReplayCache:
     """The newest messages of the channels that a broker delivers here.
 
     :param broker: asked for what is not at hand.
@@ -73,18 +72,18 @@ class Recent:
         self._broker = broker
         self._options = options
         self._lock = lock
-        self._channels: dict[str, _Channel] = {}
+        self._channels: dict[str, _CachedChannel] = {}
         #: Of those that hold messages, when the newest came; the longest ago first.
         self._newest: OrderedDict[str, float] = OrderedDict()
         self._sweeping = False
-        self._later = Later(max(options.history_ttl / _SWEEPS, _SHORTEST))
+        self._later = DelayedCalls(max(options.history_ttl / _SWEEPS, _SHORTEST))
 
     def begin(self, name: str, position: Position) -> None:
         """A channel is delivered from a position on: for the first time, or after a loss."""
-        log = Log(position, self._options.history_size, self._options.history_bytes)
+        log = MessageLog(position, self._options.history_size, self._options.history_bytes)
         channel = self._channels.get(name)
         if channel is None:
-            self._channels[name] = _Channel(log)
+            self._channels[name] = _CachedChannel(log)
         else:
             channel.log = log
             channel.whole = False

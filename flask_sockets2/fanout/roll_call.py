@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from ..concurrency.delayed_calls import Later
+from ..concurrency.delayed_calls import DelayedCalls
 from ..concurrency.native_lock import native_lock
 from ..exceptions import BrokerError
 
@@ -33,8 +33,8 @@ class RollCall:
         self._waiting: dict[str, None] = {}
         self._failures = 0  # in a row
         self._scheduled = self._closed = False
-        self._later = Later(delay)
-        self._retries = Later(_RETRY)
+        self._later = DelayedCalls(delay)
+        self._retries = DelayedCalls(_RETRY)
 
     def ask(self, channel: str) -> None:
         """Have the roll called in a channel; does not wait."""

@@ -1,4 +1,4 @@
-"""Writer: all that goes out in one turn of a hub or selector thread, one write for each client."""
+"""TurnWriter: one write for each client in one turn of a hub or selector thread."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from ..concurrency.native_lock import native_lock
 from .outbox import Batch, Outlet
 
-__all__ = ["Clock", "Writer"]
+__all__ = ["TurnWriter", "WriterClock"]
 
 logger = logging.getLogger("flask_sockets2.channels")
 
@@ -21,7 +21,7 @@ _SLICE = 0.02  # seconds of writing after which the hub sees to others
 _SLICE_CHECK = 64  # writes between two looks at the clock
 
 
-class Clock(Protocol):
+class WriterClock(Protocol):
     """A hub or selector thread."""
 
     def call_soon(self, function: Callable[[], None]) -> None:
@@ -36,25 +36,18 @@ class Clock(Protocol):
     blocks: bool
 
 
-class Audience(Protocol):
-    """Who is sent what is published."""
-
-    def seal(self) -> None:
-        """Give what is pending to the writer as batches; under the lock."""
-
-
-class Writer:
+class TurnWriter:
     """What is to be written in one hub or selector thread.
 
     :param clock: that thread; only there the sockets are written.
     :param lock: the fan-out's.
     """
 
-    def __init__(self, clock: Clock, lock: Any) -> None:
+    def __init__(self, clock: WriterClock, lock: Any) -> None:
         self.clock = clock
         self._lock = lock
         self._scheduled = False
-        self._audiences: dict[Audience, None] = {}  # with something pending
+        self._seals: dict[Callable[[], None], None] = {}  # of audiences with something pending
         #: To be written, in this order; the lock guards them.
         self.batches: list[Batch] = []
         #: Bytes of messages that wait for their turn.
@@ -63,9 +56,12 @@ class Writer:
         self._writes: Iterator[tuple[Outlet, tuple[Batch, ...]]] | None = None
         self._busy = False
 
-    def note(self, audience: Audience, size: int) -> None:
-        """Something is pending in an audience; under the lock."""
-        self._audiences[audience] = None
+    def note(self, seal: Callable[[], None], size: int) -> None:
+        """Something is pending in an audience; under the lock.
+
+        :param seal: adds what is pending to the batches; called before the next write.
+        """
+        self._seals[seal] = None
         self.pending += size
         self._schedule()
 
@@ -101,7 +97,7 @@ class Writer:
     def _schedule_rest(self) -> None:
         """See to what is left, and to what came meanwhile and found a flush scheduled."""
         with self._lock:
-            if self._writes is not None or self._audiences or self.batches:
+            if self._writes is not None or self._seals or self.batches:
                 self._schedule()
 
     def wait_for_room(self, most: int) -> None:
@@ -115,9 +111,9 @@ class Writer:
     def _gather(self) -> None:
         """Take everything that has come up to now, to be written."""
         with self._lock:
-            for audience in self._audiences:
-                audience.seal()
-            self._audiences.clear()
+            for seal in self._seals:
+                seal()
+            self._seals.clear()
             batches, self.batches = self.batches, []
             self.pending = 0
         if len(batches) == 1:

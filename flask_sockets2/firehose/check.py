@@ -15,13 +15,13 @@ from urllib.parse import SplitResult
 
 from .probe import HEADER, PAUSE
 
-__all__ = ["Finding", "check", "speaks_http2"]
+__all__ = ["CheckResult", "check", "speaks_http2"]
 
 _MAX_HEAD = 65536  # bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """What was found.
 
     :param status: of the command: 0 a response 103 passes, 1 it does not, 2 nothing is known.
@@ -38,42 +38,42 @@ class _Head:
     at: float
 
 
-PASSES = Finding(0, "the hops pass a response 103 at once")
-_SWALLOWED = Finding(
+PASSES = CheckResult(0, "the hops pass a response 103 at once")
+_SWALLOWED = CheckResult(
     1,
     "a hop swallows the response 103: harmless, and useless. nginx from 1.29 on passes it with "
     "early_hints, older ones cannot; HAProxy and Caddy pass it",
 )
-_HELD = Finding(
+_HELD = CheckResult(
     1,
     "a hop holds the response 103 back and takes it for the answer, as nginx before 1.29 does: "
     "pages would break. Leave FIREHOSE_EARLY_HINTS as it is, and use firehose.flush()",
 )
-_BROKEN = Finding(
+_BROKEN = CheckResult(
     1,
     "a hop fails over a response 103: {reason}. Leave FIREHOSE_EARLY_HINTS as it is, and use "
     "firehose.flush()",
 )
-_NO_SERVER = Finding(
+_NO_SERVER = CheckResult(
     1,
     "the server cannot send a response 103: it has no wsgi.early_hints. "
     "gunicorn -k flask_sockets2.worker has, and gunicorn's own workers from version 25 on",
 )
-_HTTP_1_0 = Finding(
+_HTTP_1_0 = CheckResult(
     1,
     "the hop in front of the application speaks HTTP/1.0, which has no response 103. "
     "In nginx: proxy_http_version 1.1",
 )
-_ELSEWHERE = Finding(
+_ELSEWHERE = CheckResult(
     2,
     "the answer, of status {status}, is not that of an application with Firehose and this "
     "SECRET_KEY whose clock goes right: name an address that it serves without a login or a cache. "
     "A SECRET_KEY that each process makes for itself, as by os.urandom(), is never the same",
 )
-_UNREACHABLE = Finding(2, "cannot reach {host}: {reason}")
+_UNREACHABLE = CheckResult(2, "cannot reach {host}: {reason}")
 
 
-def check(url: SplitResult, token: str, timeout: float, insecure: bool = False) -> Finding:
+def check(url: SplitResult, token: str, timeout: float, insecure: bool = False) -> CheckResult:
     """Ask once and say what has become of the response 103.
 
     :param timeout: seconds for everything.
@@ -107,7 +107,7 @@ def speaks_http2(url: SplitResult, timeout: float, insecure: bool = False) -> bo
         return False
 
 
-def _finding(heads: list[_Head]) -> Finding:
+def _finding(heads: list[_Head]) -> CheckResult:
     *before, final = heads
     said = final.fields.get(HEADER.lower())
     if said is None:
@@ -197,5 +197,5 @@ def _parsed(text: bytes) -> _Head:
     return _Head(int(rest[:3]), fields, time.monotonic())
 
 
-def _filled(finding: Finding, **facts: object) -> Finding:
-    return Finding(finding.status, finding.text.format(**facts))
+def _filled(finding: CheckResult, **facts: object) -> CheckResult:
+    return CheckResult(finding.status, finding.text.format(**facts))

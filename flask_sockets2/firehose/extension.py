@@ -9,7 +9,7 @@ from ..settings import read
 from . import early
 from .early import early_hints, hints
 from .probe import answer
-from .pushes import EXTENSION, Connector, Memory, State, push, record_of, write_links
+from .pushes import EXTENSION, Connector, FirehoseState, Memory, push, record_of, write_links
 from .settings import FirehoseSettings
 from .streaming import flush, flush_mark
 
@@ -79,7 +79,9 @@ class Firehose:
         app.add_template_global(flush_mark, "flush")
         app.before_request(self.populate)
         app.after_request(self.set_header)
-        app.extensions[EXTENSION] = State(self.connector)  # last: Flask may have refused the others
+        app.extensions[EXTENSION] = FirehoseState(
+            self.connector
+        )  # last: Flask may have refused the others
 
     def populate(self) -> Response | None:
         """Begin a request, before its view: send what is known of the page already."""

@@ -28,10 +28,10 @@ from .links import Link, joined, link
 __all__ = [
     "EXTENSION",
     "Connector",
+    "FirehoseState",
     "Memory",
     "Place",
     "Record",
-    "State",
     "push",
     "record_of",
     "state_of",
@@ -91,7 +91,7 @@ class Connector:
 
 
 @dataclass(slots=True, eq=False)
-class State:
+class FirehoseState:
     """What an application has of Firehose.
 
     :param memory: None: each response has all of its links.
@@ -119,7 +119,7 @@ class Record:
     unfinished: bool = False
 
 
-def state_of(app: Flask) -> State:
+def state_of(app: Flask) -> FirehoseState:
     """Return what an application has of Firehose.
 
     :raises RuntimeError: when it has nothing.
@@ -127,7 +127,7 @@ def state_of(app: Flask) -> State:
     state = app.extensions.get(EXTENSION)
     if state is None:
         raise RuntimeError(f"{app.name!r} has no Firehose; call Firehose(app) or init_app(app)")
-    return cast(State, state)
+    return cast(FirehoseState, state)
 
 
 def record_of(app: Flask) -> Record:

@@ -50,7 +50,7 @@ from .request_head import (
     environ_key,
     printable,
 )
-from .turns import READ_AHEAD, Receiver, Sender, turns
+from .turns import READ_AHEAD, PatientReceiver, PatientSender, turns
 from .wsgi_stream import Body, Stream
 
 __all__ = ["GreenConnection", "WebSocketHandler", "WebSocketServer", "drain"]
@@ -155,8 +155,8 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
 
     def __init__(self, sock: Any, address: Any, server: Any, rfile: Any = None) -> None:
         self._turns = turns()
-        self._receiver = Receiver(sock, self._turns)
-        self._sender = Sender(sock, self._turns)
+        self._receiver = PatientReceiver(sock, self._turns)
+        self._sender = PatientSender(sock, self._turns)
         self.__dict__.update(http_settings())
         # pywsgi writes a head and a body apart. Otherwise the body would wait until the client
         # acknowledges the head, which takes 40 ms for each page but the first.

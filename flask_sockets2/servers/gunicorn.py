@@ -34,7 +34,7 @@ from .hooks import Elapsed, Request, Response
 from .patience import has_applications, http_settings, register
 from .proxy_protocol import PREFIX_V1, ProxyHeader, parse_line, read_binary
 from .request_head import RequestError, printable
-from .rules import Rules
+from .rules import RequestRules
 from .successor import await_successor
 from .takeover import STOPPING
 
@@ -103,7 +103,7 @@ class _Handler(WebSocketHandler, PyWSGIHandler):  # type: ignore[misc]  # gunico
 
     #: Set by the worker, in a class of its own.
     worker: Worker
-    rules: Rules
+    rules: RequestRules
 
     headers: Any
     client_address: Any
@@ -432,7 +432,7 @@ class Worker(GeventPyWSGIWorker):  # type: ignore[misc]  # gunicorn is untyped
         if self.cfg.loglevel.lower() == "debug" and _OURS.level == logging.NOTSET:
             _OURS.setLevel(logging.DEBUG)
         with self._refusing():
-            rules = Rules(self.cfg)
+            rules = RequestRules(self.cfg)
         super().load_wsgi()
         with self._refusing():
             rules.read_environment()

@@ -17,7 +17,7 @@ from ..wire.handshake import is_mount_point
 from .proxy_protocol import VERSIONS
 from .request_head import RequestError
 
-__all__ = ["Rules"]
+__all__ = ["RequestRules"]
 
 Fields = list[tuple[str, str]]
 
@@ -41,7 +41,7 @@ _REFUSED = {
 """Settings that may only have their default, with it and the reason."""
 
 
-class Rules:
+class RequestRules:
     """The part of a gunicorn configuration that concerns requests.
 
     :param cfg: gunicorn's ``Config``.

@@ -27,7 +27,7 @@ if sys.platform == "linux":
 else:
     fcntl = None
 
-__all__ = ["READ_AHEAD", "Receiver", "Sender", "Turns", "turns"]
+__all__ = ["READ_AHEAD", "PatientReceiver", "PatientSender", "Turns", "turns"]
 
 READ_AHEAD = 8192
 """Bytes that are read from a socket at a time; a greenlet works on so many without a look at the
@@ -78,7 +78,7 @@ def turns() -> Turns:
     return found
 
 
-class Receiver(io.RawIOBase):
+class PatientReceiver(io.RawIOBase):
     """What a handler reads from, below its buffer: the socket, in turns, as long as it waits.
 
     :param sock: gevent's own socket.
@@ -126,7 +126,7 @@ class Receiver(io.RawIOBase):
             self._file.close()
 
 
-class Sender:
+class PatientSender:
     """How a handler writes to the socket: in turns, as long as the client takes what was written.
 
     :param sock: gevent's own socket.

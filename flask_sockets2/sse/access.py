@@ -30,8 +30,9 @@ from flask import Flask, abort, request
 
 from ..application.answers import Permit, permits
 from ..application.settings import AppSettings
-from ..application.signing import LOST, Expired, Forged, InvalidName, Signer
+from ..application.signing import Expired, Forged, InvalidName, Signer
 from ..application.state import state_of
+from ..brokers.base import NOWHERE
 from ..settings import read
 from .encoding import channel_of
 from .settings import MAIN, Settings
@@ -213,4 +214,4 @@ def _read(permission: Any) -> tuple[list[str], list[str], str]:
         names, earliest, *holder = permission
         return names, earliest.split(","), "".join(holder)
     # Signed before addresses had positions: the names alone.
-    return permission, [LOST] * len(permission), ""
+    return permission, [str(NOWHERE)] * len(permission), ""

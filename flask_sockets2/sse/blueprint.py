@@ -119,7 +119,9 @@ class ServerSentEventsBlueprint(Blueprint):
         """
         site = Site.current()
         blueprint = site.distinct_name_of(self)
-        return Progress(site.state.channels, channel, total, interval=interval, blueprint=blueprint)
+        return Progress(
+            site.state.publisher, channel, total, interval=interval, blueprint=blueprint
+        )
 
     # -- streams ---------------------------------------------------------------------------
 

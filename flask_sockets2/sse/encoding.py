@@ -19,8 +19,8 @@ import json
 import logging
 from collections.abc import Sequence
 
-from ..application.signing import LOST, START
-from ..brokers.base import JSON, Position
+from ..application.signing import START
+from ..brokers.base import JSON, NOWHERE, Position
 from ..brokers.base import TEXT as TEXT_KIND
 from ..brokers.base import Message as Published
 from ..channels.publisher import Dumps, check_channel
@@ -28,7 +28,6 @@ from ..fanout.encoding import GAP
 from .message import Fields, Message, lines_of
 
 __all__ = [
-    "LOST",
     "PREFIX",
     "START",
     "Bodies",
@@ -97,7 +96,7 @@ def positions_of(id: str, number: int) -> list[str] | None:
     parts = id.split(",")
     if not all(map(_is_position, parts)):
         return None
-    return parts if len(parts) == number else [LOST] * number
+    return parts if len(parts) == number else [str(NOWHERE)] * number
 
 
 def is_id(id: object, number: int) -> bool:
@@ -109,7 +108,7 @@ def is_id(id: object, number: int) -> bool:
 
 
 def _is_position(part: str) -> bool:
-    return part in (START, LOST) or Position.parse(part) is not None
+    return part in (START, str(NOWHERE)) or Position.parse(part) is not None
 
 
 def message_of(published: Published) -> Message:

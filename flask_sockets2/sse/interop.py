@@ -29,8 +29,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from ..brokers.redis.client import Client
-from ..channels.app_channels import Channels
+from ..brokers.redis.client import RedisClient
+from ..channels.app_channels import AppChannels
 from ..channels.publisher import Dumps
 from ..exceptions import BrokerError
 from .encoding import PREFIX, channel_of
@@ -58,7 +58,7 @@ def redis_of(url: str) -> Any:
 
     :raises BrokerError: when the URL cannot be read.
     """
-    Client(url, _TIMEOUT)  # redis-py's own errors may show a part of the password
+    RedisClient(url, _TIMEOUT)  # redis-py's own errors may show a part of the password
     return StrictRedis.from_url(url)
 
 
@@ -71,8 +71,8 @@ class Interop:
     :raises BrokerError: when the URL cannot be read.
     """
 
-    def __init__(self, url: str, channels: Channels, dumps: Dumps) -> None:
-        self._client = Client(url, _TIMEOUT)  # for its words
+    def __init__(self, url: str, channels: AppChannels, dumps: Dumps) -> None:
+        self._client = RedisClient(url, _TIMEOUT)  # for its words
         options = {
             "max_connections": _CONNECTIONS,
             "timeout": _TIMEOUT,
@@ -231,7 +231,7 @@ class Interop:
     def _pass_on(self, name: str, payload: str) -> None:
         try:
             message = Message.of_payload(payload.encode())
-            self._channels.publish(channel_of(name), message.to_dict())
+            self._channels.publisher.publish(channel_of(name), message.to_dict())
         except (ValueError, TypeError) as exc:
             logger.warning("what another program published to %.200r is no event: %s", name, exc)
         except BrokerError as exc:

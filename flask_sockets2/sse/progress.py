@@ -25,7 +25,7 @@ from types import TracebackType
 
 from ..brokers.base import NOWHERE
 from ..channels.publisher import Publisher
-from ..concurrency.delayed_calls import Later
+from ..concurrency.delayed_calls import DelayedCalls
 from ..exceptions import BrokerError
 from .encoding import channel_of
 from .message import Message
@@ -72,7 +72,7 @@ class Progress:
         self._due = 0.0
         self._stale = False  # something is to be told when it is due
         self._waiting = False  # it is looked after later
-        self._later = Later(interval or INTERVAL)
+        self._later = DelayedCalls(interval or INTERVAL)
         # Guards all that changes; held while it publishes, so that the end is what comes last.
         self._lock = threading.RLock()
         self._untold = False  # the newest could not be published

@@ -19,7 +19,7 @@ from ..connection.limits import Limits
 from ..exceptions import BrokerError
 from ..settings import read
 from .access import Permission
-from .encoding import LOST, Several, channel_of, id_of, message_of, positions_of
+from .encoding import Several, channel_of, id_of, message_of, positions_of
 from .message import Message
 from .settings import Settings, Site
 
@@ -45,10 +45,10 @@ def publish(site: Site, blueprint: str, name: str, message: Message) -> int:
     channel = channel_of(name, blueprint)
     # What no stream could send is refused here.
     message.fields(lambda data: json_of(data, site.dumps, f"channel {name!r:.200}"))
-    channels, interop = site.state.channels, _interop(site, blueprint)
-    if channels.publish(channel, message.to_dict()) is NOWHERE:
+    publisher, interop = site.state.publisher, _interop(site, blueprint)
+    if publisher.publish(channel, message.to_dict()) is NOWHERE:
         return 0  # it was not published, and that is logged
-    counting = [partial(channels.subscribers, channel)]
+    counting = [partial(publisher.subscribers, channel)]
     if interop is not None:
         counting.append(partial(interop.publish, name, message))
     receivers = 0
@@ -77,7 +77,7 @@ def respond(
     settings = read(Settings, site.app.config)
 
     def fill(attach: Attach) -> bytes:
-        since = _since(site.state.channels, channels, seen)
+        since = _since(site.state.publisher, channels, seen)
         if earliest is not None:
             since = _not_before(site, since, earliest)
         if len(channels) == 1:
@@ -85,7 +85,7 @@ def respond(
             first = id_of(since or [begun.position])
         else:
             # Known before anything is sent, since each event names the positions of all.
-            since = since or list(map(str, site.state.channels.positions(channels)))
+            since = since or list(map(str, site.state.publisher.positions(channels)))
             encoding = Several(site.bodies, channels, since)
             for channel, position in zip(channels, since, strict=True):
                 attach(channel, encoding, position)
@@ -163,14 +163,14 @@ def last_event_id() -> str:
 def position(site: Site, blueprint: str, names: Sequence[str], last: int) -> str:
     """Return where channels are; see :meth:`ServerSentEventsBlueprint.position`."""
     channels = [channel_of(name, blueprint) for name in names]
-    publisher = site.state.channels
+    publisher = site.state.publisher
 
     def ask() -> list[Position]:
         if last:
             return [_before_last(publisher, channel, last) for channel in channels]
         return publisher.positions(channels)
 
-    return id_of(publisher.for_page(len(channels), ask))
+    return id_of(site.state.channels.for_page(len(channels), ask))
 
 
 def _before_last(publisher: Publisher, channel: str, number: int) -> Position:
@@ -186,13 +186,13 @@ def _before_last(publisher: Publisher, channel: str, number: int) -> Position:
 def since(site: Site, blueprint: str, names: Sequence[str], seen: str) -> list[str]:
     """Return the positions of a last event id that a page begins with, for its signed address."""
     channels = [channel_of(name, blueprint) for name in names]
-    publisher = site.state.channels
+    publisher = site.state.publisher
 
     def ask() -> Sequence[object]:
         return _since(publisher, channels, seen) or publisher.positions(channels)
 
     known = positions_of(seen, len(channels)) if seen else None
-    return known or list(map(str, publisher.for_page(len(channels), ask)))
+    return known or list(map(str, site.state.channels.for_page(len(channels), ask)))
 
 
 def _not_before(site: Site, since: Sequence[str], earliest: Sequence[str]) -> list[str]:
@@ -224,4 +224,4 @@ def _position_of(publisher: Publisher, channel: str, id: str) -> str:
             continue
         if own is not None and str(own) == id:
             return str(published.position)
-    return LOST
+    return str(NOWHERE)

@@ -31,21 +31,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from copy import copy
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from ..brokers.base import NOWHERE, Position
+from ..channels.publisher import Publisher
 from ..exceptions import BrokerError
+from .broadcasts import Send
 from .refresh_debounce import Refresh
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session, SessionTransaction
 
-    from ..application.sockets import Sockets
-    from ..channels.publisher import Publisher
-
-__all__ = ["after_commit"]
+__all__ = ["flushed", "send_after_commit"]
 
 logger = logging.getLogger("flask_sockets2.turbo")
 
@@ -58,37 +56,28 @@ _COMMITTED = "flask_sockets2.turbo.committed"
 Call = Callable[[], Sequence[Position | None]]
 
 
-class Publishing(Protocol):
-    """What publishes, and does nothing else, by its ``_publish``, with ``_send``: Turbo."""
+def send_after_commit(
+    session: Session,
+    send: Send,
+    publisher: Publisher,
+    channels: list[str],
+    stream: str | Refresh,
+    sockets: Sequence[Any],
+) -> Sequence[Position | None]:
+    """Send a stream when a session commits; the other arguments are those of :data:`Send`.
 
-    def _serving(self) -> Sockets: ...
+    If the broker is away then, the stream is lost; that is logged, and the commit does not fail.
 
-    def _publish(
-        self, channels: list[str], stream: str | Refresh, sockets: Sequence[Any] = ()
-    ) -> Sequence[Position | None]: ...
-
-    def _send(
-        self,
-        publisher: Publisher,
-        channels: list[str],
-        stream: str | Refresh,
-        sockets: Sequence[Any] = (),
-    ) -> Sequence[Position | None]: ...
+    :param session: of :func:`flushed`.
+    :param send: sends at once.
+    :returns: positions of no channel, since none is known yet.
+    """
+    _when_committed(session, partial(send, publisher, channels, stream, sockets))
+    return [NOWHERE] * len(channels)
 
 
-Broadcaster = TypeVar("Broadcaster", bound=Publishing)
-
-
-def after_commit(turbo: Broadcaster, session: Any) -> Broadcaster:
-    """Return a Turbo whose broadcasts and pushes are sent when a session commits.
-
-    The session is flushed, so that new objects have their ids, and the markup is made at the call;
-    only the sending waits. So this is called anew after each change, and before the commit::
-
-        turbo.after_commit(db.session).broadcast_remove_to("todos", target=f"todo-{todo.id}")
-
-    What is sent while the broker is away is lost; that is logged, and the commit does not fail.
-    Positions that the broadcasts return are of no channel, since none is known yet.
+def flushed(session: Any) -> Session:
+    """Return a session after a flush, so that new objects have their ids.
 
     :param session: a session or a ``scoped_session``, as Flask-SQLAlchemy's ``db.session``. One
         whose ``autoflush`` is off is not flushed.
@@ -96,23 +85,6 @@ def after_commit(turbo: Broadcaster, session: Any) -> Broadcaster:
     :raises TypeError: when it is something else.
     :raises sqlalchemy.exc.SQLAlchemyError: when the flush fails, as the commit would.
     """
-    session = _session_of(session)
-
-    def publish(
-        channels: list[str], stream: str | Refresh, sockets: Sequence[Any] = ()
-    ) -> Sequence[Position | None]:
-        # Of the application of now: at the commit there may be another one, or none.
-        publisher = turbo._serving().publisher
-        _when_committed(session, partial(turbo._send, publisher, channels, stream, sockets))
-        return [NOWHERE] * len(channels)
-
-    later = copy(turbo)
-    later._publish = publish  # type: ignore[method-assign]  # the one place where messages leave
-    return later
-
-
-def _session_of(session: Any) -> Session:
-    """Return the session that was meant, flushed."""
     try:
         from sqlalchemy.orm import Session, scoped_session
     except ImportError as exc:

@@ -1,4 +1,4 @@
-"""Streams as texts: a method for each action of turbo.js."""
+"""Streams as texts: a function for each action of turbo.js."""
 
 from __future__ import annotations
 
@@ -9,113 +9,115 @@ from flask import Response, current_app, render_template
 
 from .markup import MIMETYPE, stream_tag
 
-__all__ = ["Builders"]
+__all__ = [
+    "action",
+    "after",
+    "append",
+    "before",
+    "prepend",
+    "refresh",
+    "remove",
+    "replace",
+    "stream",
+    "update",
+]
 
 _MORPHED = frozenset({"replace", "update"})
 _OPTIONS = frozenset({"action", "content", "target", "targets", "method"})
 
 
-class Builders:
-    """What makes streams, and answers of them. It keeps nothing."""
+def append(content: Any = None, target: Any = None, multiple: bool = False, **options: Any) -> str:
+    """Return a stream that adds content at the end of a target.
 
-    def append(
-        self, content: Any = None, target: Any = None, multiple: bool = False, **options: Any
-    ) -> str:
-        """Return a stream that adds content at the end of a target.
+    :param content: HTML, as it is.
+    :param target: id of the element; a CSS selector with ``multiple``.
+    :param multiple: the target is a CSS selector.
+    :param options: ``targets``: a CSS selector, in place of the target. ``method``:
+        ``"morph"``, for ``replace`` and ``update``. ``template``: to render instead of content,
+        with all options that are not named here. ``attributes``: a dict of further ones.
+    :raises TypeError: when there is no target or no content, or an option is unknown.
+    :raises ValueError: when the method is none of the action.
 
-        :param content: HTML, as it is.
-        :param target: id of the element; a CSS selector with ``multiple``.
-        :param multiple: the target is a CSS selector.
-        :param options: ``targets``: a CSS selector, in place of the target. ``method``:
-            ``"morph"``, for ``replace`` and ``update``. ``template``: to render instead of content,
-            with all options that are not named here. ``attributes``: a dict of further ones.
-        :raises TypeError: when there is no target or no content, or an option is unknown.
-        :raises ValueError: when the method is none of the action.
+    ::
 
-        ::
+        turbo.append("<li>Milk</li>", "todos")
+        turbo.append(template="_todo.html", todo=todo, target="todos")
+    """
+    return _stream("append", content, target, multiple, **options)
 
-            turbo.append("<li>Milk</li>", "todos")
-            turbo.append(template="_todo.html", todo=todo, target="todos")
-        """
-        return _stream("append", content, target, multiple, **options)
 
-    def prepend(
-        self, content: Any = None, target: Any = None, multiple: bool = False, **options: Any
-    ) -> str:
-        """Return a stream that adds content at the start of a target; see :meth:`append`."""
-        return _stream("prepend", content, target, multiple, **options)
+def prepend(content: Any = None, target: Any = None, multiple: bool = False, **options: Any) -> str:
+    """Return a stream that adds content at the start of a target; see :meth:`append`."""
+    return _stream("prepend", content, target, multiple, **options)
 
-    def replace(
-        self, content: Any = None, target: Any = None, multiple: bool = False, **options: Any
-    ) -> str:
-        """Return a stream that replaces a target; see :meth:`append`."""
-        return _stream("replace", content, target, multiple, **options)
 
-    def update(
-        self, content: Any = None, target: Any = None, multiple: bool = False, **options: Any
-    ) -> str:
-        """Return a stream that replaces what is in a target; see :meth:`append`."""
-        return _stream("update", content, target, multiple, **options)
+def replace(content: Any = None, target: Any = None, multiple: bool = False, **options: Any) -> str:
+    """Return a stream that replaces a target; see :meth:`append`."""
+    return _stream("replace", content, target, multiple, **options)
 
-    def after(
-        self, content: Any = None, target: Any = None, multiple: bool = False, **options: Any
-    ) -> str:
-        """Return a stream that adds content behind a target; see :meth:`append`."""
-        return _stream("after", content, target, multiple, **options)
 
-    def before(
-        self, content: Any = None, target: Any = None, multiple: bool = False, **options: Any
-    ) -> str:
-        """Return a stream that adds content before a target; see :meth:`append`."""
-        return _stream("before", content, target, multiple, **options)
+def update(content: Any = None, target: Any = None, multiple: bool = False, **options: Any) -> str:
+    """Return a stream that replaces what is in a target; see :meth:`append`."""
+    return _stream("update", content, target, multiple, **options)
 
-    def remove(
-        self,
-        target: Any = None,
-        multiple: bool = False,
-        *,
-        targets: Any = None,
-        attributes: Mapping[str, Any] | None = None,
-    ) -> str:
-        """Return a stream that removes a target; see :meth:`append`."""
-        return _stream("remove", "", target, multiple, targets=targets, attributes=attributes)
 
-    def refresh(
-        self,
-        *,
-        request_id: str | None = None,
-        method: str | None = None,
-        scroll: str | None = None,
-    ) -> str:
-        """Return a stream that has a page loaded again.
+def after(content: Any = None, target: Any = None, multiple: bool = False, **options: Any) -> str:
+    """Return a stream that adds content behind a target; see :meth:`append`."""
+    return _stream("after", content, target, multiple, **options)
 
-        :param request_id: of the request that has caused it; the page that sent it does not.
-        :param method: ``"morph"`` or ``"replace"``, None as the page says.
-        :param scroll: ``"preserve"`` or ``"reset"``, None as the page says.
-        """
-        return str(stream_tag("refresh", request_id=request_id, method=method, scroll=scroll))
 
-    def action(
-        self,
-        name: str,
-        content: Any = "",
-        target: Any = None,
-        targets: Any = None,
-        *,
-        attributes: Mapping[str, Any] | None = None,
-        **further: Any,
-    ) -> str:
-        """Return a stream with an action of the page's own, of ``Turbo.StreamActions``.
+def before(content: Any = None, target: Any = None, multiple: bool = False, **options: Any) -> str:
+    """Return a stream that adds content before a target; see :meth:`append`."""
+    return _stream("before", content, target, multiple, **options)
 
-        :param attributes: of the element, as for :meth:`append`.
-        :param further: attributes, too, where their names are those of keywords.
-        """
-        further = {**_checked(attributes), **further}
-        return str(stream_tag(name, content, target=target, targets=targets, **further))
 
-    def stream(self, stream: str | Iterable[str]) -> Response:
-        """Return a response of one stream or several."""
-        return current_app.response_class(stream, mimetype=MIMETYPE)
+def remove(
+    target: Any = None,
+    multiple: bool = False,
+    *,
+    targets: Any = None,
+    attributes: Mapping[str, Any] | None = None,
+) -> str:
+    """Return a stream that removes a target; see :meth:`append`."""
+    return _stream("remove", "", target, multiple, targets=targets, attributes=attributes)
+
+
+def refresh(
+    *,
+    request_id: str | None = None,
+    method: str | None = None,
+    scroll: str | None = None,
+) -> str:
+    """Return a stream that has a page loaded again.
+
+    :param request_id: of the request that has caused it; the page that sent it does not.
+    :param method: ``"morph"`` or ``"replace"``, None as the page says.
+    :param scroll: ``"preserve"`` or ``"reset"``, None as the page says.
+    """
+    return str(stream_tag("refresh", request_id=request_id, method=method, scroll=scroll))
+
+
+def action(
+    name: str,
+    content: Any = "",
+    target: Any = None,
+    targets: Any = None,
+    *,
+    attributes: Mapping[str, Any] | None = None,
+    **further: Any,
+) -> str:
+    """Return a stream with an action of the page's own, of ``Turbo.StreamActions``.
+
+    :param attributes: of the element, as for :meth:`append`.
+    :param further: attributes, too, where their names are those of keywords.
+    """
+    further = {**_checked(attributes), **further}
+    return str(stream_tag(name, content, target=target, targets=targets, **further))
+
+
+def stream(stream: str | Iterable[str]) -> Response:
+    """Return a response of one stream or several."""
+    return current_app.response_class(stream, mimetype=MIMETYPE)
 
 
 def _stream(
@@ -130,7 +132,7 @@ def _stream(
     attributes: Mapping[str, Any] | None = None,
     **context: Any,
 ) -> str:
-    """Return a stream; see :meth:`Turbo.append`."""
+    """Return a stream; see :func:`append`."""
     if target is None and targets is None:
         raise TypeError(f"{action} needs target= (an id) or targets= (a CSS selector)")
     if method is not None and (method != "morph" or action not in _MORPHED):

@@ -59,20 +59,20 @@ import json
 import logging
 from dataclasses import replace
 from functools import cache, partial
-from typing import Any, Protocol
+from typing import Any
 
 from flask import Flask, abort, current_app, request
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing.exceptions import WebsocketMismatch
 
-from ..application.answers import Permit, permits
+from ..application.answers import permits
 from ..application.event_stream import expect, stream_response
 from ..application.settings import AppSettings
-from ..application.signing import LOST, START, Expired, Forged, InvalidName, not_before
+from ..application.signing import START, Expired, Forged, InvalidName, not_before
 from ..application.sockets import Sockets
 from ..application.state import state_of
 from ..application.view import mismatch
-from ..brokers.base import Position
+from ..brokers.base import NOWHERE, Position
 from ..connection.limits import Limits
 from ..settings import read
 from .markup import stream_tag
@@ -80,14 +80,14 @@ from .page import everywhere
 from .stream_names import (
     ALL,
     USER,
-    Permission,
+    StreamPermission,
     StreamSigner,
     is_user,
     parts_of_channel,
     user_channel,
 )
 
-__all__ = ["EXTENSION", "USER_ID", "Audience", "accepts", "serve_streams"]
+__all__ = ["EXTENSION", "USER_ID", "accepts", "serve_streams"]
 
 EXTENSION = "flask_sockets2.turbo"
 """Key of ``app.extensions``."""
@@ -114,22 +114,6 @@ Asked = list[tuple[str, str]]
 
 Subscriptions = list[tuple[str, str]]
 """The same of channels that it may have."""
-
-
-class Audience(Protocol):
-    """Who decides about connections: the application's Turbo."""
-
-    authorizer: Permit | None
-
-    def user_of_connection(self) -> str | None:
-        """Return the id of the user of the current request, None without, and put it into the
-        environ.
-
-        :raises werkzeug.exceptions.HTTPException: where it cannot be told.
-        """
-
-    def start_jobs(self, app: Flask) -> None:
-        """Begin what runs as long as there are pages."""
 
 
 def serve_streams(app: Flask, route: str) -> None:
@@ -175,17 +159,17 @@ def _connect(ws: Any, **_: str) -> None:
         ws.send(json.dumps({"event": "unsupported"}))
         ws.close()
         return
-    audience = _audience()
+    turbo = _turbo()
     if "s" not in request.args:
-        for channel in _own_channels(audience):
+        for channel in _own_channels(turbo):
             ws.subscribe(channel, gap=_REFRESH)
         return
     asked, following = _asked_in_url()
-    subscriptions = _permitted(audience, asked)
+    subscriptions = _permitted(turbo, asked)
     state_of().channels.check(subscriptions[0][0])  # while there is no answer, it can be 503
     ws.accept()
     if following:
-        further = _received(ws, audience, following)
+        further = _received(ws, turbo, following)
         if further is None:
             return
         subscriptions += further
@@ -196,7 +180,7 @@ def _connect(ws: Any, **_: str) -> None:
         ws.send(json.dumps(told))
 
 
-def _received(ws: Any, audience: Audience, number: int) -> Subscriptions | None:
+def _received(ws: Any, turbo: Any, number: int) -> Subscriptions | None:
     """Wait for what did not fit into the URL; None where the connection is over."""
     try:
         message = ws.receive(_FOLLOWING_TIMEOUT)
@@ -207,7 +191,7 @@ def _received(ws: Any, audience: Audience, number: int) -> Subscriptions | None:
     if message is None:
         return None
     try:
-        return _permitted(audience, _parsed(message, number))
+        return _permitted(turbo, _parsed(message, number))
     except HTTPException as exc:
         status = exc.get_response(request.environ).status_code  # code is None for a response
         if 300 <= status < 400:  # a WebSocket cannot be redirected, but its page is, loaded again
@@ -225,11 +209,11 @@ def _events(**_: str) -> Any:
     guest = expect(current_app)
     if "s" not in request.args:
         abort(400, "name the streams: ?s=<name>&at=<position>")
-    audience = _audience()
+    turbo = _turbo()
     asked, following = _asked_in_url()
     if following or request.method == "POST":
         asked += _parsed(_body(), following)
-    subscriptions = _permitted(audience, asked)
+    subscriptions = _permitted(turbo, asked)
     limits = replace(read(Limits, current_app.config), slow_client=_POLICY)
     return stream_response(
         current_app,
@@ -240,25 +224,25 @@ def _events(**_: str) -> Any:
     )
 
 
-def _audience() -> Audience:
-    """Return who decides, with its jobs begun: in this process there is a page now."""
-    audience: Audience = current_app.extensions[EXTENSION]
-    audience.start_jobs(current_app._get_current_object())  # type: ignore[attr-defined]  # a proxy, as Flask documents it
-    return audience
+def _turbo() -> Any:  # Turbo, whose module imports this one
+    """Return the application's Turbo, with its jobs begun: in this process there is a page now."""
+    turbo = current_app.extensions[EXTENSION]
+    turbo.start_jobs(current_app._get_current_object())  # type: ignore[attr-defined]  # a proxy, as Flask documents it
+    return turbo
 
 
-def _own_channels(audience: Audience) -> list[str]:
+def _own_channels(turbo: Any) -> list[str]:
     """Return the channels of a client that names none."""
-    user = _user_of_connection(audience)
+    user = _user_of_connection(turbo)
     return [ALL] if user is None else [ALL, user]
 
 
-def _user_of_connection(audience: Audience) -> str | None:
+def _user_of_connection(turbo: Any) -> str | None:
     """Return the channel of who connects."""
     if USER_ID in request.environ:  # as it was admitted
         user_id = request.environ[USER_ID]
     else:
-        user_id = audience.user_of_connection()
+        user_id = turbo.user_of_connection()
     return None if user_id is None else user_channel(user_id)
 
 
@@ -278,7 +262,7 @@ def _asked_in_url() -> tuple[Asked, int]:
 
 def _position(text: str) -> str:
     """Return a position as a client gave it; what is none is a gap, and never all that is kept."""
-    return text if not text or Position.parse(text) else LOST
+    return text if not text or Position.parse(text) else str(NOWHERE)
 
 
 def _body() -> bytes:
@@ -306,10 +290,10 @@ def _parsed(text: str | bytes, number: int) -> Asked:
     return [(name, _position(position)) for name, position in asked]
 
 
-def _permitted(audience: Audience, asked: Asked) -> Subscriptions:
+def _permitted(turbo: Any, asked: Asked) -> Subscriptions:
     """Return the channels that were asked for, once all of it is verified."""
     signer = StreamSigner(current_app) if current_app.secret_key else None
-    user_of_connection = cache(partial(_user_of_connection, audience))
+    user_of_connection = cache(partial(_user_of_connection, turbo))
     one_log = state_of().one_log
     subscriptions: Subscriptions = []
     for name, position in asked:
@@ -326,14 +310,14 @@ def _permitted(audience: Audience, asked: Asked) -> Subscriptions:
         if is_user(channel):
             _check_user(channel, user_of_connection())
         else:
-            _authorize(audience, channel)
+            _authorize(turbo, channel)
     return subscriptions
 
 
-def _verified(signer: StreamSigner | None, name: str) -> Permission:
+def _verified(signer: StreamSigner | None, name: str) -> StreamPermission:
     """Return what a name that a client gave permits."""
     if name == ALL:
-        return Permission(ALL, START)
+        return StreamPermission(ALL, START)
     try:
         if signer is None:
             raise Forged("there is no SECRET_KEY that it could be signed with")
@@ -351,7 +335,7 @@ def _verified(signer: StreamSigner | None, name: str) -> Permission:
         abort(403, "the name of a stream is not valid")
 
 
-def _check_holder(permission: Permission) -> None:
+def _check_holder(permission: StreamPermission) -> None:
     """See that the client is the one that a name is bound to."""
     state = state_of()
     if state.holds(permission.holder) and state.holds(permission.old_holder):
@@ -387,12 +371,12 @@ def _check_user(channel: str, user: str | None) -> None:
         abort(403, "the page is another user's; load it again")
 
 
-def _authorize(audience: Audience, channel: str) -> None:
+def _authorize(turbo: Any, channel: str) -> None:
     """Ask the application about a stream that it named."""
     parts = parts_of_channel(channel)
-    if parts is None or audience.authorizer is None:
+    if parts is None or turbo.authorizer is None:
         return
-    if not permits(current_app, audience.authorizer, *parts, by="@turbo.authorize"):
+    if not permits(current_app, turbo.authorizer, *parts, by="@turbo.authorize"):
         state_of().seldom_log(logger).warning(
             "not_authorized",
             "refused the stream %.80r: not authorized",
@@ -421,5 +405,5 @@ def _earlier(one: str, other: str) -> str:
         return one or other  # one of the two begins with what comes from now on
     first, second = Position.parse(one), Position.parse(other)
     if first is None or second is None or first.epoch != second.epoch:
-        return LOST
+        return str(NOWHERE)
     return str(min(first, second))

@@ -22,8 +22,9 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from copy import copy
+from functools import partial
+from typing import Any, Self, TypeVar
 
 from flask import Flask, current_app, has_request_context, request
 from markupsafe import Markup
@@ -33,17 +34,21 @@ from ..application.answers import Identify, Permit, UserId, WrongAnswer, identit
 from ..application.signing import check_keys
 from ..application.sockets import Sockets
 from ..application.state import state_of
-from ..brokers.base import NOWHERE, Position
+from ..brokers.base import Position
 from ..exceptions import BrokerError
 from ..settings import read, shown
 from ..throttled_log import ThrottledLog
+from . import builders
 from . import responses as forms
-from .broadcasts import Broadcasting
+from .after_commit import flushed, send_after_commit
+from .broadcasts import Broadcaster, Send, for_pages, recipients_of, refresh_of
 from .endpoint import EXTENSION, USER_ID, serve_streams
-from .jobs import Job, check_seconds, start
+from .jobs import Jobs, check_seconds
 from .page import head, keep_private, mark_private, serve_files, stream_element
+from .page_streams import is_position, positions_for_page, streams_of_page
+from .refresh_debounce import Refresh
 from .settings import TurboSettings
-from .stream_names import ALL, USER, Part, StreamSigner, stream_channel, user_channel
+from .stream_names import ALL, Part, StreamSigner, stream_channel, user_channel
 from .turbo_js import VERSION
 
 __all__ = ["Turbo"]
@@ -54,10 +59,8 @@ UserFunction = TypeVar("UserFunction", bound=Identify)
 PermitFunction = TypeVar("PermitFunction", bound=Permit)
 JobFunction = TypeVar("JobFunction", bound=Callable[[], object])
 
-_KNOWN = "flask_sockets2.turbo.positions"  # in the environ
 
-
-class Turbo(Broadcasting):
+class Turbo:
     """Turbo Streams of one or several applications.
 
     :param app: the application, or None to call :meth:`init_app` later.
@@ -79,15 +82,18 @@ class Turbo(Broadcasting):
     """
 
     def __init__(self, app: Flask | None = None) -> None:
-        super().__init__()
+        #: Sockets of the program's own that are pushed to as well, by ids of users.
+        self.clients: dict[Any, list[Any]] = {}
+        #: Whose channels the streams are, once there is an application.
+        self.sock: Sockets | None = None
+        self._broadcaster = Broadcaster()
+        self._send: Send = self._broadcaster.send  # the one way out; another after a commit
         #: Returns the id of the user of the current request, None for nobody.
         self.user_id_callback: Identify = self.default_user_id
         #: Says who may have a stream; see :meth:`authorize`.
         self.authorizer: Permit | None = None
-        self._jobs: list[Job] = []
+        self._jobs = Jobs()
         self._log = ThrottledLog(logger)
-        # By an application's channels, of which a process that was forked has others.
-        self._begun: WeakKeyDictionary[Any, dict[str, object]] = WeakKeyDictionary()
         if app is not None:
             self.init_app(app)
 
@@ -143,7 +149,9 @@ class Turbo(Broadcasting):
         route = read(TurboSettings, app.config).websocket_route
         if has_request_context():  # not what a command or a task renders
             self.start_jobs(app)
-        streams = self._streams_of_page(app, with_user=user) if route and connect else []
+        streams: list[tuple[str, object]] = []
+        if route and connect:
+            streams = streams_of_page(app, self._user_of_page() if user else None, self._serving)
         return head(app, route, streams, version=version, url=url, nonce=nonce, connect=connect)
 
     def __call__(
@@ -174,7 +182,7 @@ class Turbo(Broadcasting):
         :raises RuntimeError: when the application has no ``SECRET_KEY``, or the page no session.
         :raises ValueError: when ``position`` or ``bind`` is something else.
         """
-        if position is not None and not _is_position(position):
+        if position is not None and not is_position(position):
             raise ValueError(
                 f"position= must be what turbo.position() returned, got {shown(position)}; leave "
                 "it out for the present one"
@@ -182,9 +190,9 @@ class Turbo(Broadcasting):
         channel = stream_channel(*parts)
         signer = StreamSigner(current_app)
         mark_private()
-        known = self._positions([channel])[0] if position is None else position
+        known = positions_for_page([channel], self._serving)[0] if position is None else position
         # Without one the page begins with what comes from now on, and may come back to that.
-        earliest = known if known != "" else self._positions([channel])[0]
+        earliest = known if known != "" else positions_for_page([channel], self._serving)[0]
         holder = state_of().holder(bind)
         return stream_element(signer.permit(channel, earliest, holder), known)
 
@@ -206,7 +214,7 @@ class Turbo(Broadcasting):
         if parts:
             return self.positions([parts])[0]
         channels = [ALL, *filter(None, [self._user_of_page()])]
-        return self._positions(channels, remember=True)[0]
+        return positions_for_page(channels, self._serving, remember=True)[0]
 
     def positions(self, names: Iterable[Sequence[Part]]) -> list[Position]:
         """Return the positions of many streams, asked for at once; see :meth:`position`.
@@ -218,24 +226,8 @@ class Turbo(Broadcasting):
 
         :param names: the parts of each stream's name.
         """
-        return self._positions([stream_channel(*parts) for parts in names], remember=True)
-
-    def _streams_of_page(self, app: Flask, *, with_user: bool) -> list[tuple[str, object]]:
-        channels = [ALL]
-        user = self._user_of_page() if with_user else None
-        if user is not None:
-            channels.append(user)
-        positions = self._positions(channels)
-        if user is None or app.secret_key:
-            if user is not None:
-                mark_private()
-            signed = [
-                StreamSigner(app).permit(channel, position)
-                for channel, position in zip(channels[1:], positions[1:], strict=True)
-            ]
-            return list(zip([ALL, *signed], positions, strict=True))
-        # The connection asks who it is, and that may be another one: no position, then.
-        return [(ALL, positions[0]), (USER, "")]
+        channels = [stream_channel(*parts) for parts in names]
+        return positions_for_page(channels, self._serving, remember=True)
 
     def _user_of_page(self) -> str | None:
         """Return the channel of the user of the current request, None without."""
@@ -261,26 +253,193 @@ class Turbo(Broadcasting):
         """Return the id of the user of the current request; raises what the callback does."""
         return self._ask_user_id() if self.identifies() else None
 
-    def _positions(self, channels: list[str], *, remember: bool = False) -> list[Position]:
-        """Return the positions for a page, all asked for at once.
-
-        :param remember: for the rest of the request.
-        """
-        known = _known()
-        missing = [channel for channel in channels if channel not in known]
-        positions = self._serving().positions(missing) if missing else []
-        found = dict(zip(missing, positions, strict=True))
-        if remember:
-            known.update(found)
-        found.update(known)
-        return [found[channel] for channel in channels]
-
     def subscribers(self, *parts: Part) -> int:
         """Return how many pages have a stream, in all processes; it may be a second ago.
 
         :raises BrokerError: when the broker cannot be reached.
         """
         return self._serving().subscribers(stream_channel(*parts))
+
+    # -- streams ---------------------------------------------------------------------------
+
+    # Their docstrings are there.
+    append = staticmethod(builders.append)
+    prepend = staticmethod(builders.prepend)
+    replace = staticmethod(builders.replace)
+    update = staticmethod(builders.update)
+    after = staticmethod(builders.after)
+    before = staticmethod(builders.before)
+    remove = staticmethod(builders.remove)
+    refresh = staticmethod(builders.refresh)
+    action = staticmethod(builders.action)
+    stream = staticmethod(builders.stream)
+
+    # -- sending ---------------------------------------------------------------------------
+
+    def push(
+        self,
+        stream: str | Iterable[str],
+        to: UserId | Iterable[UserId | None] | None = None,
+        *,
+        exclude_sender: bool = False,
+    ) -> None:
+        """Send one stream or several to the pages of all, or of some users.
+
+        :param to: id of a user, or an iterable of such; None for all. Who is not there is no
+            error.
+        :param exclude_sender: not to the page that has sent the current request.
+        :raises RuntimeError: when it is for users, and no function says who the user of a page is.
+        """
+        recipients = recipients_of(to)
+        if recipients and not (self.identifies() or self.clients):
+            raise RuntimeError(
+                "cannot push to a user: no function says who the user of a page is; register one "
+                "that returns the id of the current user with @turbo.user_id"
+            )
+        markup = for_pages(stream, self._serving, exclude_sender)
+        if recipients is None:
+            channels = [ALL]
+            sockets = [socket for each in list(self.clients.values()) for socket in each]
+        else:
+            channels = list(dict.fromkeys(map(user_channel, recipients)))
+            sockets = [socket for each in recipients for socket in self.clients.get(each, ())]
+        self._publish(channels, markup, sockets)
+
+    def broadcast_to(
+        self, *parts: Part, stream: str | Iterable[str], exclude_sender: bool = False
+    ) -> Position:
+        """Send one stream or several to all pages with ``stream_from`` of that name.
+
+        :param parts: of the name: texts, whole numbers, UUIDs.
+        :param exclude_sender: not to the page that has sent the current request.
+        :returns: the position in its channel.
+
+        ::
+
+            turbo.broadcast_to("room", 5, stream=turbo.append("<li>Hello</li>", "messages"))
+        """
+        channel = stream_channel(*parts)
+        markup = for_pages(stream, self._serving, exclude_sender)
+        [position] = self._publish([channel], markup)
+        assert position is not None
+        return position
+
+    def broadcast_append_to(
+        self, *parts: Part, exclude_sender: bool = False, **options: Any
+    ) -> Position:
+        """Send an :meth:`append` to a stream.
+
+        :param parts: of the stream's name; the same for ``exclude_sender`` as in
+            :meth:`broadcast_to`.
+        :param options: ``content``, ``target`` and all others of :meth:`append`.
+
+        ::
+
+            turbo.broadcast_append_to("room", 5, content="<li>Hello</li>", target="messages")
+        """
+        return self._broadcast(self.append, parts, options, exclude_sender)
+
+    def broadcast_prepend_to(
+        self, *parts: Part, exclude_sender: bool = False, **options: Any
+    ) -> Position:
+        """Send a :meth:`prepend` to a stream; see :meth:`broadcast_append_to`."""
+        return self._broadcast(self.prepend, parts, options, exclude_sender)
+
+    def broadcast_replace_to(
+        self, *parts: Part, exclude_sender: bool = False, **options: Any
+    ) -> Position:
+        """Send a :meth:`replace` to a stream; see :meth:`broadcast_append_to`."""
+        return self._broadcast(self.replace, parts, options, exclude_sender)
+
+    def broadcast_update_to(
+        self, *parts: Part, exclude_sender: bool = False, **options: Any
+    ) -> Position:
+        """Send an :meth:`update` to a stream; see :meth:`broadcast_append_to`."""
+        return self._broadcast(self.update, parts, options, exclude_sender)
+
+    def broadcast_before_to(
+        self, *parts: Part, exclude_sender: bool = False, **options: Any
+    ) -> Position:
+        """Send a :meth:`before` to a stream; see :meth:`broadcast_append_to`."""
+        return self._broadcast(self.before, parts, options, exclude_sender)
+
+    def broadcast_after_to(
+        self, *parts: Part, exclude_sender: bool = False, **options: Any
+    ) -> Position:
+        """Send an :meth:`after` to a stream; see :meth:`broadcast_append_to`."""
+        return self._broadcast(self.after, parts, options, exclude_sender)
+
+    def broadcast_remove_to(
+        self, *parts: Part, exclude_sender: bool = False, **options: Any
+    ) -> Position:
+        """Send a :meth:`remove` to a stream; see :meth:`broadcast_append_to`."""
+        return self._broadcast(self.remove, parts, options, exclude_sender)
+
+    def broadcast_refresh_to(
+        self, *parts: Part, exclude_sender: bool = True, **options: Any
+    ) -> Position | None:
+        """Send a :meth:`refresh` to a stream; of many the first and one last, see ``refresh.py``.
+
+        :param exclude_sender: not to the page that has sent the current request, or that of
+            ``request_id``.
+        :param options: of :meth:`refresh`.
+        :returns: the position in its channel, None where one that is sent soon stands for it.
+        """
+        request_id = options.pop("request_id", None)
+        refresh = refresh_of(self.refresh(**options), request_id, exclude_sender=exclude_sender)
+        [position] = self._publish([stream_channel(*parts)], refresh)
+        return position
+
+    def after_commit(self, session: Any) -> Self:
+        """Return a Turbo that pushes and broadcasts when a session of SQLAlchemy commits.
+
+        Markup is made at once, and sent only if the transaction of now commits; see
+        ``after_commit.py``.
+
+        :param session: a session, or ``db.session`` of Flask-SQLAlchemy.
+        :raises RuntimeError: when SQLAlchemy is not installed.
+        :raises TypeError: when it is something else.
+
+        ::
+
+            turbo.after_commit(db.session).push(turbo.append(template="_todo.html", todo=todo,
+                                                             target="todos"))
+        """
+        later = copy(self)
+        later._send = partial(send_after_commit, flushed(session), self._broadcaster.send)
+        return later
+
+    def _broadcast(
+        self,
+        build: Callable[..., str],
+        parts: Sequence[Part],
+        options: dict[str, Any],
+        exclude_sender: bool,
+    ) -> Position:
+        if options.keys().isdisjoint({"target", "targets"}):
+            raise TypeError(
+                f"broadcast_{build.__name__}_to() has no target: name the element's id by "
+                'target="todos", or a CSS selector by targets=".todo". It takes the parts of the '
+                "stream's name, and all else by keyword"
+            )
+        stream = build(**options)
+        return self.broadcast_to(*parts, stream=stream, exclude_sender=exclude_sender)
+
+    def _publish(
+        self, channels: list[str], stream: str | Refresh, sockets: Sequence[Any] = ()
+    ) -> Sequence[Position | None]:
+        """Send to channels and to sockets of the program's own; all that is pushed passes here.
+
+        :param stream: markup; a refresh is for one channel.
+        :returns: the position in each channel.
+        """
+        # Of the application of now: at a commit there may be another one, or none.
+        return self._send(self._serving().publisher, channels, stream, sockets)
+
+    def _serving(self) -> Sockets:
+        if self.sock is None:
+            raise RuntimeError("this Turbo serves no application; call init_app(app) first")
+        return self.sock
 
     # -- users -----------------------------------------------------------------------------
 
@@ -419,24 +578,11 @@ class Turbo(Broadcasting):
                 turbo.push(turbo.replace(render_template("_load.html"), "load"))
         """
 
-        check_seconds(seconds)
-
         def register(function: JobFunction) -> JobFunction:
-            if not callable(function):
-                raise TypeError(f"a job is a function, got {type(function).__name__}")
-            called = name or _name_of(function)
-            job = Job(seconds, function, called)
-            for other in self._jobs:
-                if other.name == called:
-                    if not _are_one(other.function, function):
-                        raise ValueError(
-                            f"there is a job {called!r} already; give this one a name="
-                        )
-                    other.seconds, other.function = seconds, function  # of a factory, called again
-                    return function
-            self._jobs.append(job)
+            self._jobs.register(seconds, function, name)
             return function
 
+        check_seconds(seconds)
         return register
 
     def start_jobs(self, app: Flask) -> None:
@@ -444,52 +590,5 @@ class Turbo(Broadcasting):
 
         None begin while ``app.testing``: tests call the functions.
         """
-        if not self._jobs or app.testing:
-            return
-        channels = state_of(app).channels
-        begun = self._begun.get(channels)
-        if begun is None:
-            begun = self._begun.setdefault(channels, {})
-        for job in self._jobs:
-            # The thread whose mark is there begins the job. A lock could be held during a fork.
-            mark = object()
-            if begun.setdefault(job.name, mark) is not mark:
-                continue
-            try:
-                start(app, channels, job)
-            except RuntimeError as exc:
-                del begun[job.name]
-                logger.error("the job %s begins with another page: %s", job.name, exc)
-
-
-def _known() -> dict[str, Position]:
-    """Return the positions that the current request has asked for early, by channel."""
-    if not has_request_context():
-        return {}
-    # Not in g, which outlives the request where a test has pushed an application context.
-    known: dict[str, Position] = request.environ.setdefault(_KNOWN, {})
-    return known
-
-
-def _name_of(function: Any) -> str:
-    try:
-        return f"{function.__module__}.{function.__qualname__}"
-    except AttributeError:
-        raise TypeError(
-            f"a job of {type(function).__name__} has no name of its own; give it one: "
-            '@turbo.every(5, name="load")'
-        ) from None
-
-
-def _are_one(one: Any, other: Any) -> bool:
-    """Whether two functions are from the same lines, as those of a factory are."""
-    code = getattr(one, "__code__", one)
-    return bool(code is getattr(other, "__code__", other))
-
-
-def _is_position(given: Any) -> bool:
-    if isinstance(given, Position):
-        return True
-    return isinstance(given, str) and (
-        given in ("", str(NOWHERE)) or Position.parse(given) is not None
-    )
+        if self._jobs.registered and not app.testing:
+            self._jobs.start(app, state_of(app).publisher)

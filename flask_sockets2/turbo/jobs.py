@@ -23,16 +23,16 @@ from collections.abc import Callable
 from math import inf
 from time import monotonic
 from typing import Any
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 from flask import Flask
 
 from ..application.answers import call
 from ..channels.publisher import Publisher
-from ..concurrency.delayed_calls import Later
+from ..concurrency.delayed_calls import DelayedCalls
 from ..exceptions import BrokerError
 
-__all__ = ["LEASE", "Job", "check_seconds", "start"]
+__all__ = ["LEASE", "Job", "Jobs", "check_seconds"]
 
 logger = logging.getLogger("flask_sockets2.turbo")
 
@@ -75,19 +75,80 @@ def check_seconds(seconds: Any) -> None:
         raise ValueError(f"every() needs a number of seconds above 0, got {seconds!r}")
 
 
-class _Lease:
+class Jobs:
+    """The jobs of one Turbo.
+
+    :ivar registered: in their order.
+    """
+
+    def __init__(self) -> None:
+        self.registered: list[Job] = []
+        # By an application's publisher, of which a process that was forked has others.
+        self._begun: WeakKeyDictionary[Publisher, dict[str, object]] = WeakKeyDictionary()
+
+    def register(self, seconds: float, function: Any, name: str | None) -> None:
+        """Add a job, in place of an earlier one of the same lines.
+
+        :raises ValueError: when another function has a job of that name.
+        :raises TypeError: when the function is none, or has no name.
+        """
+        if not callable(function):
+            raise TypeError(f"a job is a function, got {type(function).__name__}")
+        called = name or _name_of(function)
+        for other in self.registered:
+            if other.name == called:
+                if not _are_one(other.function, function):
+                    raise ValueError(f"there is a job {called!r} already; give this one a name=")
+                other.seconds, other.function = seconds, function  # of a factory, called again
+                return
+        self.registered.append(Job(seconds, function, called))
+
+    def start(self, app: Flask, publisher: Publisher) -> None:
+        """Begin the jobs that this process has not begun for an application."""
+        begun = self._begun.get(publisher)
+        if begun is None:
+            begun = self._begun.setdefault(publisher, {})
+        for job in self.registered:
+            # The thread whose mark is there begins the job. A lock could be held during a fork.
+            mark = object()
+            if begun.setdefault(job.name, mark) is not mark:
+                continue
+            try:
+                _start(app, publisher, job)
+            except RuntimeError as exc:
+                del begun[job.name]
+                logger.error("the job %s begins with another page: %s", job.name, exc)
+
+
+def _name_of(function: Any) -> str:
+    try:
+        return f"{function.__module__}.{function.__qualname__}"
+    except AttributeError:
+        raise TypeError(
+            f"a job of {type(function).__name__} has no name of its own; give it one: "
+            '@turbo.every(5, name="load")'
+        ) from None
+
+
+def _are_one(one: Any, other: Any) -> bool:
+    """Whether two functions are from the same lines, as those of a factory are."""
+    code = getattr(one, "__code__", one)
+    return bool(code is getattr(other, "__code__", other))
+
+
+class _JobLease:
     """A name that one process of all has, and renews while it lives, however long its job takes.
 
     A process that is stopped for longer than the lease may find its job begun elsewhere.
 
-    :param channels: whose broker says who has it; they are not kept alive.
+    :param publisher: whose broker says who has it; it is not kept alive.
     """
 
-    def __init__(self, channels: Publisher, name: str) -> None:
-        self._channels = ref(channels)
+    def __init__(self, publisher: Publisher, name: str) -> None:
+        self._publisher = ref(publisher)
         self._name = name
         self._holder = f"{os.getpid()}-{secrets.token_hex(8)}"
-        self._later = Later(LEASE / 3)
+        self._later = DelayedCalls(LEASE / 3)
         self._renewed = False  # again and again
         self._ended = False
         self._pid = os.getpid()
@@ -105,8 +166,8 @@ class _Lease:
         return mine
 
     def _hold(self, seconds: float) -> bool:
-        channels = self._channels()
-        return channels is not None and channels.broker.hold(self._name, self._holder, seconds)
+        publisher = self._publisher()
+        return publisher is not None and publisher.broker.hold(self._name, self._holder, seconds)
 
     def _renew(self) -> None:
         try:
@@ -131,12 +192,12 @@ class _Lease:
             logger.debug("could not give back %s, which ends by itself: %s", self._name, exc)
 
 
-def start(app: Flask, channels: Publisher, job: Job) -> None:
+def _start(app: Flask, publisher: Publisher, job: Job) -> None:
     """Begin a job in this process, in a thread of its own, which ends when the application does.
 
     :raises RuntimeError: when no thread can be started.
     """
-    lease = _Lease(channels, f"job:{job.name}")
+    lease = _JobLease(publisher, f"job:{job.name}")
     name = f"flask_sockets2 {job.name}"
     thread = threading.Thread(target=_run, args=(ref(app), job, lease), name=name, daemon=True)
     try:
@@ -146,7 +207,7 @@ def start(app: Flask, channels: Publisher, job: Job) -> None:
         raise
 
 
-def _run(served: Callable[[], Flask | None], job: Job, lease: _Lease) -> None:
+def _run(served: Callable[[], Flask | None], job: Job, lease: _JobLease) -> None:
     stop = threading.Event()  # never set: the thread is a daemon
     due, away = monotonic(), False
     while not stop.wait(max(0.0, due - monotonic())):

@@ -24,10 +24,10 @@ from functools import partial
 
 from ..brokers.base import Broker, Position
 from ..channels.publisher import Publisher
-from ..concurrency.delayed_calls import Later
+from ..concurrency.delayed_calls import DelayedCalls
 from ..exceptions import BrokerError
 
-__all__ = ["PAUSE", "Debounce", "Refresh"]
+__all__ = ["PAUSE", "Refresh", "RefreshDebounce"]
 
 logger = logging.getLogger("flask_sockets2.turbo")
 
@@ -49,12 +49,12 @@ class Refresh:
     cause: str | None = None
 
 
-class Debounce:
+class RefreshDebounce:
     """Sends the first and the last of what comes in quick succession, see above."""
 
     def __init__(self, pause: float = PAUSE) -> None:
         self._pause = pause
-        self._later = Later(pause + _MARGIN)
+        self._later = DelayedCalls(pause + _MARGIN)
         atexit.register(_flush, self._later, os.getpid())
 
     def send(self, publisher: Publisher, channel: str, refresh: Refresh) -> Position | None:
@@ -71,7 +71,7 @@ class Debounce:
             markup = refresh.markup if first or alone else refresh.for_all
             last = not first and self._hold(broker, f"last refresh:{channel} {markup}")
         except BrokerError as exc:
-            return publisher._unpublished(exc, [channel])[0]
+            return publisher._sender.failed(exc, [channel])[0]
         if first:
             return publisher.publish(channel, markup)
         if last:
@@ -82,7 +82,7 @@ class Debounce:
         return broker.hold(name, holder or secrets.token_hex(8), self._pause)
 
 
-def _flush(later: Later, pid: int) -> None:
+def _flush(later: DelayedCalls, pid: int) -> None:
     if os.getpid() == pid:  # what a fork has copied is its parent's
         later.flush()
 

@@ -31,8 +31,8 @@ from uuid import UUID
 from flask import Flask
 
 from ..admission.disconnects import id_text, user_text
-from ..application.signing import LOST, SESSION, Forged, InvalidName, Plain, Signer
-from ..brokers.base import Position
+from ..application.signing import SESSION, Forged, InvalidName, Plain, Signer
+from ..brokers.base import NOWHERE, Position
 from ..channels.publisher import check_channel
 from ..settings import read
 from .settings import TurboSettings
@@ -41,7 +41,7 @@ __all__ = [
     "ALL",
     "USER",
     "Part",
-    "Permission",
+    "StreamPermission",
     "StreamSigner",
     "is_user",
     "parts_of_channel",
@@ -124,7 +124,7 @@ def parts_of_channel(channel: str) -> tuple[str, ...] | None:
     return stream_parts(channel.removeprefix(_STREAM)) if channel.startswith(_STREAM) else None
 
 
-class Permission(NamedTuple):
+class StreamPermission(NamedTuple):
     """What a signed name permits.
 
     :ivar channel: of the stream.
@@ -136,12 +136,12 @@ class Permission(NamedTuple):
     """
 
     channel: str
-    earliest: str = LOST  # of names that were signed before they had one
+    earliest: str = str(NOWHERE)  # of names that were signed before they had one
     holder: str = ""
     old_holder: str = ""
 
     @classmethod
-    def of(cls, name: Any) -> Permission:
+    def of(cls, name: Any) -> StreamPermission:
         """Read what was signed.
 
         :raises Forged: when that is no name of a stream.
@@ -153,7 +153,7 @@ class Permission(NamedTuple):
             raise Forged("signed, but no name of a stream")
         return cls(*fields)
 
-    def renewing(self, old: Permission) -> Permission:
+    def renewing(self, old: StreamPermission) -> StreamPermission:
         """Return what this one permits to a page that has an old one of the same stream."""
         if old.channel != self.channel:
             raise Forged("a name of another stream than the one that it renews")
@@ -177,18 +177,18 @@ class StreamSigner(Signer):
     def permit(self, channel: str, earliest: object, holder: str = "") -> str:
         """Return the name by which a page may have a stream.
 
-        :param earliest: position that the page is rendered at, or ``LOST``.
+        :param earliest: position that the page is rendered at, or ``NOWHERE``.
         :param holder: who may use it; by default any client.
         """
         return self.sign([channel, str(earliest), *([holder] if holder else [])])
 
-    def permitted(self, signed: str) -> Permission:
+    def permitted(self, signed: str) -> StreamPermission:
         """Return what a name that came from a client permits; raises as :meth:`unsign`."""
         new, renews, old = signed.partition(_AND)
-        permission = Permission.of(self.unsign(new))
+        permission = StreamPermission.of(self.unsign(new))
         if not renews:
             return permission
-        return permission.renewing(Permission.of(self.unsign(old, any_age=True)))
+        return permission.renewing(StreamPermission.of(self.unsign(old, any_age=True)))
 
     def rebind(self, markup: str) -> str:
         """Return markup for others than the user of the page: its names are bound to nobody.
@@ -199,7 +199,7 @@ class StreamSigner(Signer):
 
     def _rebound(self, match: re.Match[str]) -> str:
         try:
-            permission = Permission.of(self.unsign(match[0]))
+            permission = StreamPermission.of(self.unsign(match[0]))
         except InvalidName:  # one that is too old does not become a new one
             return match[0]
         if permission.holder.startswith(SESSION[0]):

@@ -26,20 +26,24 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
 from html.parser import HTMLParser
 from threading import Lock
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from flask import Flask
 from werkzeug.wrappers import Response
 
+from ..admission.disconnects import DisconnectOrder
 from ..application.answers import UserId
 from ..application.state import state_of
-from ..brokers.base import Broker, Draft, Position
+from ..brokers.base import Draft, Position
 from ..brokers.memory import MemoryBroker
+from ..channels.sender import Sender
+from ..exceptions import BrokerError
 from .endpoint import EXTENSION
 from .markup import MIMETYPE
 from .stream_names import Part, stream_channel, user_channel
@@ -273,12 +277,12 @@ def capture_broadcasts(
     captured = Broadcasts(channel=channel)
     apps = _apps_of(app)
     for each in apps:
-        _Tap.open(each, captured)
+        _Capture.open(each, captured)
     try:
         yield captured
     finally:
         for each in apps:
-            _Tap.close(each, captured)
+            _Capture.close_one(each, captured)
 
 
 @contextmanager
@@ -322,51 +326,58 @@ def _apps_of(app: Flask | Turbo) -> list[Flask]:
     return apps
 
 
-class _Tap:
-    """Stands before an application's broker, and notes what is published.
+class _Capture(Sender):
+    """Sends what an application publishes, and notes it for each capture that is open.
 
-    A broker that others share is not asked for anything: one in memory takes its place. Refreshes
-    are sent at once, each of them: no test waits for another one's.
+    If other processes share the broker, one in memory takes its place. Refreshes are sent at once,
+    each of them: no test waits for another one's.
     """
 
-    _lock = Lock()  # guards which taps there are, and their listeners
+    combines = False
+    _lock = Lock()  # guards which captures there are, and their listeners
 
-    def __init__(self, broker: Broker) -> None:
-        self._replaced = broker
-        self._broker = MemoryBroker("memory://", broker.options) if broker.shared else broker
+    def __init__(self, replaced: Sender) -> None:
+        broker = replaced.broker
+        super().__init__(MemoryBroker("memory://", broker.options) if broker.shared else broker)
+        self._replaced = replaced
+        self._sender = copy(replaced)
+        self._sender.broker = self.broker
         self._captured: list[Broadcasts] = []
 
     @classmethod
     def open(cls, app: Flask, captured: Broadcasts) -> None:
-        channels = state_of(app).channels
+        publisher = state_of(app).publisher
         with cls._lock:
-            tap: Any = channels._broker
-            if not isinstance(tap, _Tap):
-                tap = cls(channels._broker)
-                channels._broker = cast(Broker, tap)
-            tap._captured = [*tap._captured, captured]
+            capture = publisher._sender
+            if not isinstance(capture, _Capture):
+                capture = publisher._sender = cls(capture)
+            capture._captured = [*capture._captured, captured]
 
     @classmethod
-    def close(cls, app: Flask, captured: Broadcasts) -> None:
-        channels = state_of(app).channels
+    def close_one(cls, app: Flask, captured: Broadcasts) -> None:
+        publisher = state_of(app).publisher
         with cls._lock:
-            tap: Any = channels._broker
-            tap._captured = [each for each in tap._captured if each is not captured]
-            if not tap._captured:
-                channels._broker = tap._replaced
+            capture = publisher._sender
+            assert isinstance(capture, _Capture)
+            capture._captured = [each for each in capture._captured if each is not captured]
+            if not capture._captured:
+                publisher._sender = capture._replaced
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._broker, name)
-
-    def hold(self, name: str, holder: str, seconds: float) -> bool:
-        return name.startswith("refresh:") or self._broker.hold(name, holder, seconds)
-
-    def publish(self, drafts: Sequence[Draft]) -> list[Position]:
-        positions = self._broker.publish(drafts)
+    def send(self, drafts: Sequence[Draft]) -> list[Position]:
+        positions = self._sender.send(drafts)
         for captured in self._captured:
             for draft in drafts:
                 captured._add(draft)
         return positions
+
+    def failed(self, exc: BrokerError, channels: Sequence[str]) -> list[Position]:
+        return self._sender.failed(exc, channels)
+
+    def disconnect(self, order: DisconnectOrder) -> None:
+        self._sender.disconnect(order)
+
+    def close(self) -> None:
+        self._sender.close()
 
 
 # -- assertions --------------------------------------------------------------------------------

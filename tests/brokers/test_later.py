@@ -6,12 +6,12 @@ import _thread
 
 import pytest
 
-from flask_sockets2.concurrency.delayed_calls import Later
+from flask_sockets2.concurrency.delayed_calls import DelayedCalls
 from tests.processes import wait_until
 
 
 def test_calls_are_made_in_their_order() -> None:
-    later, made = Later(0.01), []
+    later, made = DelayedCalls(0.01), []
     for number in range(3):
         later.call(lambda number=number: made.append(number))
     wait_until(lambda: len(made) == 3, "all calls")
@@ -19,7 +19,7 @@ def test_calls_are_made_in_their_order() -> None:
 
 
 def test_what_is_closed_is_not_called_and_what_comes_after_it_is() -> None:
-    later, made = Later(0.05), []
+    later, made = DelayedCalls(0.05), []
     later.call(lambda: made.append("before"))
     later.close()
     later.call(lambda: made.append("after"))
@@ -33,7 +33,7 @@ def test_a_thread_that_cannot_be_started_is_tried_again(
     def refuse(*args: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    later, made = Later(0.0), []
+    later, made = DelayedCalls(0.0), []
     with monkeypatch.context() as patched:
         patched.setattr(_thread, "start_new_thread", refuse)
         later.call(lambda: made.append(1))
@@ -50,7 +50,7 @@ def test_a_call_that_raises_is_logged_and_stops_no_other(
     def fail() -> None:
         raise error("broken")
 
-    later, made = Later(0.0), []
+    later, made = DelayedCalls(0.0), []
     later.call(fail)
     later.call(lambda: made.append("next"))
     wait_until(lambda: bool(made), "the next call")

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flask_sockets2.brokers.base import TEXT, Message, Position
-from flask_sockets2.brokers.message_log import Log
+from flask_sockets2.brokers.message_log import MessageLog
 
 EPOCH = "9f86d081884c7d65"
 SIZES = st.integers(0, 12)
@@ -32,7 +32,7 @@ def kept_of(sizes: list[int], most: int, most_bytes: int) -> list[int]:
 def test_a_log_is_its_newest_messages_within_its_bounds(
     sizes: list[int], first: int, most: int, most_bytes: int
 ) -> None:
-    log = Log(Position(EPOCH, first), most, most_bytes)
+    log = MessageLog(Position(EPOCH, first), most, most_bytes)
     for i, size in enumerate(sizes, first + 1):
         log.append(message(i, size))
     newest = Position(EPOCH, first + len(sizes))
@@ -49,7 +49,7 @@ def test_a_log_is_its_newest_messages_within_its_bounds(
 
 
 def test_the_newest_message_is_kept_however_long() -> None:
-    log = Log(Position(EPOCH, 0), 10, 100)
+    log = MessageLog(Position(EPOCH, 0), 10, 100)
     log.append(message(1, 1000))
     assert len(log.since(None).messages) == 1
 
@@ -66,7 +66,7 @@ def test_what_precedes_a_log_is_kept_within_the_same_bounds(
 ) -> None:
     """Of a history from `first` on; the log has what came from `live` on."""
     messages = [message(i, size) for i, size in enumerate(sizes, 1)]
-    log = Log(Position(EPOCH, live := min(live, len(sizes))), most, most_bytes)
+    log = MessageLog(Position(EPOCH, live := min(live, len(sizes))), most, most_bytes)
     for each in messages[live:]:
         log.append(each)
     history = [message(each.position.offset, len(each.data)) for each in messages[first:]]
@@ -82,7 +82,7 @@ def test_what_precedes_a_log_is_kept_within_the_same_bounds(
 
 
 def test_what_does_not_join_on_precedes_nothing() -> None:
-    log = Log(Position(EPOCH, 5), 10, 100)
+    log = MessageLog(Position(EPOCH, 5), 10, 100)
     log.append(message(6, 1))
     foreign = Message("news", TEXT, b"", Position("0" * 16, 5))
     log.precede([message(3, 1), message(4, 1), foreign])
@@ -92,13 +92,13 @@ def test_what_does_not_join_on_precedes_nothing() -> None:
 
 
 def test_another_epoch_is_never_complete() -> None:
-    log = Log(Position(EPOCH, 0), 10, 100)
+    log = MessageLog(Position(EPOCH, 0), 10, 100)
     history = log.since(Position("0" * 16, 0))
     assert (history.complete, history.position) == (False, log.position)
 
 
 def test_a_log_that_was_cleared_keeps_its_position() -> None:
-    log = Log(Position(EPOCH, 0), 10, 100)
+    log = MessageLog(Position(EPOCH, 0), 10, 100)
     log.append(message(1, 1))
     log.clear()
     assert log.position == Position(EPOCH, 1)
@@ -109,4 +109,4 @@ def test_a_log_that_was_cleared_keeps_its_position() -> None:
 
 
 def test_an_empty_log_holds_no_messages() -> None:
-    assert list(Log(Position(EPOCH, 7), 10, 100).since(None).messages) == []
+    assert list(MessageLog(Position(EPOCH, 7), 10, 100).since(None).messages) == []

@@ -571,7 +571,7 @@ def test_a_process_that_is_reaped_has_one_reaper_at_a_time(
         client.zadd(registry.processes, {"dead": 1.0})
         client.sadd(registry.channels_of("dead"), "room")
     claim = Call(CLAIM, keys, ["dead", 600_000, 600_000])
-    claimed = [broker._leases._runner.run([claim])[0] for _ in range(2)]
+    claimed = [broker._leases._client.run([claim])[0] for _ in range(2)]
     assert claimed == [[b"room"], None]
 
 

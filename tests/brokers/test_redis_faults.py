@@ -811,8 +811,8 @@ class Pause:
         self.reached = threading.Event()
         self._script = script
         self._over = threading.Event()
-        self._run = broker._leases._runner.run
-        broker._leases._runner = self  # type: ignore[assignment]
+        self._run = broker._leases._client.run
+        broker._leases._client = self  # type: ignore[assignment]
         self.verb = broker._client.verb
 
     def run(self, calls: Sequence[Call]) -> list[Any]:

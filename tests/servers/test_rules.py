@@ -8,15 +8,15 @@ import pytest
 from gunicorn.config import Config
 
 from flask_sockets2.servers.request_head import RequestError
-from flask_sockets2.servers.rules import Rules
+from flask_sockets2.servers.rules import RequestRules
 from flask_sockets2.wire.handshake import is_mount_point
 
 
-def rules(**settings: Any) -> Rules:
+def rules(**settings: Any) -> RequestRules:
     config = Config()
     for name, value in settings.items():
         config.set(name, value)
-    return Rules(config)
+    return RequestRules(config)
 
 
 @pytest.mark.parametrize(

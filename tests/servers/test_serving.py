@@ -49,7 +49,7 @@ from flask_sockets2.application.state import state_of
 def publish():
     print("publishing", flush=True)
     sockets.publish("news", "early")
-    while not state_of(app).channels._unheard.settled:
+    while not state_of(app).publisher._sender._unheard.settled:
         time.sleep(0.05)
         sockets.publish("news", "early")
     print("settled", flush=True)

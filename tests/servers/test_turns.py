@@ -310,7 +310,7 @@ def test_what_a_client_took_before_it_stopped_does_not_double_its_time(
     sock = _FullSocket(room=2**21)
     monkeypatch.setattr(turns, "monotonic", lambda: sock.now)
     monkeypatch.setattr(turns, "_unacknowledged", lambda _: 2**19)
-    sender = turns.Sender(sock, _NoTurns())
+    sender = turns.PatientSender(sock, _NoTurns())
     sender.patience = Patience(60.0, 500.0)
 
     def send(data: memoryview) -> None:

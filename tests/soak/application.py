@@ -15,7 +15,7 @@ from jinja2 import DictLoader
 
 from flask_sockets2 import BrokerError, Position, Sockets
 from flask_sockets2.application.state import state_of
-from flask_sockets2.channels.app_channels import Channels
+from flask_sockets2.channels.sender import AppSender
 from flask_sockets2.connection.connection import Connection
 from flask_sockets2.firehose import Firehose
 from flask_sockets2.sse import sse
@@ -146,15 +146,15 @@ def _push(name: str, markup: str) -> None:
 
 def note_positions() -> None:
     """Have ``g.positions`` hold where messages are, which ``push`` does not return."""
-    publish = Channels._publish
+    publish = AppSender.send
 
-    def noting(self: Channels, drafts: Any) -> list[Position]:
+    def noting(self: AppSender, drafts: Any) -> list[Position]:
         positions = publish(self, drafts)
         if has_app_context() and "positions" in g:
             g.positions += positions
         return positions
 
-    Channels._publish = noting  # type: ignore[method-assign]
+    AppSender.send = noting  # type: ignore[method-assign]
 
 
 note_positions()
@@ -213,7 +213,7 @@ def plant() -> None:
     def wrong_person(self: Connection, channel: str, since: Any = None, **options: Any) -> Any:
         if options.get("identity") == "p0":
             options["identity"] = "nobody"
-            state_of(app).channels._broker.join(channel, "stays")
+            state_of(app).channels.broker.join(channel, "stays")
         return subscribe(self, channel, since, **options)
 
     views.update(plain=wrong_page, publish_many=published_amiss)

@@ -364,7 +364,7 @@ def publish(site: Site, *data: str, **how: Any) -> None:
 
 
 def here(site: Site, name: str = "news") -> Position:
-    return state_of(site.app).channels.position(f"sse:{name}")
+    return state_of(site.app).publisher.position(f"sse:{name}")
 
 
 def gap(reader: Reader) -> bool:
@@ -489,7 +489,7 @@ def test_an_address_whose_positions_are_given_is_made_without_the_broker(
     publish(site, "1", "2")
     early = f"{here(site).epoch}-1"
     with monkeypatch.context() as patch, site.app.test_request_context():
-        patch.setattr(state_of(site.app).channels, "positions", fail)
+        patch.setattr(state_of(site.app).publisher, "positions", fail)
         site.sse.url("news")
         url = site.sse.url("news", since=early)
     with Reader(site.app, url) as reader:
@@ -502,7 +502,7 @@ def test_an_address_that_was_made_while_the_broker_was_away_begins_with_a_gap(
     site.client()
     publish(site, "before")
     with monkeypatch.context() as patch:
-        patch.setattr(state_of(site.app).channels, "positions", fail)
+        patch.setattr(state_of(site.app).publisher, "positions", fail)
         url = site.url("news")
     assert "a page has no positions" in caplog.text
     for last_event_id in ("", "start", f"{here(site).epoch}-0"):
@@ -536,7 +536,7 @@ def test_no_other_channel_of_the_broker_can_be_had() -> None:
     site = Site(SSE_OPEN_CHANNELS=True)
     site.client()
     with Reader(site.app, "/stream?channel=turbo:all").opened() as reader:
-        channels = state_of(site.app).channels
-        channels.publish("turbo:all", "<turbo-stream>")
-        channels.publish("sse:turbo:all", "ours")
+        publisher = state_of(site.app).publisher
+        publisher.publish("turbo:all", "<turbo-stream>")
+        publisher.publish("sse:turbo:all", "ours")
         assert reader.data(1) == ["ours"]

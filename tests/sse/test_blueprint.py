@@ -54,7 +54,7 @@ def test_an_event_reaches_all_streams_of_its_channel(app: Flask) -> None:
         for reader in (one, two):
             event = reader.next()
             assert (event.type, event.json()) == ("greeting", {"message": "Hello!"})
-            assert event.last_id == str(state_of(app).channels.position("sse:sse"))
+            assert event.last_id == str(state_of(app).publisher.position("sse:sse"))
         assert sse.publish("x", channel="other") == 1
         assert other.next().data == "x"
     assert sse.publish("nobody") == 0
@@ -63,7 +63,7 @@ def test_an_event_reaches_all_streams_of_its_channel(app: Flask) -> None:
 def test_a_stream_begins_with_its_position_and_when_to_come_back(app: Flask) -> None:
     publish("before")
     with Reader(app) as reader:
-        here = state_of(app).channels.position("sse:sse")
+        here = state_of(app).publisher.position("sse:sse")
         lines = reader.block().split("\n")
         assert lines[1:] == [f"id:{here}"]
         assert 1000 <= int(lines[0].removeprefix("retry:")) <= 3000
@@ -123,7 +123,7 @@ def test_the_ids_and_types_of_a_publisher_arrive(app: Flask) -> None:
     with Reader(app).opened() as reader:
         sse.publish("a", type="first", id=0)
         sse.publish("b", id="five", retry=0)
-        here = str(state_of(app).channels.position("sse:sse"))
+        here = str(state_of(app).publisher.position("sse:sse"))
         assert reader.next() == ("first", "a", "0")
         assert reader.next() == ("message", "b", "five")
         assert reader.retry == 0
@@ -147,7 +147,7 @@ def test_what_can_be_no_event_is_refused_when_it_is_published(
 ) -> None:
     with pytest.raises(ValueError, match=error):
         sse.publish(**{"data": "x", **how})
-    assert state_of(app).channels.position("sse:sse").offset == 0
+    assert state_of(app).publisher.position("sse:sse").offset == 0
 
 
 def test_bytes_are_no_data(app: Flask) -> None:
@@ -228,7 +228,7 @@ def test_an_id_in_the_query_gives_a_signed_address_no_more(app: Flask, name: str
     publish("before", channel="news")
     with app.test_request_context():
         url = sse.url("news")
-    here = str(state_of(app).channels.position("sse:news"))
+    here = str(state_of(app).publisher.position("sse:news"))
     publish("1", "2", channel="news")
     seen = here.replace("-1", "-2")
     with Reader(app, f"{url}&{name}={seen}") as reader:
@@ -339,7 +339,7 @@ def test_a_forged_position_is_a_gap_and_the_stream_goes_on(app: Flask, last: str
     with Reader(app, last_event_id=last) as reader:
         gap = reader.next()
         assert (gap.type, gap.json()) == ("gap", {"channel": "sse"})
-        assert Position.parse(reader.last_id) == state_of(app).channels.position("sse:sse")
+        assert Position.parse(reader.last_id) == state_of(app).publisher.position("sse:sse")
         publish("new")
         assert reader.data(1) == ["new"]
 
@@ -348,7 +348,7 @@ def test_what_the_history_holds_no_longer_is_a_gap() -> None:
     app = make_app(SOCKETS_HISTORY_SIZE=2)
     with app.app_context():
         publish("1")
-        first = str(state_of(app).channels.position("sse:sse"))
+        first = str(state_of(app).publisher.position("sse:sse"))
         publish("2", "3", "4")
     with Reader(app, last_event_id=first) as reader:
         assert reader.next().type == "gap"
@@ -600,14 +600,14 @@ def test_messages_are_those_that_come_after_the_first_next(app: Flask) -> None:
 
     thread = threading.Thread(target=read)
     thread.start()
-    wait_until(lambda: state_of(app).channels.subscribers("sse:sse") == 1, "a subscriber")
+    wait_until(lambda: state_of(app).publisher.subscribers("sse:sse") == 1, "a subscriber")
     publish("a\nb")
     publish({"x": 1}, type="t", id=5, retry=9)
     publish("")
     thread.join(60)
     assert found == [Message("a\nb"), Message({"x": 1}, "t", 5, 9), Message("")]
     messages.close()  # type: ignore[attr-defined]
-    assert state_of(app).channels.subscribers("sse:sse") == 0
+    assert state_of(app).publisher.subscribers("sse:sse") == 0
 
 
 def test_messages_that_nobody_wants_any_more_are_let_go_of(app: Flask) -> None:

@@ -211,16 +211,16 @@ def test_streams_and_websockets_share_channels_by_the_name_that_is_given() -> No
     app.register_blueprint(sse, url_prefix="/stream")
     with app.app_context():
         sse.publish("x", channel="news")
-    assert state_of(app).channels.position("sse:news").offset == 1
+    assert state_of(app).publisher.position("sse:news").offset == 1
 
 
 def test_two_blueprints_have_the_channels_that_are_shown(guide: SimpleNamespace) -> None:
     assert 'event of ``mail.publish("Hello", channel="news")`` is on ``sse.mail:news``' in TEXT
     with guide.app.app_context():
         guide.mail.publish("Hello", channel="news")
-        channels = state_of(guide.app).channels
-        assert channels.position("sse.mail:news").offset == 1
-        assert channels.position("sse:news").offset == 0
+        publisher = state_of(guide.app).publisher
+        assert publisher.position("sse.mail:news").offset == 1
+        assert publisher.position("sse:news").offset == 0
 
 
 # -- in a browser ------------------------------------------------------------------------------

@@ -163,7 +163,7 @@ def test_an_event_does_not_go_where_the_broker_speaks(ours: Flask, broker: Redis
         pubsub.subscribe(f"{prefix}:0:{{turbo:all}}")
         assert pubsub.get_message(timeout=TIMEOUT)["type"] == "subscribe"
         assert sse.publish("x", channel=f"{prefix}:0:{{turbo:all}}") == 0
-        state_of(ours).channels.publish("turbo:all", "y")
+        state_of(ours).publisher.publish("turbo:all", "y")
         assert pubsub.get_message(timeout=TIMEOUT)["data"].endswith(b"y")
 
 

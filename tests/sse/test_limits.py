@@ -435,7 +435,7 @@ def test_messages_are_no_connection(app: Flask) -> None:
         found: list[bytes] = []
         thread = threading.Thread(target=lambda: found.append(next_within(app, body)))
         thread.start()
-        subscribed = lambda: state_of(app).channels.subscribers("sse:news") == 1  # noqa: E731
+        subscribed = lambda: state_of(app).publisher.subscribers("sse:news") == 1  # noqa: E731
         wait_until(subscribed, "a subscriber")
         assert len(state_of(app).streams) == 1
         sse.publish("x", channel="news")

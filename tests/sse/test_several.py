@@ -42,14 +42,14 @@ def make_app(*blueprints: ServerSentEventsBlueprint, **config: Any) -> Flask:
 def channel_in(app: Flask, publisher: ServerSentEventsBlueprint) -> str:
     """Return the channel of the broker to which a blueprint publishes its ``news``."""
     found: list[str] = []
-    channels = state_of(app).channels
-    publish = channels.publish
-    channels.publish = lambda channel, *args: found.append(channel) or publish(channel, *args)  # type: ignore[method-assign,func-returns-value,assignment]  # looks on
+    of_app = state_of(app).publisher
+    publish = of_app.publish
+    of_app.publish = lambda channel, *args: found.append(channel) or publish(channel, *args)  # type: ignore[method-assign,func-returns-value,assignment]  # looks on
     try:
         with app.app_context():
             publisher.publish("x", channel="news")
     finally:
-        del channels.publish
+        del of_app.publish
     return found[0]
 
 
@@ -151,9 +151,9 @@ def test_progress_messages_and_positions_are_each_ones_own() -> None:
         assert mail.url("job", last=1).endswith("-1")
     with Reader(app, "/mail?channel=job&last_event_id=start") as reader:
         assert [reader.next().json()["state"] for _ in range(2)] == ["running", "done"]
-    with Progress(state_of(app).channels, "job", blueprint="mail"):
+    with Progress(state_of(app).publisher, "job", blueprint="mail"):
         pass
-    assert state_of(app).channels.position("sse.mail:job").offset == 4
+    assert state_of(app).publisher.position("sse.mail:job").offset == 4
 
 
 def test_a_gap_names_the_channel_as_the_page_knows_it() -> None:

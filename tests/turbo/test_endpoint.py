@@ -449,7 +449,7 @@ def test_a_page_that_was_made_while_the_broker_was_away_is_told_of_a_gap(
 
     position = turbo.broadcast_append_to("room", 5, content="before", target="a")
     with monkeypatch.context() as patch, app.test_request_context():
-        patch.setattr(state_of(app).channels, "positions", fail)
+        patch.setattr(state_of(app).publisher, "positions", fail)
         [(name, at)] = streams_in(turbo.stream_from("room", 5))
     assert at == "-"
     for asked in ("-", position, str(position).replace("-1", "-0")):

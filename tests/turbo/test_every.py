@@ -16,7 +16,7 @@ from flask import Flask, current_app
 
 from flask_sockets2.application.state import state_of
 from flask_sockets2.turbo import Turbo
-from flask_sockets2.turbo.jobs import _Lease
+from flask_sockets2.turbo.jobs import _JobLease
 from tests import clients
 from tests.brokers.servers import RedisServer, redis_or_skip
 from tests.processes import Server, wait_until
@@ -219,7 +219,7 @@ def test_a_factory_that_is_called_again_registers_its_job_anew() -> None:
 
     create_app(1)
     create_app(2)
-    [job] = turbo._jobs
+    [job] = turbo._jobs.registered
     assert job.function() == 2
 
 
@@ -266,7 +266,7 @@ def test_a_lease_that_was_given_back_is_not_renewed() -> None:
     """Its thread may be about to do so, and another process about to take it."""
     publisher, held = Mock(), []
     publisher.broker.hold = lambda name, holder, seconds: held.append(seconds)
-    lease = _Lease(publisher, "job")
+    lease = _JobLease(publisher, "job")
     lease.give_back()
     lease._renew()
     assert set(held) == {0.0}

@@ -597,7 +597,7 @@ def test_a_broker_that_is_away_is_asked_once_for_a_page(
         asked.append(channels)
         raise BrokerError("away")
 
-    monkeypatch.setattr(state_of(app).channels, "positions", fail)
+    monkeypatch.setattr(state_of(app).publisher, "positions", fail)
     with app.test_request_context():
         assert str(turbo.position("room", 0)) == "-"
         page = turbo.turbo(url="/turbo.js")

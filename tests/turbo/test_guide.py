@@ -94,7 +94,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
 
     The program that lets only members in is left out unless ``leave_out`` says otherwise.
     """
-    monkeypatch.setattr("flask_sockets2.turbo.extension.start", lambda *job: None)
+    monkeypatch.setattr("flask_sockets2.turbo.jobs._start", lambda *job: None)
     loaded: list[SimpleNamespace] = []
 
     def run_programs(path: Path, leave_out: str = MEMBERS) -> SimpleNamespace:
@@ -295,7 +295,7 @@ def test_an_order_is_told_when_it_is_committed(load: Load) -> None:
 
 def test_the_job_pushes_every_five_seconds(load: Load) -> None:
     guide = load(MODELS)
-    (job,) = guide.turbo._jobs
+    (job,) = guide.turbo._jobs.registered
     assert job.seconds == 5
     with guide.app.app_context(), capture_broadcasts(guide.turbo) as broadcasts:
         job.function()
@@ -654,11 +654,11 @@ def test_who_is_logged_out_meanwhile_comes_to_the_login_page(
 
 def test_the_program_of_turbo_flask_pushes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A whole program with a thread of its own is in ``test_originals.py``."""
-    monkeypatch.setattr("flask_sockets2.turbo.extension.start", lambda *job: None)
+    monkeypatch.setattr("flask_sockets2.turbo.jobs._start", lambda *job: None)
     namespace = run(TURBO_FLASK)
     app, turbo = namespace["app"], namespace["turbo"]
     app.jinja_loader = DictLoader({"loadavg.html": '<div id="load">0.25</div>'})
-    (job,) = turbo._jobs
+    (job,) = turbo._jobs.registered
     assert (job.seconds, job.function) == (5, namespace["show_load"])
     with app.app_context(), capture_broadcasts(turbo) as broadcasts:
         job.function()

@@ -17,7 +17,7 @@ from flask_sockets2.brokers.memory import MemoryBroker
 from flask_sockets2.exceptions import BrokerError
 from flask_sockets2.turbo import Turbo, broadcasts
 from flask_sockets2.turbo.markup import sender_of, with_sender
-from flask_sockets2.turbo.refresh_debounce import Debounce, Refresh
+from flask_sockets2.turbo.refresh_debounce import Refresh, RefreshDebounce
 from flask_sockets2.turbo.testing import capture_broadcasts
 from tests.processes import wait_until
 
@@ -45,22 +45,22 @@ class Room:
         return Position("0" * 16, len(self.seen))
 
 
-def end_the_pause(*debounces: Debounce) -> None:
+def end_the_pause(*debounces: RefreshDebounce) -> None:
     """Send what waits, as at the end of the pause or of the process."""
     for each in debounces:
         each._later.flush()
 
 
 @pytest.fixture
-def debounces(monkeypatch: pytest.MonkeyPatch) -> list[Debounce]:
+def debounces(monkeypatch: pytest.MonkeyPatch) -> list[RefreshDebounce]:
     """Those that extensions make during a test, with the long pause."""
-    made: list[Debounce] = []
+    made: list[RefreshDebounce] = []
 
-    def make() -> Debounce:
-        made.append(Debounce(PAUSE))
+    def make() -> RefreshDebounce:
+        made.append(RefreshDebounce(PAUSE))
         return made[-1]
 
-    monkeypatch.setattr(broadcasts, "Debounce", make)
+    monkeypatch.setattr(broadcasts, "RefreshDebounce", make)
     return made
 
 
@@ -80,13 +80,13 @@ def room() -> Any:  # a Publisher, as far as it is used
 
 
 def test_one_is_sent_at_once_and_returns_its_position(room: Any) -> None:
-    position = Debounce(PAUSE).send(room, "room", refresh())
+    position = RefreshDebounce(PAUSE).send(room, "room", refresh())
     assert position == ("0" * 16, 1)
 
 
 def test_of_many_the_first_is_sent_and_one_after_the_last(room: Any) -> None:
     """In two processes, which share a broker."""
-    processes = [Debounce(PAUSE), Debounce(PAUSE)]
+    processes = [RefreshDebounce(PAUSE), RefreshDebounce(PAUSE)]
     for number in range(50):
         room.changes += 1
         position = processes[number % 2].send(room, "room", refresh("1"))
@@ -99,7 +99,7 @@ def test_of_many_the_first_is_sent_and_one_after_the_last(room: Any) -> None:
 
 def test_the_last_of_several_causes_is_for_all_pages(room: Any) -> None:
     """A hundred people who write at once cause three refreshes, not a hundred."""
-    debounce = Debounce(PAUSE)
+    debounce = RefreshDebounce(PAUSE)
     for number in [0, 0, *range(1, 100)]:
         room.changes += 1
         debounce.send(room, "room", refresh(str(number)))
@@ -110,7 +110,7 @@ def test_the_last_of_several_causes_is_for_all_pages(room: Any) -> None:
 
 @pytest.mark.parametrize("causes", [1, 3])
 def test_whenever_something_changes_a_refresh_comes_after_it(causes: int, room: Any) -> None:
-    debounce = Debounce(0.02)
+    debounce = RefreshDebounce(0.02)
     for number in count():
         room.changes += 1
         debounce.send(room, "room", refresh(str(number % causes)))
@@ -121,7 +121,7 @@ def test_whenever_something_changes_a_refresh_comes_after_it(causes: int, room: 
 
 
 def test_other_streams_and_other_refreshes_do_not_wait(room: Any) -> None:
-    debounce = Debounce(PAUSE)
+    debounce = RefreshDebounce(PAUSE)
     assert debounce.send(room, "room 5", refresh()) is not None
     assert debounce.send(room, "room 6", refresh()) is not None
     assert debounce.send(room, "room 5", Refresh("morph", "morph")) is not None
@@ -133,14 +133,16 @@ def test_a_last_one_that_cannot_be_sent_is_logged(
     def fail(*args: Any, **options: Any) -> Position:
         raise BrokerError("away")
 
-    debounce = Debounce(0.02)
+    debounce = RefreshDebounce(0.02)
     debounce.send(room, "room", refresh())
     monkeypatch.setattr(room, "publish", fail)
     debounce.send(room, "room", refresh())
     wait_until(lambda: "pages show what was before it" in caplog.text, "the error to be logged")
 
 
-def test_broadcasts_of_refreshes_are_debounced_for_each_stream(debounces: list[Debounce]) -> None:
+def test_broadcasts_of_refreshes_are_debounced_for_each_stream(
+    debounces: list[RefreshDebounce],
+) -> None:
     app = Flask(__name__)
     app.secret_key = "secret"
     turbo = Turbo(app)
@@ -166,7 +168,9 @@ def test_broadcasts_of_refreshes_are_debounced_for_each_stream(debounces: list[D
     assert len(sent(6)) == 1
 
 
-def test_what_waits_for_a_commit_is_debounced_when_it_is_sent(debounces: list[Debounce]) -> None:
+def test_what_waits_for_a_commit_is_debounced_when_it_is_sent(
+    debounces: list[RefreshDebounce],
+) -> None:
     orm = pytest.importorskip("sqlalchemy.orm")
     sqlalchemy = pytest.importorskip("sqlalchemy")
     app = Flask(__name__)
@@ -204,7 +208,7 @@ def test_what_waits_is_sent_when_the_process_ends() -> None:
         from flask_sockets2 import Turbo
         from flask_sockets2.turbo import broadcasts
 
-        broadcasts.Debounce = partial(broadcasts.Debounce, 3600)
+        broadcasts.RefreshDebounce = partial(broadcasts.RefreshDebounce, 3600)
         app = Flask(__name__)
         turbo = Turbo(app)
         publish = turbo.sock.publisher.publish
@@ -225,7 +229,7 @@ def test_a_refresh_without_a_pause_between_is_no_news_for_the_log(
     room: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        debounce = Debounce(PAUSE)
+        debounce = RefreshDebounce(PAUSE)
         for _ in range(3):
             debounce.send(room, "room", refresh())
     assert caplog.records == []

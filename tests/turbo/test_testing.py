@@ -154,7 +154,7 @@ def test_part_of_them_is_as_all_of_them(turbo: Turbo) -> None:
 
 
 def test_captures_may_end_in_any_order(app: Flask, turbo: Turbo) -> None:
-    broker = state_of(app).channels._broker
+    sender = state_of(app).publisher._sender
     first, second = capture_broadcasts(turbo), capture_broadcasts(app)
     one, other = first.__enter__(), second.__enter__()
     first.__exit__(None, None, None)
@@ -163,7 +163,7 @@ def test_captures_may_end_in_any_order(app: Flask, turbo: Turbo) -> None:
     turbo.push(turbo.remove("b"))
     assert not one
     assert [action.target for action in other.actions] == ["a"]
-    assert state_of(app).channels._broker is broker
+    assert state_of(app).publisher._sender is sender
 
 
 def test_threads_are_captured(turbo: Turbo) -> None:
@@ -182,10 +182,10 @@ def test_threads_are_captured(turbo: Turbo) -> None:
 
 
 def test_an_error_within_the_block_ends_the_capture(app: Flask, turbo: Turbo) -> None:
-    broker = state_of(app).channels._broker
+    sender = state_of(app).publisher._sender
     with pytest.raises(ZeroDivisionError), capture_broadcasts(turbo):
         raise ZeroDivisionError
-    assert state_of(app).channels._broker is broker
+    assert state_of(app).publisher._sender is sender
 
 
 def test_channels_of_the_application_are_no_broadcasts(app: Flask, turbo: Turbo) -> None:

@@ -32,7 +32,7 @@ from ..base import (
     new_epoch,
     silent_ttl,
 )
-from .client import SOCKET_TIMEOUT, Client
+from .client import SOCKET_TIMEOUT, RedisClient
 from .errors import GARBLED
 from .leases import Leases, LeaseTimes
 from .listener import Listener
@@ -87,7 +87,7 @@ class RedisBroker(Broker):
         lease_times: LeaseTimes | None = None,
     ) -> None:
         super().__init__(url, options, receiver)
-        self._client = Client(url, client_timeout, options.prefix)
+        self._client = RedisClient(url, client_timeout, options.prefix)
         self._names = Names(options.prefix, self._client.db)
         self._seldom = ThrottledLog(logging.getLogger("flask_sockets2.brokers"))
         self._listener_times = listener_times or ListenerTimes()

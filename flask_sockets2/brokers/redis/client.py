@@ -33,7 +33,7 @@ except ImportError as exc:
 from .errors import broker_error
 from .scripts import Call
 
-__all__ = ["SOCKET_TIMEOUT", "Client"]
+__all__ = ["SOCKET_TIMEOUT", "RedisClient"]
 
 SOCKET_TIMEOUT = 5.0  # seconds for one answer, and for connecting; a URL may set others
 _SAYING = 0.2  # seconds that a server gets to say why it hangs up
@@ -66,7 +66,7 @@ class _Servers(NamedTuple):
     pools: dict[str, BlockingConnectionPool]  # of the cluster's nodes
 
 
-class Client:
+class RedisClient:
     """Runs scripts on a server, or on the nodes of a cluster.
 
     :param url: where it is, as redis-py reads it.

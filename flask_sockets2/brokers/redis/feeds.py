@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from ...exceptions import BrokerError
@@ -27,7 +26,7 @@ from ..base import NOWHERE, History, Message, Position, Receiver
 if TYPE_CHECKING:
     from .reader import Reader
 
-__all__ = ["Delivery", "Feed"]
+__all__ = ["Feed"]
 
 logger = logging.getLogger("flask_sockets2.brokers")
 
@@ -38,7 +37,9 @@ _ANSWERED.set()
 
 
 class Feed:
-    """A channel with a subscription. Only the reader's thread writes attributes, unless stated.
+    """A channel with a subscription; hands the channel's messages to the receiver.
+
+    Only the reader's thread calls methods and writes attributes, unless stated.
 
     :ivar name: name of the channel in pub/sub.
     :ivar since: position that the first subscribe() returned; guarded by the listener's lock.
@@ -50,11 +51,13 @@ class Feed:
     """
 
     __slots__ = (
-        "answered", "begun", "behind", "channel", "confirmed", "error", "gone", "held", "keep_at",
-        "last", "name", "reader", "since",
+        "_receiver", "answered", "begun", "behind", "channel", "confirmed", "error", "gone", "held",
+        "keep_at", "last", "name", "reader", "since",
     )  # fmt: skip
 
-    def __init__(self, channel: str, name: bytes, begun: float, keep_at: float) -> None:
+    def __init__(
+        self, channel: str, name: bytes, begun: float, keep_at: float, receiver: Receiver | None
+    ) -> None:
         self.channel = channel
         self.name = name
         self.begun = begun
@@ -68,6 +71,7 @@ class Feed:
         self.error: BrokerError | None = None
         self.answered = threading.Event()
         self.reader: Reader | None = None
+        self._receiver = receiver
 
     def interrupt(self) -> None:
         """Note that the connection is lost: the history will bring the missed messages."""
@@ -75,148 +79,113 @@ class Feed:
         self.behind = True
         self.held.clear()
 
+    def confirm(self) -> bool:
+        """Note that the server sends every message from now on.
 
-class Delivery:
-    """Hands the messages of one connection to the receiver; for the reader's thread only.
-
-    :ivar returning: feeds that still lack messages since the connection was lost.
-    """
-
-    def __init__(self, receiver: Receiver | None) -> None:
-        self.returning: set[Feed] = set()
-        self._receiver = receiver
-        self._behind: list[Feed] = []  # confirmed, and still lack messages
-
-    # -- the connection --------------------------------------------------------------------
-
-    def confirmed(self, feed: Feed) -> None:
-        """Note that the server sends every message from now on."""
-        feed.confirmed = True
-        feed.error = None
-        feed.answered.set()
-        feed.answered = _ANSWERED
-        if feed.behind and feed.last is not None:
-            self._behind.append(feed)
-
-    def lost(self, feeds: Iterable[Feed], error: BrokerError | None) -> None:
-        """Note that there is no connection, because of an error if given. Feeds wait for one."""
-        self._behind.clear()
-        for feed in feeds:
-            feed.interrupt()
-            if error is not None and not feed.answered.is_set():
-                feed.error = error
-                feed.answered.set()
-            elif feed.last is not None:
-                self.returning.add(feed)
-
-    def behind(self) -> list[Feed]:
-        """Return the feeds whose history has to be read, each once."""
-        waiting, self._behind = self._behind, []
-        return [each for each in waiting if each.behind]
-
-    def reconnected(self) -> None:
-        """Tell the receiver that no feed lacks messages any more."""
-        if self._receiver is not None:
-            self._receiver.reconnected()
+        :returns: whether the history has to be read.
+        """
+        self.confirmed = True
+        self.error = None
+        self.answered.set()
+        self.answered = _ANSWERED
+        return self.behind and self.last is not None
 
     # -- messages --------------------------------------------------------------------------
 
-    def go_live(self, feed: Feed) -> None:
-        """Deliver the held messages, if the position to begin at is known by now."""
-        since = feed.since
-        if since is None or feed.last is not None:
-            return
-        feed.last = since
-        held, feed.held = feed.held, []
-        if feed.behind:
-            if feed.confirmed:
-                self._behind.append(feed)
-        elif len(held) > _HELD or any(each.position.epoch != since.epoch for each in held):
-            self._fall_behind(feed)
-        else:
-            for message in held:
-                self.receive(feed, message)
+    def go_live(self) -> bool:
+        """Deliver the held messages, if the position to begin at is known by now.
 
-    def receive(self, feed: Feed, message: Message) -> None:
+        :returns: whether the history has to be read.
+        """
+        since = self.since
+        if since is None or self.last is not None:
+            return False
+        self.last = since
+        held, self.held = self.held, []
+        if self.behind:
+            return self.confirmed
+        if len(held) > _HELD or any(each.position.epoch != since.epoch for each in held):
+            self.behind = True
+            return True
+        fell_behind = [self.receive(message) for message in held]
+        return any(fell_behind)
+
+    def receive(self, message: Message) -> bool:
         """Deliver a message, unless it is a duplicate or an earlier message is missing.
 
         The message is held until the position to begin at is known.
+
+        :returns: whether the history has to be read.
         """
         position = message.position
-        if feed.last is None:
-            self.go_live(feed)
-        last = feed.last
+        fell_behind = self.last is None and self.go_live()
+        last = self.last
         if last is None:
-            if len(feed.held) <= _HELD and not feed.behind:
-                feed.held.append(message)
+            if len(self.held) <= _HELD and not self.behind:
+                self.held.append(message)
         elif message.transient:
-            self._deliver(feed, message)
-        elif feed.behind:
+            self._deliver(message)
+        elif self.behind:
             pass  # the history brings the message
         elif position.epoch != last.epoch:
             # The log was begun anew, and this connection has seen all that came since.
             if position.offset != 1:
-                self._missed(feed, Position(position.epoch, position.offset - 1))
-            self._deliver(feed, message)
+                self._missed(Position(position.epoch, position.offset - 1))
+            self._deliver(message)
         elif position.offset == last.offset + 1:
-            self._deliver(feed, message)
+            self._deliver(message)
         elif position.offset > last.offset:
-            self._fall_behind(feed)
+            self.behind = fell_behind = True
+        return fell_behind
 
-    def _deliver(self, feed: Feed, message: Message) -> None:
+    def _deliver(self, message: Message) -> None:
         if not message.transient:
-            feed.last = message.position
-        if self._receiver is None or feed.gone:
+            self.last = message.position
+        if self._receiver is None or self.gone:
             return
         try:
             self._receiver.deliver(message)
         except Exception:
             logger.exception("a receiver raised")
 
-    def _missed(self, feed: Feed, position: Position) -> None:
-        feed.last = position
-        if self._receiver is None or feed.gone:
+    def _missed(self, position: Position) -> None:
+        self.last = position
+        if self._receiver is None or self.gone:
             return
         try:
-            self._receiver.missed(feed.channel, position)
+            self._receiver.missed(self.channel, position)
         except Exception:
             logger.exception("a receiver raised")
-        self._resumed(feed)
+        self._resumed()
 
-    def _resumed(self, feed: Feed) -> None:
-        if self._receiver is None or feed.gone:
+    def _resumed(self) -> None:
+        if self._receiver is None or self.gone:
             return
         try:
-            self._receiver.resumed(feed.channel)
+            self._receiver.resumed(self.channel)
         except Exception:
             logger.exception("a receiver raised")
 
     # -- what was missed -------------------------------------------------------------------
 
-    def _fall_behind(self, feed: Feed) -> None:
-        feed.behind = True
-        self._behind.append(feed)
-
-    def bring(self, feed: Feed, found: History | BrokerError) -> None:
+    def bring(self, found: History | BrokerError) -> None:
         """Deliver the missed messages, or report a gap."""
-        feed.behind = False
+        self.behind = False
         if isinstance(found, BrokerError):
-            self.unreadable(feed, found)
+            self.unreadable(found)
         else:
             for message in found.messages:
-                self._deliver(feed, message)
+                self._deliver(message)
             if found.complete:
-                self._resumed(feed)
+                self._resumed()
             else:
-                self._missed(feed, found.position)
-            self.returning.discard(feed)
+                self._missed(found.position)
 
-    def unreadable(self, feed: Feed, error: BrokerError) -> None:
+    def unreadable(self, error: BrokerError) -> None:
         """Report that missed messages cannot be read, once until the next delivery."""
-        self.returning.discard(feed)
-        last = feed.last
+        last = self.last
         if last is None or last is NOWHERE:
             return
-        logger.error("cannot read channel %.200r, so messages may be lost: %s", feed.channel, error)
-        self._missed(feed, last)
-        feed.last = NOWHERE  # so that the next message has a gap before it
+        logger.error("cannot read channel %.200r, so messages may be lost: %s", self.channel, error)
+        self._missed(last)
+        self.last = NOWHERE  # so that the next message has a gap before it

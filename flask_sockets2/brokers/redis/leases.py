@@ -31,12 +31,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from time import monotonic
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from ...concurrency.delayed_calls import Later
+from ...concurrency.delayed_calls import DelayedCalls
 from ...concurrency.native_lock import native_lock
 from ...exceptions import BrokerError
 from ..base import TEXT, new_epoch
+from .client import RedisClient
 from .scripts import (
     CLAIM,
     COUNT,
@@ -78,15 +79,6 @@ class LeaseTimes:
     tick: float = 1.0
 
 
-class Runner(Protocol):
-    """What runs scripts."""
-
-    @property
-    def verb(self) -> str: ...
-
-    def run(self, calls: Sequence[Call]) -> list[Any]: ...
-
-
 class _Lease(NamedTuple):
     """What the server knows of this process.
 
@@ -125,20 +117,20 @@ class _Attempt:
 class Leases:
     """Presence and counts of this process, and what others say of theirs.
 
-    :param runner: runs scripts, and raises BrokerError.
+    :param client: runs scripts, and raises BrokerError.
     :param grace: seconds after which an identity that left is gone.
 
     One thread, begun with the first join or count, tells what changed and renews the lease.
     """
 
-    def __init__(self, runner: Runner, names: Names, grace: float, times: LeaseTimes) -> None:
-        self._runner = runner
+    def __init__(self, client: RedisClient, names: Names, grace: float, times: LeaseTimes) -> None:
+        self._client = client
         self._names = names
         self._grace = grace
         self._times = times
         self._lease_ms = int(times.lease * 1000)
         self._kept_ms = int((_KEPT + times.lease) * 1000)
-        self._leaving = Later(grace)
+        self._leaving = DelayedCalls(grace)
         self._lock = native_lock()  # guards what follows, never while anything waits
         self._counts: dict[str, int] = {}
         self._uncounted: set[str] = set()  # channels whose count was not told yet
@@ -175,7 +167,7 @@ class Leases:
 
     def subscribers(self, channel: str) -> int:
         key = self._names.key(channel, "counts")
-        found = self._runner.run([Call(COUNTS, [key], [])])[0]
+        found = self._client.run([Call(COUNTS, [key], [])])[0]
         counts = {
             process: int(count)
             for process, count in zip(found[::2], found[1::2], strict=True)
@@ -223,12 +215,12 @@ class Leases:
             self._settle_rest()  # and has to say its own identities again
         keys = [*self._names.log(channel), self._names.key(channel, "who")]
         keys += [f"{keys[-1]}:{process.decode()}" for process in self._dead()]
-        found = self._runner.run([Call(WHO, keys, self._event_args(channel))])[0]
+        found = self._client.run([Call(WHO, keys, self._event_args(channel))])[0]
         return sorted(identity.decode() for identity in found)
 
     def _dead(self) -> list[bytes]:
         keys = [self._names.processes, self._names.reaping]
-        dead: list[bytes] = self._runner.run([Call(DEAD, keys, [self._kept_ms])])[0]
+        dead: list[bytes] = self._client.run([Call(DEAD, keys, [self._kept_ms])])[0]
         return dead
 
     def _settle(self, wanted: Iterable[tuple[str, str]]) -> None:
@@ -268,7 +260,7 @@ class Leases:
         """
         for refusals in range(_REFUSALS):
             lease = self._register(channels, renew=refusals > 0)
-            if all(self._runner.run(calls(lease))):
+            if all(self._client.run(calls(lease))):
                 return
         raise BrokerError(
             f"the broker took more than {self._times.lease / 2:g} s to hear who is there, or the "
@@ -285,7 +277,7 @@ class Leases:
         return [*self._names.log(channel), who, f"{who}:{process}"]
 
     def _event_args(self, channel: str) -> list[Any]:
-        return [self._runner.verb, new_epoch(), self._names.pubsub(channel), _JOIN, _LEAVE]
+        return [self._client.verb, new_epoch(), self._names.pubsub(channel), _JOIN, _LEAVE]
 
     # -- the lease -------------------------------------------------------------------------
 
@@ -352,7 +344,7 @@ class Leases:
         process = self._lease.process if self._lease is not None else secrets.token_hex(8)
         began = monotonic()
         renewal = self._renewal(process, channels, known=known, out=out)
-        end, *dead = self._runner.run([renewal])[0]
+        end, *dead = self._client.run([renewal])[0]
         if end:
             self._lease = _Lease(process, end - self._lease_ms // 4)
             self._renewed = began
@@ -385,7 +377,7 @@ class Leases:
         """Have what was said under abandoned leases reaped, once no more of it can be heard."""
         while self._abandoned:
             process, channels = self._abandoned[0]
-            self._runner.run([self._renewal(process, channels, known=False)])
+            self._client.run([self._renewal(process, channels, known=False)])
             del self._abandoned[0]
 
     # -- the thread ------------------------------------------------------------------------
@@ -469,13 +461,13 @@ class Leases:
             own = names.channels_of(process)
             registry = [names.processes, names.reaping, own]
             claim = Call(CLAIM, registry, [process, self._lease_ms, self._kept_ms])
-            channels = self._runner.run([claim])[0]
+            channels = self._client.run([claim])[0]
             if channels is None:
                 continue  # another process was faster
             logger.info("a process has ended; taking it out of %d channels", len(channels))
             for batch in _batches(channel.decode() for channel in channels):
                 self._register(())  # reaping must not cost the own lease
-                self._runner.run(
+                self._client.run(
                     [
                         Call(
                             REAP,
@@ -488,7 +480,7 @@ class Leases:
                         for channel in batch
                     ]
                 )
-            self._runner.run([Call(END, [names.reaping, own], [process])])
+            self._client.run([Call(END, [names.reaping, own], [process])])
 
     def _forget_idle(self) -> None:
         """Have this process taken out of channels that it has nothing to say of."""
@@ -517,7 +509,7 @@ class Leases:
                     self._names.key(channel, "counts"),
                 ]
                 calls.append(Call(TOUCH, keys, [self._kept_ms]))
-            self._runner.run(calls)
+            self._client.run(calls)
         self._touched = monotonic()
 
     # -- the end ---------------------------------------------------------------------------
@@ -539,7 +531,7 @@ class Leases:
             return
         try:
             args = [lease.process, int(self._grace * 1000)]
-            self._runner.run([Call(SHORTEN, [self._names.processes], args)])
+            self._client.run([Call(SHORTEN, [self._names.processes], args)])
         except BrokerError as exc:
             logger.debug("could not give up the lease, which ends by itself: %s", exc)
 

@@ -12,8 +12,9 @@ from time import monotonic
 from ...concurrency.native_lock import native_lock
 from ...exceptions import BrokerError
 from ..base import History, Position, Receiver
+from .client import RedisClient
 from .feeds import Feed
-from .reader import START, SUBSCRIBE, UNSUBSCRIBE, ListenerTimes, Reader, Servers
+from .reader import START, SUBSCRIBE, UNSUBSCRIBE, ListenerTimes, Reader
 from .scripts import Names
 
 __all__ = ["Listener"]
@@ -30,7 +31,7 @@ class Listener:
 
     def __init__(
         self,
-        servers: Servers,
+        servers: RedisClient,
         names: Names,
         receiver: Receiver | None,
         keep: Callable[[Sequence[tuple[str, float]]], list[Position]],
@@ -61,7 +62,7 @@ class Listener:
                 if feed is None:
                     now = monotonic()
                     keep_at = self.times.keep_at(channel, now, now)
-                    feed = self.feeds[name] = Feed(channel, name, now, keep_at)
+                    feed = self.feeds[name] = Feed(channel, name, now, keep_at, self.receiver)
             try:
                 if new:
                     self._assign(feed)

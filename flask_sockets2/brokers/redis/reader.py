@@ -17,20 +17,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from random import SystemRandom
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from redis import exceptions as errors
 
 from ...exceptions import BrokerError
 from ..base import silent_ttl
 from .errors import GARBLED
-from .feeds import Delivery, Feed
+from .feeds import Feed
 from .scripts import parse
 
 if TYPE_CHECKING:
     from .listener import Listener
 
-__all__ = ["START", "SUBSCRIBE", "UNSUBSCRIBE", "ListenerTimes", "Reader", "Servers"]
+__all__ = ["START", "SUBSCRIBE", "UNSUBSCRIBE", "ListenerTimes", "Reader"]
 
 logger = logging.getLogger("flask_sockets2.brokers")
 
@@ -71,24 +71,6 @@ class ListenerTimes:
         return now + min(silent_ttl(channel, now - begun) / 2, self.keep)
 
 
-class Servers(Protocol):
-    """What the listener needs of the client; all raise BrokerError."""
-
-    shown: str
-
-    @property
-    def clustered(self) -> bool: ...
-
-    def node_of(self, name: bytes) -> str: ...
-
-    def refresh(self) -> None: ...
-
-    def connection(self, node: str) -> Any:  # of redis-py, whose classes have no common type
-        ...
-
-    def error(self, exc: Exception) -> BrokerError: ...
-
-
 class Reader:
     """One connection for pub/sub, and the thread that has it to itself.
 
@@ -101,10 +83,11 @@ class Reader:
         self.failure: BrokerError | None = None
         self._listener = listener
         self._times = listener.times
-        self._delivery = Delivery(listener.receiver)
         self._feeds = listener.feeds
         self._inbox: deque[tuple[str, Feed]] = deque()  # guarded by the listener's lock
         self._asked: deque[tuple[str, Feed]] = deque()  # not answered yet, in their order
+        self._behind: list[Feed] = []  # confirmed, and still lack messages
+        self._returning: set[Feed] = set()  # that lack messages since the connection was lost
         self._recovering = False
         self._connected = False  # at the present attempt
         self._well = False  # it has been heard at that, and all have caught up
@@ -235,7 +218,14 @@ class Reader:
         else:
             self.failure = error
         self._asked.clear()
-        self._delivery.lost(self._listener.of(self), self.failure)
+        self._behind.clear()
+        for feed in self._listener.of(self):
+            feed.interrupt()
+            if self.failure is not None and not feed.answered.is_set():
+                feed.error = self.failure
+                feed.answered.set()
+            elif feed.last is not None:
+                self._returning.add(feed)
 
     def _moved_away(self) -> bool:
         """Give everything to other nodes of a cluster, where this one is out of reach."""
@@ -256,7 +246,7 @@ class Reader:
             selector.register(connection._sock, selectors.EVENT_READ)
             selector.register(self._woken, selectors.EVENT_READ)
             feeds = self._listener.begin(self)
-            self._delivery.returning.intersection_update(feeds)
+            self._returning.intersection_update(feeds)
             self._asked.extend((SUBSCRIBE, each) for each in feeds)
             self._send(connection, self._asked)
             heard = monotonic()
@@ -294,11 +284,12 @@ class Reader:
             question = inbox.popleft()
             what, feed = question
             if what == START:
-                self._delivery.go_live(feed)
+                if feed.go_live():
+                    self._behind.append(feed)
                 continue
             questions.append(question)
             if what == UNSUBSCRIBE:
-                self._delivery.returning.discard(feed)
+                self._returning.discard(feed)
         self._asked.extend(questions)
         self._send(connection, questions)
 
@@ -355,7 +346,8 @@ class Reader:
 
     def _confirmed(self) -> None:
         _, feed = self._asked.popleft()
-        self._delivery.confirmed(feed)
+        if feed.confirm():
+            self._behind.append(feed)
 
     def _ended(self, name: bytes) -> None:
         if self._asked:
@@ -379,11 +371,12 @@ class Reader:
         else:
             feed.error = self._listener.servers.error(exc)
             if feed.answered.is_set():
-                self._delivery.unreadable(feed, feed.error)
+                self._returning.discard(feed)
+                feed.unreadable(feed.error)
             feed.answered.set()
 
     def _move(self, feeds: Sequence[Feed]) -> None:
-        self._delivery.returning.difference_update(feeds)
+        self._returning.difference_update(feeds)
         self._listener.move(self, feeds)
 
     def _message(self, name: bytes, payload: bytes) -> None:
@@ -395,23 +388,26 @@ class Reader:
         except ValueError:
             logger.debug("ignored what another program published to a channel")
             return
-        self._delivery.receive(feed, message)
+        if feed.receive(message):
+            self._behind.append(feed)
 
     def _catch_up(self) -> None:
         """Bring confirmed feeds what they missed; live messages wait meanwhile."""
-        delivery = self._delivery
-        behind = [each for each in delivery.behind() if each.reader is self]
+        waiting, self._behind = self._behind, []
+        behind = [each for each in waiting if each.behind and each.reader is self]
         if behind:
             wanted = [(each.channel, each.last) for each in behind]
             for feed, found in zip(behind, self._listener.histories(wanted), strict=True):
-                delivery.bring(feed, found)
-        if self._recovering and not delivery.returning and not self._asked:
+                feed.bring(found)
+                self._returning.discard(feed)
+        if self._recovering and not self._returning and not self._asked:
             self._recovering = False
             shown = self._listener.servers.shown
             logger.info(
                 "listening again to %s", shown, extra={"event": "broker_back", "broker": shown}
             )
-            delivery.reconnected()
+            if self._listener.receiver is not None:
+                self._listener.receiver.reconnected()
 
     def _keep(self) -> None:
         """Have the server keep the epochs of channels that nobody publishes to."""
