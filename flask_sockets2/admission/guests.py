@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
-from ..settings import number, or_none, setting
+from ..settings import number, or_none, read, setting
 from ..transports.base import Clock
 
 __all__ = ["NO_RULES", "Guest", "Rules", "network_of"]
@@ -51,7 +51,8 @@ class Rules:
     )
 
 
-NO_RULES = Rules()
+NO_RULES = read(Rules, {})
+"""The one object for an application without limits."""
 
 
 class Guest:
