@@ -351,7 +351,7 @@ def test_the_last_reply_is_waited_for_only_a_moment(
         assert ws.closed
 
     serving = serve(handler, close_timeout=3600.0)
-    wait_until(lambda: serving.ws is not None and serving.ws.transport.waiting, "the handler")
+    wait_until(lambda: serving.ws is not None and serving.ws._link.inbox.waiting, "the handler")
     serving.peer.send(text("last") + close_frame(1001))
     assert serving.peer.frame() == Frame(True, 0, CLOSE, b"\x03\xe9")
     go.set()
@@ -517,7 +517,7 @@ def test_a_timeout_of_zero_only_looks(serve: Serve, kind: Threads) -> None:
         with pytest.raises(TimeoutError):
             ws.receive(timeout=0)
         ws.send("now")
-        while not ws._link.unread:
+        while not ws._link.inbox.has_unread():
             kind.sleep(0.001)
         return ws.receive(timeout=0)
 
@@ -551,7 +551,7 @@ def test_a_second_receiver_is_told_so_and_the_first_goes_on(serve: Serve, kind: 
     def handler(ws: Any) -> Any:
         got: list[Any] = []
         join = kind.spawn(lambda: got.append(ws.receive()))
-        while not ws.transport.waiting:
+        while not ws._link.inbox.waiting:
             kind.sleep(0.001)
         with pytest.raises(RuntimeError, match=r"another (thread|greenlet) waits in receive\(\)"):
             ws.receive()
@@ -574,7 +574,7 @@ def test_a_receiver_elsewhere_is_woken_when_the_handler_ends_the_connection(
 
     def handler(ws: Any) -> None:
         kind.spawn(lambda: got.append(ws.receive()))
-        while ws.transport.waiting is None:
+        while ws._link.inbox.waiting is None:
             kind.sleep(0.001)
         if how != "return":
             getattr(ws, how)()

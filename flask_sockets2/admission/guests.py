@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
-from ..transports.base import Clock
+from ..transports.clock import Clock
 from .max_age import Ages
 
 __all__ = ["NO_RULES", "Guest", "Rules", "network_of"]

@@ -12,7 +12,7 @@ from random import SystemRandom
 from time import monotonic
 from typing import Any, Protocol
 
-from ..transports.base import Clock
+from ..transports.clock import Clock
 
 __all__ = ["Aged", "Ages"]
 

@@ -28,7 +28,7 @@ from typing import Protocol as Protocol_
 
 from ..exceptions import ConnectionClosed, HandshakeError
 from ..stats import RouteCounters
-from ..transports.base import RETRY, StreamTransport
+from ..transports.base import StreamTransport
 from ..transports.budget import Budget
 from ..wire.frames import BINARY, CLOSE, PING, PONG, TEXT
 from ..wire.handshake import Upgrade, end_to_end, extended, parse_upgrade
@@ -212,7 +212,6 @@ class Connection:
         "_refusal",
         "_take",
         "_upgrade",
-        "_wait",
         "announce",
         "budget",
         "channels",
@@ -382,7 +381,6 @@ class Connection:
         protocol = Protocol(max_message_size=limits.max_message_size, extensions=extensions)
         self.subprotocol = subprotocol
         self._encode = protocol.send if extensions else protocol.frame
-        self._wait = transport.wait
         link = Link(self, transport, protocol, limits, self.counters, self.budget)
         with transport.lock:
             self._link = link
@@ -440,39 +438,10 @@ class Connection:
         """
         self._conversing = True
         link = self._link or self._opened_link()
-        inbox = link.inbox
-        message: str | bytes | None
-        while True:
-            messages = inbox.messages
-            if messages:
-                try:
-                    message = messages.popleft()
-                except IndexError:  # it is being evicted
-                    continue
-                if message is None:
-                    self._tell_end()
-                    return None
-                inbox.took(message)
-                return message
-            inbox.handling = False
-            if link.state is not OPEN:
-                self._tell_end()
-                return None
-            if link.held:
-                link.release()
-                continue
-            if inbox.deaf:
-                raise RuntimeError(
-                    "cannot receive: its handler has returned and left it to its channels; "
-                    "receive in the handler"
-                )
-            message = self._wait(timeout)
-            if message is RETRY:
-                continue
-            if message is None:
-                self._tell_end()
-                return None
-            return message
+        message: str | bytes | None = link.inbox.receive(timeout)
+        if message is None:
+            self._tell_end()
+        return message
 
     def __iter__(self) -> Iterator[str | bytes]:
         """Iterate over the messages until the connection has ended."""
@@ -651,8 +620,7 @@ class Connection:
         with transport.lock:
             link.inbox.leave()
             link.release()
-            if transport.waiting is not None:  # in another greenlet, to be told
-                transport.call_soon(self._wake_for_end)
+            link.inbox.wake()  # a receiver in another greenlet, to be told
         if self.detachable:
             self.environ = _bare_environ(self.path)
             self._take = self._upgrade = None
@@ -772,16 +740,10 @@ class Connection:
         else:  # it sees what came before first, unless it never comes back for it
             transport.call_later(self.limits.send_timeout, self._set_closed)
         inbox.end()
-        transport.call_soon(self._wake_for_end)
+        inbox.wake()
 
     def _set_closed(self) -> None:
         self.closed = True
-
-    def _wake_for_end(self) -> None:
-        link = self._link
-        assert link is not None
-        if link.transport.waiting is not None and (link.state is not OPEN or link.inbox.deaf):
-            link.transport.wake(RETRY)
 
     def link_ended(self) -> None:
         """See :class:`~flask_sockets2.connection.driver.Owner`."""

@@ -18,8 +18,9 @@ from typing import Protocol as Protocol_
 
 from ..stats import RouteCounters
 from ..transports import memory
-from ..transports.base import LIGHT, READ_SIZE, READ_SIZE_LARGE, Clock, StreamTransport, Timer
+from ..transports.base import LIGHT, READ_SIZE, READ_SIZE_LARGE, StreamTransport
 from ..transports.budget import STEP, Budget, Share
+from ..transports.clock import Clock, Timer
 from ..wire import protocol as wire
 from ..wire.protocol import Protocol
 from .inbox import Inbox
@@ -75,7 +76,6 @@ class Link:
         "close_code",
         "close_reason",
         "counters",
-        "held",
         "inbox",
         "latency",
         "limits",
@@ -100,10 +100,8 @@ class Link:
         self.protocol = protocol
         self.limits = limits
         self.counters = counters
-        self.inbox = Inbox(self, transport, limits, counters)
+        self.inbox = Inbox(transport, self.read_on, limits, counters)
         self.state = OPEN
-        #: The peer's close frame waits for the handler; see :meth:`release`.
-        self.held = False
         #: As :attr:`Connection.close_code` and :attr:`Connection.close_reason`.
         self.close_code: int | None = None
         self.close_reason = ""
@@ -198,17 +196,16 @@ class Link:
     def release(self) -> None:
         """Answer the close frame that waited for the handler."""
         with self.transport.lock:
-            if self.held:
+            if self.inbox.release is not None:
                 self.inbox.handling = False
                 self._answer_close()
 
     def _start_closing(self) -> None:
         """The closing handshake is under way; the handler can send nothing more."""
         self.state = CLOSING
-        self.held = False
         self._set_close_code()
+        self.inbox.stop()
         self._owner.link_closing()
-        self.inbox.stop_pausing()
         transport = self.transport
         if self.protocol.over and not transport.buffered:
             return
@@ -235,12 +232,11 @@ class Link:
         self._count_unfinished()
         self._late = b""
         self.state = CLOSED
-        self.held = False
         self._set_close_code(reason, cut=cut)
+        self.inbox.stop()
         if self._close_timer is not None:
             self._close_timer.cancel()
             self._close_timer = None
-        self.inbox.stop_pausing()
         if self.ping_interval:
             self.transport.call_inside(lambda: keepalive_of(self.transport.clock).forget(self))
         memory.ended(self.transport.clock)
@@ -249,10 +245,6 @@ class Link:
         self._owner.link_ended()
 
     # -- the hub or the selector thread ----------------------------------------------------
-
-    @property
-    def unread(self) -> bool:
-        return bool(self.inbox.messages) or self.held
 
     def data_received(self, data: bytes) -> None:
         heavy = self._inflates or len(data) > LIGHT
@@ -342,11 +334,11 @@ class Link:
         protocol = self.protocol
         if self.state is OPEN and protocol.close_received and not protocol.failed:
             inbox = self.inbox
-            if not self.held and inbox.busy:
-                self.held = True
+            if inbox.release is None and inbox.busy:
+                inbox.release = self.release
                 grace = self.limits.close_timeout if inbox.messages else _REPLY_GRACE
                 self.transport.call_later(min(grace, self.limits.close_timeout), self.release)
-            if self.held:
+            if inbox.release is not None:
                 return
         self._answer_close()
 
@@ -391,7 +383,9 @@ class Link:
 
     @property
     def owes(self) -> bool:
-        return self.held or (self.protocol.over and self.transport.buffered > 0)
+        return self.inbox.release is not None or (
+            self.protocol.over and self.transport.buffered > 0
+        )
 
     def eof_received(self) -> None:
         self._ended()
@@ -471,7 +465,7 @@ class Link:
     def keepalive_ping(self) -> None:
         """Send a ping that the latency is measured by."""
         with self.transport.lock:
-            if self.state is OPEN and not self.held:
+            if self.state is OPEN and self.inbox.release is None:
                 payload = os.urandom(4)
                 self._ping = (payload, monotonic())
                 self.transport.write(self.protocol.ping(payload))

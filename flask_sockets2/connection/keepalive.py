@@ -15,7 +15,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import NamedTuple, Protocol
 
-from ..transports.base import Clock, Timer
+from ..transports.clock import Clock, Timer
 
 __all__ = ["Keepalive", "Kept", "keepalive_of"]
 

@@ -19,13 +19,12 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import sys
 from collections.abc import Callable, Mapping, MutableMapping
 from time import monotonic
 from typing import Any
 
 from ..connection.connection import Connection
-from ..transports.base import StreamTransport, Waiter, read_ahead
+from ..transports.base import StreamTransport, read_ahead
 
 __all__ = [
     "RAISE",
@@ -33,9 +32,7 @@ __all__ = [
     "Takeover",
     "client_socket",
     "close_after",
-    "on_gevent",
     "take_over",
-    "waiter",
 ]
 
 logger = logging.getLogger("flask_sockets2.servers")
@@ -89,7 +86,7 @@ class _Sink:
     :param sock: that it closes when the server has closed the other end.
     """
 
-    unread = owes = False
+    owes = False
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -137,26 +134,6 @@ def _input(environ: Mapping[str, Any]) -> Any:
     while (inner := getattr(stream, "input", getattr(stream, "_stream", None))) is not None:
         stream = inner
     return stream
-
-
-def on_gevent() -> bool:
-    """Whether a greenlet runs, which shares its thread of the system with others."""
-    if "gevent" not in sys.modules:
-        return False
-    from ..transports.green import is_green
-
-    return is_green()
-
-
-def waiter() -> Waiter:
-    """Return how the greenlet or thread that runs waits for others."""
-    if on_gevent():
-        from ..transports.green import GreenWaiter
-
-        return GreenWaiter()
-    from ..transports.threaded import ThreadedWaiter
-
-    return ThreadedWaiter()
 
 
 def _transport_class(sock: Any, environ: MutableMapping[str, Any]) -> type[StreamTransport]:

@@ -18,9 +18,10 @@ from ..application.event_stream import expect, refusals, respond
 from ..application.origins import check_stream
 from ..application.state import EXTENSION, State, state_of
 from ..connection.keepalive import keepalive_of
-from ..servers.takeover import client_socket, waiter
+from ..servers.takeover import client_socket
 from ..servers.wsgi_stream import has_ended
-from ..transports.base import Clock
+from ..transports.clock import Clock
+from ..transports.current import current_clock
 from .settings import settings_of
 
 __all__ = ["answer_with"]
@@ -130,7 +131,7 @@ def answer_with(pieces: Generator[bytes], *, with_context: bool = False) -> Resp
     wrapped = stream_with_context if with_context else iter  # the former keeps the context at once
     if flow is None:
         return respond(wrapped(pieces))
-    clock = waiter().clock
+    clock = current_clock()
     clock.call_soon(lambda: keepalive_of(clock).watch(flow))
     return respond(_Body(flow, clock, wrapped(pieces)))
 
