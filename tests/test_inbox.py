@@ -113,7 +113,7 @@ def test_a_handler_that_comes_back_answers_the_close_frame_that_waits(
     connection: Connection,
 ) -> None:
     inbox = inbox_of(connection)
-    inbox.release = inbox.stop
+    inbox.hold(inbox.stop)
     assert inbox.has_unread()
     assert inbox.receive(None) is None
     assert inbox.release is None

@@ -136,6 +136,11 @@ class _Client:
             self._state.admit_stream(stream, guest)
         return self.outlet
 
+    @property
+    def subject(self) -> _Client:
+        """What signals name as the connection."""
+        return self
+
     def too_slow(self) -> None:
         logger.info(
             "too slow %.200r: more than %s bytes kept back (SOCKETS_SEND_BUFFER)",

@@ -1,4 +1,4 @@
-"""Link: a Protocol on a Transport, from the 101 response to the end; what nobody waits for.
+"""Driver: the protocol of one WebSocket on its transport, from the 101 response to the end.
 
 States::
 
@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from time import monotonic
-from typing import Protocol as Protocol_
+from typing import TYPE_CHECKING
 
 from ..stats import RouteCounters
 from ..transports import memory
@@ -27,7 +28,10 @@ from .inbox import Inbox
 from .keepalive import keepalive_of
 from .limits import Limits
 
-__all__ = ["CLOSED", "CLOSING", "OPEN", "Link"]
+if TYPE_CHECKING:
+    from ..fanout.outbox import Outlet
+
+__all__ = ["CLOSED", "CLOSING", "OPEN", "ProtocolDriver"]
 
 logger = logging.getLogger("flask_sockets2.connection")
 
@@ -37,32 +41,18 @@ _REPLY_GRACE = 1.0  # seconds; how long a peer's close frame waits for the handl
 _LAST_REST = 65536  # bytes that an evicted peer may still be sent, so that it is told why
 
 
-class Owner(Protocol_):
-    """Whose link it is: a connection. It is told everything under the transport's lock."""
-
-    @property
-    def path(self) -> str | None:
-        """For the log."""
-
-    def link_closing(self) -> None:
-        """Nothing can be sent any more, and no more messages are to be expected."""
-
-    def link_ended(self) -> None:
-        """It is over."""
-
-    def link_drained(self) -> None:
-        """The transport keeps nothing back any more."""
-
-
-class Link:
-    """What goes on between two endpoints; the receiver of its transport.
+class ProtocolDriver:
+    """Runs the protocol of one connection on its transport, whose receiver this is.
 
     :param limits: of the connection.
     :param counters: of its route.
     :param budget: that what it holds counts for.
+    :param path: of the request, for the log.
+    :param changed: called with this when :attr:`state` has changed, under the transport's lock.
     """
 
     __slots__ = (
+        "_changed",
         "_close_timer",
         "_counted",
         "_has_turn",
@@ -71,16 +61,16 @@ class Link:
         "_late",
         "_late_pong",
         "_next",
-        "_owner",
+        "_path",
         "_ping",
         "close_code",
         "close_reason",
         "counters",
+        "encode",
         "inbox",
         "latency",
         "limits",
-        "ping_interval",
-        "ping_timeout",
+        "outlet",
         "protocol",
         "state",
         "transport",
@@ -88,16 +78,21 @@ class Link:
 
     def __init__(
         self,
-        owner: Owner,
         transport: StreamTransport,
         protocol: Protocol,
         limits: Limits,
         counters: RouteCounters,
         budget: Budget,
+        path: str | None,
+        changed: Callable[[ProtocolDriver], None],
     ) -> None:
         self.transport = transport
         transport.share = Share(budget, self)
         self.protocol = protocol
+        #: Makes the frame of a message.
+        self.encode = protocol.frame if protocol.window_bits is None else protocol.send
+        #: The way that messages of channels go out; None if there is none.
+        self.outlet: Outlet | None = None
         self.limits = limits
         self.counters = counters
         self.inbox = Inbox(transport, self.read_on, limits, counters)
@@ -107,9 +102,8 @@ class Link:
         self.close_reason = ""
         #: Seconds from the last ping to its pong, None before.
         self.latency: float | None = None
-        self.ping_interval = limits.ping_interval
-        self.ping_timeout = limits.ping_timeout
-        self._owner = owner
+        self._path = path
+        self._changed = changed
         self._has_turn = False  # it may take its time
         self._heard = 0
         self._counted = 0  # bytes of an unfinished message that the budget knows of
@@ -205,7 +199,7 @@ class Link:
         self.state = CLOSING
         self._set_close_code()
         self.inbox.stop()
-        self._owner.link_closing()
+        self._tell()
         transport = self.transport
         if self.protocol.over and not transport.buffered:
             return
@@ -227,7 +221,6 @@ class Link:
         """The transport is closed; :param cut: with something that was never written."""
         if self.state is CLOSED:
             return
-        was_open = self.state is OPEN
         self.protocol.receive_eof()
         self._count_unfinished()
         self._late = b""
@@ -237,12 +230,15 @@ class Link:
         if self._close_timer is not None:
             self._close_timer.cancel()
             self._close_timer = None
-        if self.ping_interval:
+        if self.limits.ping_interval:
             self.transport.call_inside(lambda: keepalive_of(self.transport.clock).forget(self))
         memory.ended(self.transport.clock)
-        if was_open:
-            self._owner.link_closing()
-        self._owner.link_ended()
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.outlet is not None:
+            self.outlet.remove()
+        self._changed(self)
 
     # -- the hub or the selector thread ----------------------------------------------------
 
@@ -260,7 +256,7 @@ class Link:
         try:
             self._data_received(data)
         except Exception:  # ours: the connection must not stay behind, open and silent
-            logger.exception("the connection of %.200r broke", self._owner.path)
+            logger.exception("the connection of %.200r broke", self._path)
             try:
                 self.fail(1011)
             finally:
@@ -335,7 +331,7 @@ class Link:
         if self.state is OPEN and protocol.close_received and not protocol.failed:
             inbox = self.inbox
             if inbox.release is None and inbox.busy:
-                inbox.release = self.release
+                inbox.hold(self.release)
                 grace = self.limits.close_timeout if inbox.messages else _REPLY_GRACE
                 self.transport.call_later(min(grace, self.limits.close_timeout), self.release)
             if inbox.release is not None:
@@ -394,7 +390,8 @@ class Link:
         if self.state is CLOSING:
             self._start_close_timer()
         else:
-            self._owner.link_drained()
+            if self.outlet is not None:
+                self.outlet.drained()
             if self.inbox.paused:
                 self.inbox.resume_when_caught_up()
         if self._late_pong is not None:
@@ -424,9 +421,9 @@ class Link:
             logger.info(
                 "evicted %.200r: all connections together hold too much (SOCKETS_MAX_BUFFERED), "
                 "and this one %s bytes",
-                self._owner.path,
+                self._path,
                 transport.share.held,
-                extra={"event": "evicted", "path": self._owner.path and self._owner.path[:200]},
+                extra={"event": "evicted", "path": self._path and self._path[:200]},
             )
             if self.state is OPEN and transport.cut(_LAST_REST):
                 self.fail(1013, "the server holds too much; connect again")
@@ -439,13 +436,21 @@ class Link:
             reason = f"{why} for {self.limits.send_timeout} s (SOCKETS_SEND_TIMEOUT)"
             logger.info(
                 "dropped %.200r: %s",
-                self._owner.path,
+                self._path,
                 reason,
-                extra={"event": "dropped", "path": self._owner.path and self._owner.path[:200]},
+                extra={"event": "dropped", "path": self._path and self._path[:200]},
             )
             self.abort(reason)
 
     # -- keepalive -------------------------------------------------------------------------
+
+    @property
+    def ping_interval(self) -> float | None:
+        return self.limits.ping_interval
+
+    @property
+    def ping_timeout(self) -> float | None:
+        return self.limits.ping_timeout
 
     def heard(self) -> int:
         """A number that changes whenever something comes from the peer."""
@@ -455,7 +460,7 @@ class Link:
 
     def keep_alive(self) -> None:
         """Have it pinged from now on, where that is wanted."""
-        if self.ping_interval:
+        if self.limits.ping_interval:
             self.transport.call_inside(self._watch)
 
     def _watch(self) -> None:

@@ -32,7 +32,7 @@ _LOOK_INTERVAL = 2.0  # seconds
 
 
 class Inbox:
-    """What has come for one handler.
+    """The messages that have come for one handler.
 
     :param transport: that is read from, and paused.
     :param resume: takes up reading again; called by the hub or the selector thread.
@@ -52,6 +52,7 @@ class Inbox:
         "_taken",
         "_transport",
         "_waiter",
+        "attention",
         "deaf",
         "handling",
         "messages",
@@ -75,6 +76,8 @@ class Inbox:
         self.deaf = False
         #: Nothing is read for now.
         self.paused = False
+        #: One of the next two, or :attr:`deaf`: the handler must not wait for a message any more.
+        self.attention = False
         #: The connection is closing: no more messages are to be expected.
         self.over = False
         #: Called when the handler comes back for more: answers the peer's close frame, which waits
@@ -217,7 +220,9 @@ class Inbox:
 
     def stop(self) -> None:
         """Read whatever still comes, and expect no more messages: the connection is closing."""
-        self.over = True
+        if self.over:
+            return
+        self.attention = self.over = True
         self.release = None
         self._buffer = inf
         self._bucket = None
@@ -239,7 +244,7 @@ class Inbox:
 
     def has_unread(self) -> bool:
         """Whether :meth:`receive` has anything to do but to wait."""
-        return bool(self.messages) or self.release is not None or self.over or self.deaf
+        return bool(self.messages) or self.attention
 
     @property
     def waiting(self) -> Any:
@@ -265,19 +270,35 @@ class Inbox:
                     self._took(message)
                 return message
             self.handling = False
-            if self.over:
-                return None
-            if self.release is not None:
-                self.release()
+            if self.attention:
+                if self._attend():
+                    return None
                 continue
-            if self.deaf:
-                raise RuntimeError(
-                    "cannot receive: its handler has returned and left it to its channels; "
-                    "receive in the handler"
-                )
             message = (self._waiter or self._make_waiter()).wait(timeout)
             if message is not RETRY:
                 return message
+
+    def _attend(self) -> bool:
+        """Do what :attr:`attention` is for; return whether that is the end of the connection."""
+        if self.over:
+            return True
+        release = self.release  # which the reader may take away meanwhile
+        if release is not None:
+            release()
+        elif self.deaf:
+            raise RuntimeError(
+                "cannot receive: its handler has returned and left it to its channels; "
+                "receive in the handler"
+            )
+        return False
+
+    def hold(self, release: Callable[[], None]) -> None:
+        """Keep the peer's close frame back until the handler comes back for more.
+
+        :param release: answers the close frame.
+        """
+        self.release = release
+        self.attention = True
 
     def _make_waiter(self) -> Waiter:
         transport = self._transport
@@ -312,6 +333,6 @@ class Inbox:
 
     def leave(self) -> None:
         """Throw away what waits and what comes: the handler has returned."""
-        self.deaf = True
+        self.attention = self.deaf = True
         self.clear()
         self._resume()

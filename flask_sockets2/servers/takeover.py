@@ -24,6 +24,7 @@ from time import monotonic
 from typing import Any
 
 from ..connection.connection import Connection
+from ..connection.lifecycle import Lifecycle
 from ..transports.base import StreamTransport, read_ahead
 
 __all__ = [
@@ -56,7 +57,8 @@ class Takeover:
     def __init__(self, environ: MutableMapping[str, Any], sock: Any) -> None:
         self._environ = environ
         self._sock = sock
-        self.connection = Connection(environ, self._take)
+        self.lifecycle = Lifecycle(environ, self._take)
+        self.connection = Connection(self.lifecycle)
 
     def _take(self, send_timeout: float) -> tuple[StreamTransport, bytes]:
         transport = _transport_class(self._sock, self._environ)(
@@ -74,7 +76,7 @@ class Takeover:
         os.dup2(near.fileno(), self._sock.fileno(), inheritable=False)
         near.close()
         far_end.setblocking(False)
-        former = self.connection.transport
+        former = self.lifecycle.transport
         transport = type(former)(far_end, send_timeout=former.send_timeout)
         with transport.lock:
             transport.start(_Sink(far_end))

@@ -26,8 +26,8 @@ from contextlib import closing, suppress
 from time import monotonic
 from typing import Any, Protocol
 
-from ..connection.connection import Keeper
 from ..connection.keepalive import keepalive_of
+from ..connection.lifecycle import Keeper
 from ..transports.base import StreamTransport
 from ..transports.budget import Budget, Share
 from ..transports.clock import Clock

@@ -56,7 +56,7 @@ def read_ahead(reader: io.BufferedReader) -> bytes:
 
 
 class ByteReceiver(Protocol):
-    """Who is told what happens on the socket; all by the hub or the selector thread."""
+    """The user of a transport; called by the hub or the selector thread."""
 
     def data_received(self, data: bytes) -> None:
         """Take bytes, never empty."""
