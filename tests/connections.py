@@ -18,8 +18,9 @@ import gevent.socket
 import gevent.ssl
 
 from flask_sockets2.connection.connection import Connection
+from flask_sockets2.connection.lifecycle import Lifecycle
 from flask_sockets2.connection.limits import Limits
-from flask_sockets2.servers.gevent import GreenConnection
+from flask_sockets2.servers.gevent import GreenLifecycle
 from flask_sockets2.transports.base import StreamTransport
 from flask_sockets2.transports.budget import Budget
 from flask_sockets2.transports.green import GreenTransport
@@ -63,7 +64,7 @@ def tcp_pair(*, small_buffers: bool = False) -> tuple[WireClient, socket.socket]
 class Threads:
     """Handlers are threads."""
 
-    connection: type[Connection] = Connection
+    lifecycle: type[Lifecycle] = Lifecycle
     transport: type[StreamTransport] = ThreadedTransport
     sleep = staticmethod(time.sleep)
 
@@ -88,7 +89,7 @@ class Threads:
 class Greenlets(Threads):
     """Handlers are greenlets, each with a hub to itself."""
 
-    connection = GreenConnection
+    lifecycle = GreenLifecycle
     transport = GreenTransport
     sleep = staticmethod(gevent.sleep)
 
@@ -131,6 +132,7 @@ class Serving:
     ) -> None:
         self.kind = kind
         self.ws: Any = None
+        self.lifecycle: Any = None
         self._handler = handler
         self._early = early
         self._limits = limits
@@ -158,16 +160,17 @@ class Serving:
             sock.setblocking(False)
             return self.kind.transport(sock, send_timeout=send_timeout), self._early
 
-        self.ws = self.kind.connection(self._environ, take)
-        self.ws.limits = self._limits
-        self.ws.budget = self._budget or self.ws.budget
+        self.lifecycle = lifecycle = self.kind.lifecycle(self._environ, take)
+        lifecycle.opening.limits = self._limits
+        lifecycle.opening.budget = self._budget or lifecycle.opening.budget
+        self.ws = Connection(lifecycle)
         try:
             self.ws.accept()
             self._result = self._handler(self.ws)
         except BaseException as exc:
             self._error = exc
         finally:
-            self.ws.finish()
+            lifecycle.finish()
             sock.close()
 
     def result(self, timeout: float = TIMEOUT) -> Any:

@@ -28,10 +28,10 @@ from flask_sockets2.application.event_stream import stream_response
 from flask_sockets2.application.state import state_of
 from flask_sockets2.brokers.base import JSON, Message, Position
 from flask_sockets2.exceptions import HandshakeError
-from flask_sockets2.servers.takeover import waiter
 from flask_sockets2.signals import connection_opened
 from flask_sockets2.stats import Counters
 from flask_sockets2.testing import SocketsClient, WebSocketSession
+from flask_sockets2.transports.current import current_clock
 from tests.processes import wait_until
 
 TIMEOUT = 60.0  # seconds, for each wait
@@ -637,7 +637,7 @@ def test_who_is_disconnected_while_it_is_accepted_is_closed(
     def order(app: Flask, **extra: Any) -> None:  # it is counted, and has no transport yet
         sockets.disconnect(user="ann")
         tried = threading.Event()
-        waiter().clock.call_soon(tried.set)
+        current_clock().call_soon(tried.set)
         assert tried.wait(TIMEOUT)
 
     @sockets.route("/late", accept=False)

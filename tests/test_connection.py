@@ -17,7 +17,9 @@ import pytest
 from geventwebsocket.exceptions import WebSocketError as GeventWebSocketError
 
 from flask_sockets2 import Connection, ConnectionClosed, HandshakeError, Limits, WebSocketError
-from flask_sockets2.connection.connection import logger
+from flask_sockets2.connection.connection import lifecycle_of, logger
+from flask_sockets2.connection.lifecycle import Lifecycle
+from flask_sockets2.transports.budget import Budget
 from flask_sockets2.typing import WebSocket
 from flask_sockets2.wire.protocol import MESSAGES_PER_TURN, Protocol
 from tests.connections import Greenlets, Handler, Serving, Threads
@@ -179,7 +181,7 @@ def test_a_peer_that_is_dead_by_keepalive_is_not_waited_for(serve: Serve, kind: 
     ended, go = threading.Event(), threading.Event()
 
     def handler(ws: Any) -> None:
-        ws.on_end = lambda ws: ended.set()
+        lifecycle_of(ws).on_end = lambda ws: ended.set()
         assert ws.receive() is None
         until(go, kind)
 
@@ -256,7 +258,7 @@ def test_the_end_is_told_once_to_who_asked_for_it(serve: Serve) -> None:
     told: list[Connection] = []
 
     def handler(ws: Any) -> None:
-        ws.on_end = told.append
+        lifecycle_of(ws).on_end = told.append
         assert ws in Connection.opened()
         ws.receive()
 
@@ -289,7 +291,7 @@ def test_an_error_of_ours_is_1011_and_logged_once(
 def test_finish_ends_it_though_its_close_frame_cannot_be_sent(serve: Serve) -> None:
     def handler(ws: Any) -> None:
         with pytest.raises(ValueError, match="1005"):
-            ws.finish(1005)
+            lifecycle_of(ws).finish(1005)
         assert ws.closed
         assert ws not in Connection.opened()
 
@@ -351,7 +353,7 @@ def test_the_last_reply_is_waited_for_only_a_moment(
         assert ws.closed
 
     serving = serve(handler, close_timeout=3600.0)
-    wait_until(lambda: serving.ws is not None and serving.ws.transport.waiting, "the handler")
+    wait_until(lambda: serving.lifecycle.driver.inbox.waiting, "the handler")
     serving.peer.send(text("last") + close_frame(1001))
     assert serving.peer.frame() == Frame(True, 0, CLOSE, b"\x03\xe9")
     go.set()
@@ -379,7 +381,7 @@ def test_a_peer_that_half_closes_gets_replies_and_close_frame(serve: Serve, kind
     def handler(ws: Any) -> None:
         for message in ws:
             deadline = monotonic() + TIMEOUT
-            while ws.transport._reading and monotonic() < deadline:
+            while lifecycle_of(ws).transport._reading and monotonic() < deadline:
                 kind.sleep(0.001)  # until the end of the peer's stream has been seen
             ws.send(message)
 
@@ -517,7 +519,7 @@ def test_a_timeout_of_zero_only_looks(serve: Serve, kind: Threads) -> None:
         with pytest.raises(TimeoutError):
             ws.receive(timeout=0)
         ws.send("now")
-        while not ws._link.unread:
+        while not ws._driver.inbox.has_unread():
             kind.sleep(0.001)
         return ws.receive(timeout=0)
 
@@ -551,7 +553,7 @@ def test_a_second_receiver_is_told_so_and_the_first_goes_on(serve: Serve, kind: 
     def handler(ws: Any) -> Any:
         got: list[Any] = []
         join = kind.spawn(lambda: got.append(ws.receive()))
-        while not ws.transport.waiting:
+        while not ws._driver.inbox.waiting:
             kind.sleep(0.001)
         with pytest.raises(RuntimeError, match=r"another (thread|greenlet) waits in receive\(\)"):
             ws.receive()
@@ -574,7 +576,7 @@ def test_a_receiver_elsewhere_is_woken_when_the_handler_ends_the_connection(
 
     def handler(ws: Any) -> None:
         kind.spawn(lambda: got.append(ws.receive()))
-        while ws.transport.waiting is None:
+        while ws._driver.inbox.waiting is None:
             kind.sleep(0.001)
         if how != "return":
             getattr(ws, how)()
@@ -633,7 +635,7 @@ def test_a_reader_that_does_not_keep_up_stops_the_peer_and_loses_nothing(
     serving = serve(handler, small_buffers=True, receive_buffer=4000)
     sent = serving.peer.send_while_taken(message, for_seconds=TIMEOUT, stalled_after=0.3)
     assert sent < 2**20, "reading never stopped"
-    unread = sum(map(len, serving.ws._link.inbox.messages))
+    unread = sum(map(len, serving.lifecycle.driver.inbox.messages))
     assert unread <= 4000 + 66_000, "more was read than one read brings"
     go.set()
     serving.peer.send(message[sent % len(message) or len(message) :] + close_frame())
@@ -671,7 +673,7 @@ def test_text_counts_as_the_memory_that_it_takes(serve: Serve, kind: Threads) ->
 
     serving = serve(handler, small_buffers=True, receive_buffer=100_000)
     sent = serving.peer.send_while_taken(message, for_seconds=TIMEOUT, stalled_after=0.3)
-    unread = sum(map(getsizeof, serving.ws._link.inbox.messages))
+    unread = sum(map(getsizeof, serving.lifecycle.driver.inbox.messages))
     assert unread <= 100_000 + 70_000, "more than one read more"
     go.set()
     serving.peer.send(message[sent % len(message) or len(message) :] + close_frame())
@@ -819,10 +821,10 @@ def test_a_send_waits_when_the_buffer_is_full_and_goes_on(serve: Serve) -> None:
     def handler(ws: Any) -> None:
         for number in range(count):
             ws.send(bytes([number]) * size)
-            most.append(ws.transport.buffered)
+            most.append(lifecycle_of(ws).transport.buffered)
 
     serving = serve(handler, small_buffers=True, send_buffer=50_000)
-    wait_until(lambda: serving.ws.transport.buffered > 20_000, "the buffer to fill")
+    wait_until(lambda: serving.lifecycle.transport.buffered > 20_000, "the buffer to fill")
     assert len(most) < count
     for number in range(count):
         assert serving.peer.message() == bytes([number]) * size
@@ -883,7 +885,7 @@ def test_a_slow_peer_gets_all_though_the_close_timeout_is_short(serve: Serve) ->
     size = 2_000_000
     serving = serve(lambda ws: ws.send(bytes(size)), small_buffers=True, close_timeout=2)
     serving.peer.read_slowly(at_a_time=8192, interval=0.02, seconds=2.5)
-    assert serving.ws.transport.buffered, "the peer was not slow"
+    assert serving.lifecycle.transport.buffered, "the peer was not slow"
     assert serving.peer.message() == bytes(size)
     serving.peer.send(close_frame())
     assert serving.peer.closing() == (1000, "")
@@ -918,7 +920,7 @@ def test_control_frames_have_no_more_room_than_messages(opcode: int, serve: Serv
         nonlocal most
         while True:
             ws.send_frame(b"x" * 120, opcode)
-            most = max(most, ws.transport.buffered)
+            most = max(most, lifecycle_of(ws).transport.buffered)
 
     def handler(ws: Any) -> None:
         with pytest.raises(ConnectionClosed, match="SOCKETS_SEND_TIMEOUT"):
@@ -1049,7 +1051,7 @@ def test_who_floods_with_what_makes_no_message_has_to_wait_too(
     flood: bytes, answer: Frame, serve: Serve
 ) -> None:
     serving = serve(echo, max_message_rate=100, ping_interval=None)
-    slowed, begun = serving.ws.counters.slowed, monotonic()
+    slowed, begun = serving.lifecycle.driver.counters.slowed, monotonic()
     serving.peer.send(flood + text("behind it"))
     came = [serving.peer.frame()]
     while came[-1].payload != b"behind it":
@@ -1057,7 +1059,7 @@ def test_who_floods_with_what_makes_no_message_has_to_wait_too(
     assert answer in came
     # 100 at once, and up to 64 more in a turn.
     assert monotonic() - begun > 0.3
-    assert serving.ws.counters.slowed > slowed
+    assert serving.lifecycle.driver.counters.slowed > slowed
 
 
 def test_the_hub_looks_at_others_between_two_turns_of_a_peer_that_never_pauses() -> None:
@@ -1088,12 +1090,12 @@ def test_the_hub_looks_at_others_between_two_turns_of_a_peer_that_never_pauses()
 
 def test_fragments_of_a_kibibyte_are_only_their_message(serve: Serve) -> None:
     serving = serve(echo, max_message_rate=1, max_message_size=2**20)
-    slowed = serving.ws.counters.slowed
+    slowed = serving.lifecycle.driver.counters.slowed
     large = frame(BINARY, bytes(1024), fin=False)
     serving.peer.send(large + frame(CONTINUATION, bytes(1024), fin=False) * 300)
     serving.peer.send(frame(CONTINUATION, b""))
     assert len(serving.peer.message()) == 301 * 1024
-    assert serving.ws.counters.slowed == slowed
+    assert serving.lifecycle.driver.counters.slowed == slowed
 
 
 def test_latency_is_the_time_from_ping_to_pong(serve: Serve) -> None:
@@ -1220,7 +1222,7 @@ def refused(**changes: str) -> Connection:
     def take(send_timeout: float) -> Any:
         raise AssertionError("must not be taken over")
 
-    return Connection({"REQUEST_METHOD": "GET", "HTTP_HOST": "a", **changes}, take)
+    return Connection(Lifecycle({"REQUEST_METHOD": "GET", "HTTP_HOST": "a", **changes}, take))
 
 
 def test_a_request_that_is_no_handshake_cannot_be_accepted() -> None:
@@ -1233,13 +1235,19 @@ def test_a_request_that_is_no_handshake_cannot_be_accepted() -> None:
         assert raised.value.status == 426
 
 
+def budget_of(ws: Connection) -> Budget:
+    opening = lifecycle_of(ws).opening
+    assert opening is not None
+    return opening.budget
+
+
 def test_a_child_of_a_fork_does_not_count_what_its_parents_connections_hold() -> None:
-    parents = refused().budget
+    parents = budget_of(refused())
     child = os.fork()
     if not child:
-        os._exit(refused().budget is parents)
+        os._exit(budget_of(refused()) is parents)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert refused().budget is parents
+    assert budget_of(refused()) is parents
 
 
 def test_a_connection_that_the_server_does_not_give_away_has_no_end_to_wait_for() -> None:
@@ -1251,9 +1259,11 @@ def test_a_connection_that_the_server_does_not_give_away_has_no_end_to_wait_for(
     told: list[str] = []
     handshake = {f"HTTP_{name.upper().replace('-', '_')}": v for name, v in HANDSHAKE.items()}
     environ = {"REQUEST_METHOD": "GET", "SERVER_PROTOCOL": "HTTP/1.1", **handshake}
-    ws = Connection(environ, take)
-    ws.on_open = lambda connection: told.append("open")
-    ws.on_end = lambda connection: told.append("end")
+    lifecycle = Lifecycle(environ, take)
+    ws = Connection(lifecycle)
+    assert lifecycle.opening is not None
+    lifecycle.opening.on_open = lambda connection: told.append("open")
+    lifecycle.on_end = lambda connection: told.append("end")
     with pytest.raises(HandshakeError, match="stopping"):
         ws.accept()
     assert told == ["open", "end"]
@@ -1263,6 +1273,6 @@ def test_a_connection_that_the_server_does_not_give_away_has_no_end_to_wait_for(
 
 def test_a_connection_that_was_never_accepted_ends_without_a_word() -> None:
     ws = refused()
-    ws.finish()
+    lifecycle_of(ws).finish()
     assert not ws.accepted
     assert (ws.close_code, ws.closed) == (None, False)

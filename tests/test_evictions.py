@@ -339,7 +339,7 @@ def test_who_owes_is_not_read_from_while_much_is_held(serve: Serve, budget: Budg
     holding.peer.send(frame(BINARY, size=350 * KIB) + bytes(320 * KIB))
     wait_until(lambda: budget.tight, "much to be held")
     owing.peer.send(frame(BINARY, bytes(60 * KIB)))  # its answer is not read
-    wait_until(lambda: owing.ws._link.inbox.paused, "reading to pause")
+    wait_until(lambda: owing.lifecycle.driver.inbox.paused, "reading to pause")
     owing.peer.sock.setblocking(False)
     with suppress(BlockingIOError):
         while True:
@@ -363,9 +363,9 @@ def test_who_waited_is_read_from_again_when_others_have_left(
     holding.peer.send(frame(BINARY, size=350 * KIB) + bytes(320 * KIB))
     wait_until(lambda: budget.tight, "much to be held")
     serving.peer.send(frame(BINARY, bytes(8 * KIB)))
-    wait_until(lambda: serving.ws._link.inbox.paused, "reading to pause")
+    wait_until(lambda: serving.lifecycle.driver.inbox.paused, "reading to pause")
     holding.peer.close()
-    wait_until(lambda: not serving.ws._link.inbox.paused, "reading to go on")
+    wait_until(lambda: not serving.lifecycle.driver.inbox.paused, "reading to go on")
     assert is_served(serving.peer)
     serving.peer.close()
 
@@ -384,7 +384,7 @@ def test_a_listener_under_tls_is_dropped_in_place_of_a_close_frame_it_cannot_be_
 
     serving = serve(handler, small_buffers=True)
     assert sent.wait(60)
-    transport = serving.ws._link.transport
+    transport = serving.lifecycle.driver.transport
     transport._pending = lambda: 0
     assert transport.cut(2**20) is False
     assert transport.buffered > 0

@@ -15,6 +15,7 @@ from flask_sockets2.connection.inbox import Inbox
 from flask_sockets2.connection.limits import Limits
 from flask_sockets2.stats import RouteCounters
 from flask_sockets2.transports.budget import Budget, Share
+from flask_sockets2.transports.clock import RETRY
 
 MESSAGE = bytes(1000)
 SIZE = getsizeof(MESSAGE)
@@ -29,7 +30,7 @@ class Timer:
 
 
 class Connection:
-    """The reader and its transport."""
+    """The reader, its transport, the clock and the waiter of that."""
 
     lock: AbstractContextManager[Any] = nullcontext()
     buffered = 0
@@ -39,6 +40,7 @@ class Connection:
         self.clock = self
         self.share = Share(Budget(100 * SIZE), None)
         self.waiting: object | None = None
+        self.to_receive: list[Any] = []
         self.reading = True
         self.looks = 0
         self.woken_with: list[Any] = []
@@ -53,6 +55,14 @@ class Connection:
     def look_for_reset(self) -> None:
         self.looks += 1
 
+    def waiter(self, lock: Any, unread: Callable[[], bool]) -> Connection:
+        return self
+
+    def wait(self, timeout: float | None) -> Any:
+        if not self.to_receive:
+            raise TimeoutError
+        return self.to_receive.pop(0)
+
     def wake(self, message: Any) -> None:
         self.waiting = None
         self.woken_with.append(message)
@@ -66,7 +76,7 @@ class Connection:
 
 
 def inbox_of(connection: Any, **limits: Any) -> Inbox:
-    return Inbox(connection, connection, replace(LIMITS, **limits), RouteCounters())
+    return Inbox(connection, connection.read_on, replace(LIMITS, **limits), RouteCounters())
 
 
 @pytest.fixture
@@ -75,22 +85,46 @@ def connection() -> Connection:
 
 
 def take(inbox: Inbox) -> Any:
-    """Take a message as ``receive()`` does."""
+    """Take a message that is there."""
     assert inbox.messages
-    message = inbox.messages.popleft()
-    inbox.took(message)
-    return message
+    return inbox.receive(None)
 
 
 def test_one_who_waits_is_given_the_first_message_and_the_others_wait(
     connection: Connection,
 ) -> None:
     inbox = inbox_of(connection)
+    with pytest.raises(TimeoutError):
+        inbox.receive(0.0)
     connection.waiting = object()
     inbox.deliver(["a", "b", "c"])
     assert connection.woken_with == ["a"]
     assert inbox.handling
     assert list(inbox.messages or ()) == ["b", "c"]
+
+
+def test_a_receiver_that_is_woken_without_a_message_waits_again(connection: Connection) -> None:
+    inbox = inbox_of(connection)
+    connection.to_receive = [RETRY, RETRY, "a"]
+    assert inbox.receive(None) == "a"
+
+
+def test_a_handler_that_comes_back_answers_the_close_frame_that_waits(
+    connection: Connection,
+) -> None:
+    inbox = inbox_of(connection)
+    inbox.hold(inbox.stop)
+    assert inbox.has_unread()
+    assert inbox.receive(None) is None
+    assert inbox.release is None
+
+
+def test_a_handler_that_has_returned_can_receive_no_more(connection: Connection) -> None:
+    inbox = inbox_of(connection)
+    inbox.leave()
+    assert inbox.has_unread()
+    with pytest.raises(RuntimeError, match="receive in the handler"):
+        inbox.receive(None)
 
 
 def test_reading_stops_beyond_the_buffer_and_goes_on_at_half_of_it(
@@ -124,7 +158,7 @@ def test_a_handler_that_catches_up_does_not_undo_a_pause_for_the_rate(
 
     connection.lock = threading.RLock()
     limits = replace(LIMITS, max_message_rate=2.0)
-    inbox = SlowInbox(connection, connection, limits, RouteCounters())
+    inbox = SlowInbox(connection, connection.read_on, limits, RouteCounters())
     inbox.deliver([MESSAGE])
     inbox.paused = True  # as if it had been full
     handler = threading.Thread(target=take, args=[inbox])
@@ -175,7 +209,7 @@ def test_nothing_is_looked_for_once_a_connection_closes(connection: Connection) 
     inbox = inbox_of(connection)
     inbox.deliver([MESSAGE] * 5)
     [(look, timer)] = connection.timers
-    inbox.stop_pausing()
+    inbox.stop()
     assert timer.cancelled
     inbox.paused = connection.closed = True
     look()
@@ -187,7 +221,7 @@ def test_a_connection_that_closes_is_read_to_its_end(connection: Connection) -> 
     inbox = inbox_of(connection, max_message_rate=1.0)
     inbox.deliver([MESSAGE] * 5)
     assert not connection.reading
-    inbox.stop_pausing()
+    inbox.stop()
     assert connection.reading
     assert connection.timers[0][1].cancelled
     inbox.deliver([MESSAGE] * 5)

@@ -66,6 +66,8 @@ WITHIN_FUNCTIONS = {
     ("brokers.registry", "brokers.redis"): "the redis package is an extra",
     ("servers.takeover", "transports.green"): "gevent is imported where the server runs on it",
     ("servers.takeover", "transports.threaded"): "its selector thread is not for gevent's servers",
+    ("transports.current", "transports.green"): "gevent is imported where the caller runs on it",
+    ("transports.current", "transports.threaded"): "its selector thread is not for greenlets",
     ("__init__", "servers"): "gevent and gunicorn are for those who serve with them",
 }
 """May be imported when a function runs, or for types, and not when the module is imported."""

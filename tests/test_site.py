@@ -53,10 +53,6 @@ NOT_FOR_USERS = {
 }
 
 
-_, _, _LISTED = (SOURCE / "websocket.rst").read_text().partition("\nNot for handlers\n")
-FOR_THE_SERVER = set(re.findall(r"``(\w+)``", _LISTED))
-
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built pages."""
@@ -185,7 +181,7 @@ def members(cls: Any) -> set[str]:
 def test_every_method_of_a_class_is_in_the_reference(name: str, names: set[str]) -> None:
     module, _, called = name.rpartition(".")
     public = members(getattr(import_module(module), called))
-    public -= {"register"} | FOR_THE_SERVER  # the former is Flask's
+    public -= {"register"}  # Flask's
     assert public
     assert {member for member in public if f"{name}.{member}" not in names} == set()
 

@@ -32,7 +32,7 @@ from ..exceptions import HandshakeError
 from ..stats import Counters
 from ..throttled_log import ThrottledLog
 from ..token_bucket import Buckets, TokenBucket
-from ..transports.base import Clock
+from ..transports.clock import Clock
 from .disconnects import DisconnectOrder
 from .guests import NO_RULES, Guest, Rules, network_of
 from .max_age import Ages

@@ -9,7 +9,7 @@ from functools import partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 from ..settings import number, or_none, read, setting
-from ..transports.base import Clock
+from ..transports.clock import Clock
 
 __all__ = ["NO_RULES", "Guest", "Rules", "network_of"]
 

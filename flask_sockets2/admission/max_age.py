@@ -12,7 +12,7 @@ from random import SystemRandom
 from time import monotonic
 from typing import Any
 
-from ..transports.base import Clock
+from ..transports.clock import Clock
 from .guests import Guest
 
 __all__ = ["Ages"]

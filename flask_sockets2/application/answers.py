@@ -36,7 +36,7 @@ from werkzeug.local import LocalProxy
 from werkzeug.wrappers import Response
 
 from ..admission.disconnects import UserId, user_text
-from ..servers.takeover import on_gevent
+from ..transports.current import on_gevent
 
 __all__ = [
     "Identify",

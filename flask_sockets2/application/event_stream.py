@@ -137,6 +137,11 @@ class _StreamOwner:
             self._state.admit_stream(stream, guest)
         return self.outlet
 
+    @property
+    def subject(self) -> _StreamOwner:
+        """What signals name as the connection."""
+        return self
+
     def too_slow(self) -> None:
         STREAM_LOG.too_slow(self.path, self.limits.send_buffer)
         if self.stream is not None:

@@ -10,7 +10,7 @@ from typing import Any
 from flask import Flask
 from werkzeug.http import HTTP_STATUS_CODES
 
-from ..connection.connection import Connection
+from ..connection.connection import Connection, lifecycle_of
 from ..exceptions import HandshakeError
 from ..servers.takeover import RAISE, Takeover, close_after, take_over
 from ..throttled_log import ThrottledLog
@@ -75,6 +75,7 @@ class SocketMiddleware:
     ) -> Any:
         status = ""
         announced = False
+        lifecycle = lifecycle_of(ws)
 
         def announce(fields: list[tuple[str, str]]) -> None:
             nonlocal announced
@@ -88,7 +89,7 @@ class SocketMiddleware:
         ) -> Callable[[bytes], Any]:
             nonlocal status
             status = given
-            if ws.accepted:
+            if lifecycle.accepted:
                 return _swallow
             headers = [*headers, ("Connection", "close")]  # frames may follow, not requests
             close_after(environ, start_response)
@@ -101,31 +102,34 @@ class SocketMiddleware:
             )
             return write
 
-        ws.announce = announce
+        opening = lifecycle.opening
+        if opening is not None:  # else middleware has accepted it
+            opening.announce = announce
         try:
             body = self.wsgi_app(environ, start)
             if not status:
                 body = _Begun(body)
-            if ws.accepted:
+            if lifecycle.accepted:
                 _exhaust(body)
         except Exception as exc:
-            if not ws.accepted:
+            if not lifecycle.accepted:
                 raise
             status = "500"
             if environ.get(RAISE):
                 raise
             logger.error("exception in the handler of %.200r", ws.path, exc_info=exc)
         except BaseException:  # the server kills its workers: there is no time to say goodbye
-            if ws.accepted:
+            if lifecycle.accepted:
                 ws.abort()
             raise
         else:
-            if not ws.accepted:
+            if not lifecycle.accepted:
                 return body
         finally:
-            ws.announce = None
+            if opening is not None:
+                opening.announce = None
             code, reason = _close_code(status)
-            if ws.accepted and ws.returned and code != 1000 and ws.open:
+            if lifecycle.accepted and lifecycle.returned and code != 1000 and lifecycle.open:
                 _seldom.warning(
                     f"answered {code}",
                     "closes %.200r with %s: an after_request function or middleware answered its "
@@ -134,11 +138,11 @@ class SocketMiddleware:
                     code,
                     status,
                 )
-            if ws.accepted and ws.listening and ws.returned and code == 1000:
-                ws.listen()
-            elif ws.accepted:
-                ws.finish(code, reason)
-            if ws.accepted:
+            if lifecycle.accepted and ws.listening and lifecycle.returned and code == 1000:
+                lifecycle.listen()
+            elif lifecycle.accepted:
+                lifecycle.finish(code, reason)
+            if lifecycle.accepted:
                 environ.pop("wsgi.websocket", None)
                 mark_ended(environ)
         if taken is not None:

@@ -29,8 +29,8 @@ from ..channels.app_channels import AppChannels
 from ..concurrency.delayed_calls import DelayedCalls
 from ..exceptions import BrokerError
 from ..stats import Counters
-from ..transports.base import Clock
 from ..transports.budget import Budget
+from ..transports.clock import Clock
 
 __all__ = ["LOOKS", "REPORTS", "Report", "Reporter", "look"]
 

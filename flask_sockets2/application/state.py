@@ -29,13 +29,13 @@ from ..fanout.fanout import Fanout
 from ..servers import under_way
 from ..servers.patience import register
 from ..servers.serving import Unheard, is_listening, works_for_a_server
-from ..servers.takeover import waiter
 from ..settings import ROWS, read
 from ..signals import connection_closed, connection_opened, stream_closed, stream_opened, tell
 from ..stats import Counters
 from ..throttled_log import ThrottledLog
-from ..transports.base import Clock
 from ..transports.budget import Budget
+from ..transports.clock import Clock
+from ..transports.current import current_clock
 from .answers import Identify, WrongAnswer, identity
 from .process_reports import Reporter
 from .settings import BROKER_URL, AppSettings, broker_options_of, max_buffered_of
@@ -238,7 +238,7 @@ class State:
         if user_id is not None:
             user = user_id()
             if user is not None and not self._obeying:
-                admission, clock = self.admission, waiter().clock
+                admission, clock = self.admission, current_clock()
                 self.channels.listen(
                     ORDERS, admission.obey, clock, request.environ, missed=admission.orders_lost
                 )
@@ -325,7 +325,7 @@ class State:
     def _report(self) -> None:
         """Have who looks told of this process: it has somebody."""
         if not self.reporter.begun:
-            self.reporter.begin(self.channels, waiter().clock)
+            self.reporter.begin(self.channels, current_clock())
 
     def ended(self, connection: Connection) -> None:
         """Count a connection no longer."""
@@ -355,7 +355,7 @@ class State:
 
 
 def _clock_of(guest: Guest) -> Clock | None:
-    return waiter().clock if guest.remarkable else None
+    return current_clock() if guest.remarkable else None
 
 
 def _close(connection: Connection, code: int, reason: str) -> bool:

@@ -17,7 +17,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import Rule
 from werkzeug.routing.exceptions import WebsocketMismatch
 
-from ..connection.connection import Connection
+from ..connection.connection import Connection, lifecycle_of
 from ..connection.limits import Limits
 from ..exceptions import BrokerError, ConnectionClosed, HandshakeError, WebSocketError
 from ..settings import read, rows_of
@@ -173,7 +173,7 @@ class View:
                 request.url_rule,
             )
         if ours:
-            ws.returned = True
+            lifecycle_of(ws).returned = True
         # It is not sent, but hooks and middleware are told of it as of any other response.
         return app.response_class(status=101, headers=(("Content-Type", _NO_TYPE),))
 
@@ -199,19 +199,23 @@ class View:
     def _prepare(self, app: Flask, ws: Connection) -> None:
         """See that the request is in order, and accept it where the handler need not."""
         ws.check()
-        ws.environ = request.environ  # middleware may have copied the server's
-        ws.limits = read(Limits, app.config, self.limits)
+        lifecycle = lifecycle_of(ws)
+        lifecycle.environ = request.environ  # middleware may have copied the server's
+        limits = read(Limits, app.config, self.limits)
         state = state_of(app)
-        guest = state.expect(ws.limits)
-        ws.on_open = lambda connection: state.admit(connection, guest)
-        ws.on_end = state.ended
-        ws.budget = state.budget
-        ws.counters = state.counters.of_route(str(request.url_rule))
-        ws.channels = state.channels
+        guest = state.expect(limits)
+        opening = lifecycle.opening
+        if opening is not None:  # else middleware has accepted it
+            opening.limits = limits
+            opening.on_open = lambda connection: state.admit(connection, guest)
+            opening.budget = state.budget
+            opening.counters = state.counters.of_route(str(request.url_rule))
+        lifecycle.on_end = state.ended
+        lifecycle.channels = state.channels
         if self.subprotocols:
-            ws.subprotocol = select_subprotocol(ws.subprotocols, self.subprotocols)
+            lifecycle.subprotocol = select_subprotocol(ws.subprotocols, self.subprotocols)
         elif ws.subprotocol is None:
-            ws.subprotocol = named_subprotocol(app, request.path, ws.subprotocols)
+            lifecycle.subprotocol = named_subprotocol(app, request.path, ws.subprotocols)
         if self.accept:
             ws.accept()
 

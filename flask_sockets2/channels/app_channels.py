@@ -35,8 +35,11 @@ class Subscriber(OutletOwner, Protocol):
     """A connection, as far as its channels need it."""
 
     environ: Any
-    limits: Any
     outlet: Any
+
+    @property
+    def limits(self) -> Any:
+        """Of the connection."""
 
     @property
     def open(self) -> bool:
@@ -61,10 +64,10 @@ class _Signals(Observer):
         tell(gap_told, self._app, channel=channel)
 
     def dropped(self, owner: OutletOwner, channel: str) -> None:
-        tell(message_dropped, self._app, connection=owner, channel=channel)
+        tell(message_dropped, self._app, connection=owner.subject, channel=channel)
 
     def too_slow(self, owner: OutletOwner) -> None:
-        tell(client_too_slow, self._app, connection=owner)
+        tell(client_too_slow, self._app, connection=owner.subject)
 
     def reconnected(self) -> None:
         tell(broker_reconnected, self._app)

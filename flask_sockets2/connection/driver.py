@@ -1,4 +1,4 @@
-"""Link: a Protocol on a Transport, from the 101 response to the end; what nobody waits for.
+"""Driver: the protocol of one WebSocket on its transport, from the 101 response to the end.
 
 States::
 
@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from time import monotonic
-from typing import Protocol as Protocol_
+from typing import TYPE_CHECKING
 
 from ..stats import RouteCounters
 from ..transports import memory
-from ..transports.base import LIGHT, READ_SIZE, READ_SIZE_LARGE, Clock, StreamTransport, Timer
+from ..transports.base import LIGHT, READ_SIZE, READ_SIZE_LARGE, StreamTransport
 from ..transports.budget import STEP, Budget, Share
+from ..transports.clock import Clock, Timer
 from ..wire import protocol as wire
 from ..wire.protocol import Protocol
 from .connection_log import WEBSOCKET_LOG
@@ -27,7 +29,10 @@ from .inbox import Inbox
 from .keepalive import keepalive_of
 from .limits import Limits
 
-__all__ = ["CLOSED", "CLOSING", "OPEN", "Link"]
+if TYPE_CHECKING:
+    from ..fanout.outbox import Outlet
+
+__all__ = ["CLOSED", "CLOSING", "OPEN", "ProtocolDriver"]
 
 logger = logging.getLogger("flask_sockets2.connection")
 
@@ -37,32 +42,18 @@ _REPLY_GRACE = 1.0  # seconds; how long a peer's close frame waits for the handl
 _LAST_REST = 65536  # bytes that an evicted peer may still be sent, so that it is told why
 
 
-class Owner(Protocol_):
-    """Whose link it is: a connection. It is told everything under the transport's lock."""
-
-    @property
-    def path(self) -> str | None:
-        """For the log."""
-
-    def link_closing(self) -> None:
-        """Nothing can be sent any more, and no more messages are to be expected."""
-
-    def link_ended(self) -> None:
-        """It is over."""
-
-    def link_drained(self) -> None:
-        """The transport keeps nothing back any more."""
-
-
-class Link:
-    """What goes on between two endpoints; the receiver of its transport.
+class ProtocolDriver:
+    """Runs the protocol of one connection on its transport, whose receiver this is.
 
     :param limits: of the connection.
     :param counters: of its route.
     :param budget: that what it holds counts for.
+    :param path: of the request, for the log.
+    :param changed: called with this when :attr:`state` has changed, under the transport's lock.
     """
 
     __slots__ = (
+        "_changed",
         "_close_timer",
         "_counted",
         "_has_turn",
@@ -71,17 +62,16 @@ class Link:
         "_late",
         "_late_pong",
         "_next",
-        "_owner",
+        "_path",
         "_ping",
         "close_code",
         "close_reason",
         "counters",
-        "held",
+        "encode",
         "inbox",
         "latency",
         "limits",
-        "ping_interval",
-        "ping_timeout",
+        "outlet",
         "protocol",
         "state",
         "transport",
@@ -89,30 +79,32 @@ class Link:
 
     def __init__(
         self,
-        owner: Owner,
         transport: StreamTransport,
         protocol: Protocol,
         limits: Limits,
         counters: RouteCounters,
         budget: Budget,
+        path: str | None,
+        changed: Callable[[ProtocolDriver], None],
     ) -> None:
         self.transport = transport
         transport.share = Share(budget, self)
         self.protocol = protocol
+        #: Makes the frame of a message.
+        self.encode = protocol.frame if protocol.window_bits is None else protocol.send
+        #: The way that messages of channels go out; None if there is none.
+        self.outlet: Outlet | None = None
         self.limits = limits
         self.counters = counters
-        self.inbox = Inbox(self, transport, limits, counters)
+        self.inbox = Inbox(transport, self.read_on, limits, counters)
         self.state = OPEN
-        #: The peer's close frame waits for the handler; see :meth:`release`.
-        self.held = False
         #: As :attr:`Connection.close_code` and :attr:`Connection.close_reason`.
         self.close_code: int | None = None
         self.close_reason = ""
         #: Seconds from the last ping to its pong, None before.
         self.latency: float | None = None
-        self.ping_interval = limits.ping_interval
-        self.ping_timeout = limits.ping_timeout
-        self._owner = owner
+        self._path = path
+        self._changed = changed
         self._has_turn = False  # it may take its time
         self._heard = 0
         self._counted = 0  # bytes of an unfinished message that the budget knows of
@@ -199,17 +191,16 @@ class Link:
     def release(self) -> None:
         """Answer the close frame that waited for the handler."""
         with self.transport.lock:
-            if self.held:
+            if self.inbox.release is not None:
                 self.inbox.handling = False
                 self._answer_close()
 
     def _start_closing(self) -> None:
         """The closing handshake is under way; the handler can send nothing more."""
         self.state = CLOSING
-        self.held = False
         self._set_close_code()
-        self._owner.link_closing()
-        self.inbox.stop_pausing()
+        self.inbox.stop()
+        self._tell()
         transport = self.transport
         if self.protocol.over and not transport.buffered:
             return
@@ -231,29 +222,26 @@ class Link:
         """The transport is closed; :param cut: with something that was never written."""
         if self.state is CLOSED:
             return
-        was_open = self.state is OPEN
         self.protocol.receive_eof()
         self._count_unfinished()
         self._late = b""
         self.state = CLOSED
-        self.held = False
         self._set_close_code(reason, cut=cut)
+        self.inbox.stop()
         if self._close_timer is not None:
             self._close_timer.cancel()
             self._close_timer = None
-        self.inbox.stop_pausing()
-        if self.ping_interval:
+        if self.limits.ping_interval:
             self.transport.call_inside(lambda: keepalive_of(self.transport.clock).forget(self))
         memory.ended(self.transport.clock)
-        if was_open:
-            self._owner.link_closing()
-        self._owner.link_ended()
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.outlet is not None:
+            self.outlet.remove()
+        self._changed(self)
 
     # -- the hub or the selector thread ----------------------------------------------------
-
-    @property
-    def unread(self) -> bool:
-        return bool(self.inbox.messages) or self.held
 
     def data_received(self, data: bytes) -> None:
         heavy = self._inflates or len(data) > LIGHT
@@ -269,7 +257,7 @@ class Link:
         try:
             self._data_received(data)
         except Exception:  # ours: the connection must not stay behind, open and silent
-            logger.exception("the connection of %.200r broke", self._owner.path)
+            logger.exception("the connection of %.200r broke", self._path)
             try:
                 self.fail(1011)
             finally:
@@ -343,11 +331,11 @@ class Link:
         protocol = self.protocol
         if self.state is OPEN and protocol.close_received and not protocol.failed:
             inbox = self.inbox
-            if not self.held and inbox.busy:
-                self.held = True
+            if inbox.release is None and inbox.busy:
+                inbox.hold(self.release)
                 grace = self.limits.close_timeout if inbox.messages else _REPLY_GRACE
                 self.transport.call_later(min(grace, self.limits.close_timeout), self.release)
-            if self.held:
+            if inbox.release is not None:
                 return
         self._answer_close()
 
@@ -392,7 +380,9 @@ class Link:
 
     @property
     def owes(self) -> bool:
-        return self.held or (self.protocol.over and self.transport.buffered > 0)
+        return self.inbox.release is not None or (
+            self.protocol.over and self.transport.buffered > 0
+        )
 
     def eof_received(self) -> None:
         self._ended()
@@ -401,7 +391,8 @@ class Link:
         if self.state is CLOSING:
             self._start_close_timer()
         else:
-            self._owner.link_drained()
+            if self.outlet is not None:
+                self.outlet.drained()
             if self.inbox.paused:
                 self.inbox.resume_when_caught_up()
         if self._late_pong is not None:
@@ -428,7 +419,7 @@ class Link:
             self.inbox.drop()
             if self.state is CLOSED:
                 return
-            WEBSOCKET_LOG.evicted(self._owner.path, transport.share.held)
+            WEBSOCKET_LOG.evicted(self._path, transport.share.held)
             if self.state is OPEN and transport.cut(_LAST_REST):
                 self.fail(1013, "the server holds too much; connect again")
             else:
@@ -438,10 +429,18 @@ class Link:
         """End it for a peer that is too slow."""
         if self.state is not CLOSED:
             reason = f"{why} for {self.limits.send_timeout} s (SOCKETS_SEND_TIMEOUT)"
-            WEBSOCKET_LOG.dropped(self._owner.path, reason)
+            WEBSOCKET_LOG.dropped(self._path, reason)
             self.abort(reason)
 
     # -- keepalive -------------------------------------------------------------------------
+
+    @property
+    def ping_interval(self) -> float | None:
+        return self.limits.ping_interval
+
+    @property
+    def ping_timeout(self) -> float | None:
+        return self.limits.ping_timeout
 
     def heard(self) -> int:
         """A number that changes whenever something comes from the peer."""
@@ -451,7 +450,7 @@ class Link:
 
     def keep_alive(self) -> None:
         """Have it pinged from now on, where that is wanted."""
-        if self.ping_interval:
+        if self.limits.ping_interval:
             self.transport.call_inside(self._watch)
 
     def _watch(self) -> None:
@@ -461,7 +460,7 @@ class Link:
     def keepalive_ping(self) -> None:
         """Send a ping that the latency is measured by."""
         with self.transport.lock:
-            if self.state is OPEN and not self.held:
+            if self.state is OPEN and self.inbox.release is None:
                 payload = os.urandom(4)
                 self._ping = (payload, monotonic())
                 self.transport.write(self.protocol.ping(payload))

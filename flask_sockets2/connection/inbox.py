@@ -1,24 +1,29 @@
 """Inbox: the messages that come over one connection, on their way to its handler.
 
-A message goes straight to the greenlet or thread that waits for it, where one does, else into a
-queue. While that holds more than ``receive_buffer`` bytes, and for as long as the peer is ahead of
+The handler takes them by :meth:`Inbox.receive`. If the handler waits there, a message goes straight
+to its greenlet or thread, else into a queue.
+
+While the queue holds more than ``receive_buffer`` bytes, or the peer is ahead of
 ``max_message_rate``, nothing more is read: TCP tells the peer to wait. While all connections
-together hold much (``transports/budget.py``), 4 KiB unread or anything unsent are reason enough.
-Then nothing tells that the peer has reset the connection, so it is asked for every two seconds.
+together hold much (``transports/budget.py``), 4 KiB of unread bytes or any unsent ones are enough
+for that. A reset by the peer does not show while nothing is read, so the inbox looks for a reset
+every two seconds.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from math import inf
 from sys import getsizeof
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 
 from ..stats import RouteCounters
 from ..token_bucket import TokenBucket
-from ..transports.base import StreamTransport, Timer
+from ..transports.base import StreamTransport
 from ..transports.budget import STEP
+from ..transports.clock import RETRY, Timer, Waiter
 from .limits import Limits
 
 __all__ = ["Inbox"]
@@ -26,18 +31,11 @@ __all__ = ["Inbox"]
 _LOOK_INTERVAL = 2.0  # seconds
 
 
-class Reader(Protocol):
-    """Who reads from the transport."""
-
-    def read_on(self) -> None:
-        """Take up reading where it was left; by the hub or the selector thread."""
-
-
 class Inbox:
-    """What has come for one handler.
+    """The messages that have come for one handler.
 
-    :param reader: told when reading may go on.
     :param transport: that is read from, and paused.
+    :param resume: takes up reading again; called by the hub or the selector thread.
     :param limits: of the connection.
     :param counters: of its route.
     """
@@ -49,18 +47,26 @@ class Inbox:
         "_counters",
         "_looking",
         "_queued",
-        "_reader",
+        "_resume_reading",
         "_slowed",
         "_taken",
         "_transport",
+        "_waiter",
+        "attention",
         "deaf",
         "handling",
         "messages",
+        "over",
         "paused",
+        "release",
     )
 
     def __init__(
-        self, reader: Reader, transport: StreamTransport, limits: Limits, counters: RouteCounters
+        self,
+        transport: StreamTransport,
+        resume: Callable[[], None],
+        limits: Limits,
+        counters: RouteCounters,
     ) -> None:
         #: Unread messages, then None for the end; None where nothing has ever waited here.
         self.messages: deque[Any] | None = None
@@ -70,8 +76,16 @@ class Inbox:
         self.deaf = False
         #: Nothing is read for now.
         self.paused = False
-        self._reader = reader
+        #: One of the next two, or :attr:`deaf`: the handler must not wait for a message any more.
+        self.attention = False
+        #: The connection is closing: no more messages are to be expected.
+        self.over = False
+        #: Called when the handler comes back for more: answers the peer's close frame, which waits
+        #: for the handler's last reply; None if there is no such frame.
+        self.release: Callable[[], None] | None = None
         self._transport = transport
+        self._resume_reading = resume
+        self._waiter: Waiter | None = None  # once the handler has waited
         self._counters = counters
         self._buffer: float = limits.receive_buffer
         self._queued = 0  # bytes ever put into the queue: the reader's; and taken: the handler's
@@ -89,14 +103,14 @@ class Inbox:
 
         :param extra: frames that came with them, and count like messages.
         """
-        transport = self._transport
         self._counters.messages_in += len(messages)
+        waiter = self._waiter
         for message in messages:
             if self.deaf:
                 break
-            if transport.waiting is not None and not self.messages:
+            if waiter is not None and waiter.waiting is not None and not self.messages:
                 self.handling = True  # now: its thread may be slower than a close frame behind it
-                transport.wake(message)
+                waiter.wake(message)
             else:
                 self._keep(message)
         if self._bucket is not None:
@@ -202,10 +216,14 @@ class Inbox:
     def _resume(self) -> None:
         if self.paused:
             self.paused = False
-            self._transport.call_soon(self._reader.read_on)
+            self._transport.call_soon(self._resume_reading)
 
-    def stop_pausing(self) -> None:
-        """Read whatever still comes: the connection is closing."""
+    def stop(self) -> None:
+        """Read whatever still comes, and expect no more messages: the connection is closing."""
+        if self.over:
+            return
+        self.attention = self.over = True
+        self.release = None
         self._buffer = inf
         self._bucket = None
         if self._looking is not None:
@@ -224,8 +242,78 @@ class Inbox:
         """Whether the handler has messages to see to."""
         return self.handling or bool(self.messages)
 
-    def took(self, message: Any) -> None:
-        """It has taken a message that waited."""
+    def has_unread(self) -> bool:
+        """Whether :meth:`receive` has anything to do but to wait."""
+        return bool(self.messages) or self.attention
+
+    @property
+    def waiting(self) -> Any:
+        """The greenlet or thread that waits for a message; None if there is none."""
+        return None if self._waiter is None else self._waiter.waiting
+
+    def receive(self, timeout: float | None) -> Any:
+        """Wait for the next message.
+
+        :param timeout: seconds, None for no limit.
+        :returns: the message, or None at the end of the connection.
+        :raises TimeoutError: if no message came in time.
+        :raises RuntimeError: if another greenlet or thread waits, or the handler has returned.
+        """
+        while True:
+            messages = self.messages
+            if messages:
+                try:
+                    message = messages.popleft()
+                except IndexError:  # the connection is being evicted
+                    continue
+                if message is not None:
+                    self._took(message)
+                return message
+            self.handling = False
+            if self.attention:
+                if self._attend():
+                    return None
+                continue
+            message = (self._waiter or self._make_waiter()).wait(timeout)
+            if message is not RETRY:
+                return message
+
+    def _attend(self) -> bool:
+        """Do what :attr:`attention` is for; return whether that is the end of the connection."""
+        if self.over:
+            return True
+        release = self.release  # which the reader may take away meanwhile
+        if release is not None:
+            release()
+        elif self.deaf:
+            raise RuntimeError(
+                "cannot receive: its handler has returned and left it to its channels; "
+                "receive in the handler"
+            )
+        return False
+
+    def hold(self, release: Callable[[], None]) -> None:
+        """Keep the peer's close frame back until the handler comes back for more.
+
+        :param release: answers the close frame.
+        """
+        self.release = release
+        self.attention = True
+
+    def _make_waiter(self) -> Waiter:
+        transport = self._transport
+        with transport.lock:
+            if self._waiter is None:
+                self._waiter = transport.clock.waiter(transport.lock, self.has_unread)
+            return self._waiter
+
+    def wake(self) -> None:
+        """Have a handler that waits look again; under the lock."""
+        if self._waiter is not None:
+            self._waiter.wake_soon()
+
+    def _took(self, message: Any) -> None:
+        """Count a message that the handler has taken."""
         self.handling = True
         self._taken += getsizeof(message)
         if counted := self._counted:
@@ -245,6 +333,6 @@ class Inbox:
 
     def leave(self) -> None:
         """Throw away what waits and what comes: the handler has returned."""
-        self.deaf = True
+        self.attention = self.deaf = True
         self.clear()
         self._resume()

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import NamedTuple, Protocol
 
-from ..transports.base import Clock, Timer
+from ..transports.clock import Clock, Timer
 
 __all__ = ["Keepalive", "Kept", "keepalive_of"]
 
@@ -25,8 +25,13 @@ _GRANULARITY = 0.5  # seconds; what is due within it is done in one tick
 class Kept(Protocol):
     """What is kept alive."""
 
-    ping_interval: float | None
-    ping_timeout: float | None
+    @property
+    def ping_interval(self) -> float | None:
+        """Seconds between two pings; None for none."""
+
+    @property
+    def ping_timeout(self) -> float | None:
+        """Seconds after a ping in which something must come; None for ever."""
 
     def heard(self) -> int:
         """A number that changes whenever something comes from the peer."""

@@ -52,6 +52,10 @@ class SocketWriter(Protocol):
 class OutletOwner(Protocol):
     """Whose outlet it is: a connection."""
 
+    @property
+    def subject(self) -> Any:
+        """What signals name as the connection."""
+
     def too_slow(self) -> None:
         """End: the client does not keep up."""
 

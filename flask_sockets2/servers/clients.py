@@ -10,6 +10,7 @@ from collections.abc import ItemsView, Iterator, Mapping, ValuesView
 from typing import Any
 
 from ..connection.connection import Connection
+from ..connection.lifecycle import opened
 
 __all__ = ["Client", "Clients", "client_of"]
 
@@ -39,11 +40,11 @@ class Clients(Mapping[Any, Client]):
 
     def _now(self) -> dict[Any, Client]:
         found = {}
-        for ws in Connection.opened():
-            if ws.open and getattr(ws, "server", None) is self._server:
-                client = client_of(ws)
+        for lifecycle in opened():
+            if lifecycle.open and getattr(lifecycle, "server", None) is self._server:
+                client = client_of(lifecycle)
                 # All clients of a Unix socket have the same address, an empty one.
-                found[client.address or id(ws)] = client
+                found[client.address or id(client.ws)] = client
         return found
 
     def __getitem__(self, address: Any) -> Client:
@@ -62,9 +63,12 @@ class Clients(Mapping[Any, Client]):
         return self._now().items()
 
 
-def client_of(ws: Any) -> Client:
-    """Return the client of a connection of our own handler, the same each time."""
-    if ws.client is None:
-        ws.client = Client(ws.address, ws)
-    client: Client = ws.client
+def client_of(lifecycle: Any) -> Client:
+    """Return the client of a connection, the same each time.
+
+    :param lifecycle: of the connection, made by our own handler.
+    """
+    if lifecycle.client is None:
+        lifecycle.client = Client(lifecycle.address, lifecycle.ws)
+    client: Client = lifecycle.client
     return client

@@ -29,7 +29,11 @@ from gevent.pool import Pool
 from gevent.pywsgi import WSGIHandler, WSGIServer
 from geventwebsocket.exceptions import WebSocketError as GeventWebSocketError
 
-from ..connection.connection import NO_HANDLER, Connection, Take
+from ..connection.connection import Connection
+from ..connection.driver import ProtocolDriver
+from ..connection.lifecycle import Lifecycle
+from ..connection.opening import Take
+from ..connection.substitutes import NO_HANDLER
 from ..exceptions import ConnectionClosed, HandshakeError
 from ..throttled_log import ThrottledLog
 from ..transports import memory
@@ -53,7 +57,7 @@ from .request_head import (
 from .turns import READ_AHEAD, PatientReceiver, PatientSender, turns
 from .wsgi_stream import Body, Stream
 
-__all__ = ["GreenConnection", "WebSocketHandler", "WebSocketServer", "drain"]
+__all__ = ["GreenLifecycle", "WebSocketHandler", "WebSocketServer", "drain"]
 
 logger = logging.getLogger("flask_sockets2.servers")
 _seldom = ThrottledLog(logger)  # for what clients bring about, as often as they like
@@ -80,8 +84,8 @@ class GreenConnectionClosed(ConnectionClosed, GeventWebSocketError):  # type: ig
     """ConnectionClosed that handlers written for gevent-websocket catch, too."""
 
 
-class GreenConnection(Connection):
-    """A connection under our own handler, with what ``servers/clients.py`` asks for."""
+class GreenLifecycle(Lifecycle):
+    """A connection under our own handler, with what ``servers/clients.py`` needs."""
 
     __slots__ = ("address", "client", "server")
     error = GreenConnectionClosed
@@ -90,12 +94,12 @@ class GreenConnection(Connection):
         super().__init__(environ, take)
         self.server: Any = None
         self.address: Any = None
-        self.client: Client | None = None  # once somebody has asked for it
+        self.client: Client | None = None  # made when it is first asked for
 
-    def link_ended(self) -> None:
-        if not self.handler:  # which may still ask
+    def ended(self, driver: ProtocolDriver) -> None:
+        if not self.ws.handler:  # which may still ask
             self.client = None
-        super().link_ended()
+        super().ended(driver)
 
 
 def _warn_unpatched() -> None:
@@ -146,7 +150,7 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
     status: Any
     environ: Any
     headers: Any
-    _connection: GreenConnection | None = None
+    _lifecycle: GreenLifecycle | None = None  # of a WebSocket that was asked for
     _application: object = None  # if the server's stands around it
     _requests = 0
     _streaming = False  # the response is left to its stream
@@ -327,7 +331,7 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
         check_fields(fields)
         lines = [b"%b: %b\r\n" % field for field in fields]
         over = self.headers_sent or number != self._requests
-        if not over and self._connection is None and self.request_version >= "HTTP/1.1":
+        if not over and self._lifecycle is None and self.request_version >= "HTTP/1.1":
             with suppress(OSError):  # the client has left, which the response will find out
                 self._send_whole(b"".join([b"HTTP/1.1 103 Early Hints\r\n", *lines, b"\r\n"]))
 
@@ -357,51 +361,52 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
     def _run_upgrade(self) -> None:
         if not hasattr(self.server, "clients"):  # pywsgi's own
             self.server.clients = Clients(self.server)
-        connection = GreenConnection(self.environ, self._take)
+        lifecycle = GreenLifecycle(self.environ, self._take)
+        connection = Connection(lifecycle)
         connection.handler = self
-        connection.server, connection.address = self.server, self.client_address
-        connection.detachable = self._detachable()
-        self._connection = connection
+        lifecycle.server, lifecycle.address = self.server, self.client_address
+        lifecycle.detachable = self._detachable()
+        self._lifecycle = lifecycle
         self.environ["wsgi.websocket"] = connection
         self.environ["wsgi.websocket_version"] = connection.version
         application = self.application if self._application is None else self._application
         try:
-            connection.subprotocol = named_subprotocol(
-                application, self.environ["PATH_INFO"], connection.subprotocols
+            lifecycle.subprotocol = named_subprotocol(
+                application, self.environ["PATH_INFO"], lifecycle.subprotocols
             )
             super().run_application()
         except HandshakeError as exc:  # of an application that is no Flask's
-            if connection.accepted:
+            if lifecycle.accepted:
                 raise
             self._refuse(exc)
         except Exception:
-            if connection.accepted:
-                connection.finish(1011)
+            if lifecycle.accepted:
+                lifecycle.finish(1011)
             raise
         except BaseException:  # the server kills its handlers: there is no time to say goodbye
-            if connection.accepted:
+            if lifecycle.accepted:
                 connection.abort()
             raise
         finally:
-            if connection.detached:
-                self._let_go(connection)
-            elif connection.accepted:
-                connection.finish()
-            if connection.accepted:
+            if lifecycle.detached:
+                self._let_go(lifecycle)
+            elif lifecycle.accepted:
+                lifecycle.finish()
+            if lifecycle.accepted:
                 self._log_as_upgraded()
-            if not connection.detached:
-                connection.client = None
+            if not lifecycle.detached:
+                lifecycle.client = None
             connection.handler = NO_HANDLER
 
     @property
-    def websocket(self) -> GreenConnection | None:
+    def websocket(self) -> Connection | None:
         """The connection of the request, as gevent-websocket's handler has it."""
-        return self._connection
+        return None if self._lifecycle is None else self._lifecycle.ws
 
     @property
     def active_client(self) -> Client:
         """The client of the request, as gevent-websocket's handler has it."""
-        return client_of(self._connection)
+        return client_of(self._lifecycle)
 
     def log_request(self) -> None:
         self.requestline = printable((self.requestline or "").rstrip())
@@ -414,11 +419,11 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
         self.result = [f"{error}\n".encode()]
         self.process_result()
 
-    def _let_go(self, connection: GreenConnection) -> None:
+    def _let_go(self, lifecycle: GreenLifecycle) -> None:
         """Give the socket to a connection that outlives this request."""
-        transport = connection.transport
+        transport = lifecycle.transport
         assert isinstance(transport, GreenTransport)
-        self._leave_to(connection, transport)
+        self._leave_to(lifecycle, transport)
 
     def _leave_to(self, heir: Heir, transport: GreenTransport) -> None:
         """Give the socket to what outlives this request."""
@@ -450,7 +455,7 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
         return GreenTransport(self.socket, send_timeout=send_timeout), early
 
     def _upgraded(self) -> bool:
-        return self._connection is not None and self._connection.accepted
+        return self._lifecycle is not None and self._lifecycle.accepted
 
     def _log_as_upgraded(self) -> None:
         self.status, self.code = b"101 Switching Protocols", 101
@@ -466,11 +471,12 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
         """
         if self._upgraded():
             return self.write
-        if self._connection is not None and status.startswith("101"):
-            self._connection.fields = headers
+        opening = None if self._lifecycle is None else self._lifecycle.opening
+        if opening is not None and status.startswith("101"):
+            opening.fields = headers
         # A client is told of the end (RFC 9112 §9.6), also where frames may follow a refusal, or
         # nobody knows where the next request begins.
-        closes = self.close_connection or self._connection is not None or self.server.closed
+        closes = self.close_connection or self._lifecycle is not None or self.server.closed
         closes = closes or self.wsgi_input.broken
         if closes and ("Connection", "close") not in headers:
             headers = [*headers, ("Connection", "close")]

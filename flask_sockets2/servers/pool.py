@@ -7,12 +7,12 @@ from typing import Any
 import gevent
 from gevent.pool import Group, Pool
 
-from ..connection.connection import Connection
+from ..connection.lifecycle import Lifecycle
 from .wsgi_stream import Stream
 
 __all__ = ["HandlerPool", "Heir"]
 
-Heir = Connection | Stream
+Heir = Lifecycle | Stream
 """What outlives its request."""
 
 

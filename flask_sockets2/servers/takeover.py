@@ -19,13 +19,13 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import sys
 from collections.abc import Callable, Mapping, MutableMapping
 from time import monotonic
 from typing import Any
 
 from ..connection.connection import Connection
-from ..transports.base import StreamTransport, Waiter, read_ahead
+from ..connection.lifecycle import Lifecycle
+from ..transports.base import StreamTransport, read_ahead
 
 __all__ = [
     "RAISE",
@@ -33,9 +33,7 @@ __all__ = [
     "Takeover",
     "client_socket",
     "close_after",
-    "on_gevent",
     "take_over",
-    "waiter",
 ]
 
 logger = logging.getLogger("flask_sockets2.servers")
@@ -59,7 +57,8 @@ class Takeover:
     def __init__(self, environ: MutableMapping[str, Any], sock: Any) -> None:
         self._environ = environ
         self._sock = sock
-        self.connection = Connection(environ, self._take)
+        self.lifecycle = Lifecycle(environ, self._take)
+        self.connection = Connection(self.lifecycle)
 
     def _take(self, send_timeout: float) -> tuple[StreamTransport, bytes]:
         transport = _transport_class(self._sock, self._environ)(
@@ -77,7 +76,7 @@ class Takeover:
         os.dup2(near.fileno(), self._sock.fileno(), inheritable=False)
         near.close()
         far_end.setblocking(False)
-        former = self.connection.transport
+        former = self.lifecycle.transport
         transport = type(former)(far_end, send_timeout=former.send_timeout)
         with transport.lock:
             transport.start(_Sink(far_end))
@@ -89,7 +88,7 @@ class _Sink:
     :param sock: that it closes when the server has closed the other end.
     """
 
-    unread = owes = False
+    owes = False
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -137,26 +136,6 @@ def _input(environ: Mapping[str, Any]) -> Any:
     while (inner := getattr(stream, "input", getattr(stream, "_stream", None))) is not None:
         stream = inner
     return stream
-
-
-def on_gevent() -> bool:
-    """Whether a greenlet runs, which shares its thread of the system with others."""
-    if "gevent" not in sys.modules:
-        return False
-    from ..transports.green import is_green
-
-    return is_green()
-
-
-def waiter() -> Waiter:
-    """Return how the greenlet or thread that runs waits for others."""
-    if on_gevent():
-        from ..transports.green import GreenWaiter
-
-        return GreenWaiter()
-    from ..transports.threaded import ThreadedWaiter
-
-    return ThreadedWaiter()
 
 
 def _transport_class(sock: Any, environ: MutableMapping[str, Any]) -> type[StreamTransport]:

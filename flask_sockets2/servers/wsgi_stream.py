@@ -22,23 +22,25 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from time import monotonic
 from typing import Any, Protocol
 
-from ..connection.connection import Keeper
 from ..connection.connection_log import STREAM_LOG
 from ..connection.keepalive import keepalive_of
-from ..transports.base import Clock, StreamTransport, Waiter
+from ..connection.lifecycle import Keeper
+from ..transports.base import StreamTransport
 from ..transports.budget import Budget, Share
-from .takeover import client_socket, waiter
+from ..transports.clock import Clock
+from ..transports.current import current_clock
+from .takeover import client_socket
 
 __all__ = ["Body", "Stream", "Writing", "has_ended"]
 
 logger = logging.getLogger("flask_sockets2.streams")
 
 _CHUNK = 65536  # bytes handed to the server at a time
-_STEP = 3600.0  # seconds; a wait that is meant to last for ever needs a number
+_STEP = 3600.0  # seconds; a wait without an end needs a timer, which keeps a hub running
 
 _opened: set[Stream] = set()  # those of this process that have not ended
 _registered = False
@@ -109,8 +111,8 @@ class Stream:
         close_timeout: float,
         budget: Budget,
     ) -> None:
-        self._waiter = waiter()
-        self.clock: Clock = self._waiter.clock
+        self.clock: Clock = current_clock()
+        self._waiter = self.clock.waiter()
         self.lock = self._waiter.lock
         self.path = environ.get("PATH_INFO")
         #: Bytes that the server has not taken, or not come back from. What it begins with counts
@@ -136,7 +138,7 @@ class Stream:
         self._since = monotonic()
         self._ending = False
         self._sock = client_socket(environ)
-        _register(self._waiter, environ)
+        _register(self.clock, environ)
         _opened.add(self)
         self._inside(self._watch)
         STREAM_LOG.opened(self.path, environ.get("REMOTE_ADDR"))
@@ -165,10 +167,11 @@ class Stream:
             if self.transport is not None:
                 self.transport.write(data)
             elif data and not self.closed and not self._ending:
+                if not self._out:  # else the server does not wait
+                    self._waiter.wake_soon()
                 self._out.append(data)
                 self.buffered += len(data)
                 self.share.hold(data)
-                self._waiter.wake()
 
     def begin(self, data: bytes) -> None:
         """Write something in front of all that is there; before the server comes for it."""
@@ -193,7 +196,8 @@ class Stream:
                 self._begun = True
                 self.buffered = sum(map(len, self._out))
             while not (self._out or self._ending or self.closed):
-                self._waiter.wait(_STEP)
+                with suppress(TimeoutError):
+                    self._waiter.wait(_STEP)
             chunk: list[bytes] = []
             size = 0
             while self._out and (not chunk or size + len(self._out[0]) <= _CHUNK):
@@ -250,7 +254,7 @@ class Stream:
                 return
             self._ending = True
             self._tell_end()
-            self._waiter.wake()
+            self._waiter.wake_soon()
             if self.transport is not None:
                 self.transport.finish()
             self.clock.call_later(self._close_timeout, self.abort)
@@ -277,7 +281,7 @@ class Stream:
             self._forget()
             self._sock = None
             _opened.discard(self)
-            self._waiter.wake()
+            self._waiter.wake_soon()
             if self.transport is not None:
                 self.transport.close()
             try:
@@ -327,10 +331,6 @@ class Stream:
         self.abort()
 
     # -- the socket itself, once it was moved there ----------------------------------------
-
-    @property
-    def unread(self) -> bool:
-        return False
 
     @property
     def owes(self) -> bool:
@@ -384,12 +384,12 @@ class Body(Iterator[bytes]):
             stream.clock.call_soon(stream.close)
 
 
-def _register(waiter: Waiter, environ: Mapping[str, Any]) -> None:
+def _register(clock: Clock, environ: Mapping[str, Any]) -> None:
     """See to the end of the process, and warn of a server that can do nothing else meanwhile."""
     global _registered
-    if waiter.clock.threaded and not _registered:
+    if clock.threaded and not _registered:
         _registered = True
-        waiter.at_exit(_abort_all)
+        clock.at_exit(_abort_all)
         if not environ.get("wsgi.multithread", True):
             logger.warning(
                 "this server works on one request at a time, so an open stream blocks all others; "

@@ -18,10 +18,11 @@ from ..application.event_stream import expect, refusals, respond
 from ..application.origins import check_stream
 from ..application.state import EXTENSION, State, state_of
 from ..connection.keepalive import keepalive_of
-from ..servers.takeover import client_socket, waiter
+from ..servers.takeover import client_socket
 from ..servers.wsgi_stream import has_ended
 from ..settings import read
-from ..transports.base import Clock
+from ..transports.clock import Clock
+from ..transports.current import current_clock
 from .settings import Settings
 
 __all__ = ["answer_with"]
@@ -133,7 +134,7 @@ def answer_with(pieces: Generator[bytes], *, with_context: bool = False) -> Resp
         body = stream_with_context(pieces)  # it keeps the context from here on
     if flow is None:
         return respond(body)
-    clock = waiter().clock
+    clock = current_clock()
     clock.call_soon(lambda: keepalive_of(clock).watch(flow))
     return respond(_Body(flow, clock, body))
 

@@ -21,15 +21,12 @@ from time import monotonic
 from typing import Any, Protocol
 
 from .budget import UNCOUNTED, Share
+from .clock import Clock, Timer
 
 __all__ = [
     "LIGHT",
-    "RETRY",
-    "Clock",
-    "Receiver",
+    "ByteReceiver",
     "StreamTransport",
-    "Timer",
-    "Waiter",
     "read_ahead",
 ]
 
@@ -46,10 +43,6 @@ LIGHT = 256
 AGAIN = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
-RETRY = object()
-"""What ``wait`` returns when there are unread messages to take instead."""
-
-
 def read_ahead(reader: io.BufferedReader) -> bytes:
     """Return what a buffered reader of a socket that does not block holds.
 
@@ -62,63 +55,8 @@ def read_ahead(reader: io.BufferedReader) -> bytes:
         return b""
 
 
-class Clock(Protocol):
-    """The hub or the selector thread, whichever calls a transport's receiver."""
-
-    #: Kept for who keeps connections alive by this clock.
-    keepalive: Any
-    #: Whether other threads use its transports, too, under their locks.
-    threaded: bool
-    #: Whether waiting for a network there would stop all its connections.
-    blocks: bool
-
-    def call_soon(self, function: Callable[[], None]) -> None:
-        """Call a function there, not before the next turn; from any thread."""
-
-    def inside(self) -> bool:
-        """Whether the caller runs in its thread."""
-
-    def has_time(self) -> bool:
-        """Whether what one socket has sent may be seen to now, or others have used the time up."""
-
-    def call_later(self, delay: float, function: Callable[[], None]) -> Timer:
-        """Call a function there after so many seconds."""
-
-
-class Timer(Protocol):
-    """A call that has been put off."""
-
-    def cancel(self) -> None:
-        """Call it off; does nothing once it was made."""
-
-
-class Waiter(Protocol):
-    """Who waits, holding :attr:`lock`, until another one that holds it calls :meth:`wake`."""
-
-    @property
-    def lock(self) -> AbstractContextManager[Any]:
-        """What guards that which is waited for; let go of within :meth:`wait`."""
-
-    @property
-    def clock(self) -> Clock:
-        """The hub or the selector thread that serves the one who waits."""
-
-    def wait(self, timeout: float) -> None:
-        """Wait; it may return for no reason. :param timeout: seconds, at most."""
-
-    def wake(self) -> None:
-        """Have :meth:`wait` return."""
-
-    def at_exit(self, function: Callable[[], None]) -> None:
-        """Call a function when the process ends, where who waits would keep it from that."""
-
-
-class Receiver(Protocol):
-    """Who is told what happens on the socket; all by the hub or the selector thread."""
-
-    @property
-    def unread(self) -> bool:
-        """Whether there are messages that nobody has taken."""
+class ByteReceiver(Protocol):
+    """The user of a transport; called by the hub or the selector thread."""
 
     def data_received(self, data: bytes) -> None:
         """Take bytes, never empty."""
@@ -173,8 +111,6 @@ class StreamTransport:
 
     lock: AbstractContextManager[Any]
     clock: Clock
-    #: Who waits in :meth:`wait`, None when nobody does.
-    waiting: Any
     _reading: bool
 
     def __init__(self, sock: socket.socket, *, send_timeout: float) -> None:
@@ -193,14 +129,14 @@ class StreamTransport:
         self._timer: Timer | None = None
         self._written = 0  # bytes written late, ever; and so many when progress was last checked
         self._written_before = 0
-        self._receiver: Receiver
+        self._receiver: ByteReceiver
         self._data_received: Callable[[bytes], None]
         self._recv: Callable[[int], bytes] = sock.recv
         self._send: Callable[[bytes | memoryview], int] = sock.send
         # TLS may hold decrypted bytes that no poll of the socket shows.
         self._pending: Callable[[], int] | None = getattr(sock, "pending", None)
 
-    def start(self, receiver: Receiver, *, reading: bool = True) -> None:
+    def start(self, receiver: ByteReceiver, *, reading: bool = True) -> None:
         """Begin, and begin to read; :param reading: False where :meth:`resume` will."""
         self._receiver = receiver
         self._data_received = receiver.data_received
@@ -236,20 +172,6 @@ class StreamTransport:
     def call_inside(self, function: Callable[[], None]) -> None:
         """Call a function where only the hub or the selector thread may, at once where that is
         the same."""
-        raise NotImplementedError
-
-    def wait(self, timeout: float | None = None) -> Any:
-        """Wait until :meth:`wake` hands something over and return it.
-
-        :param timeout: seconds, None for as long as it takes.
-        :returns: what was handed over, or ``RETRY`` when the receiver has unread messages.
-        :raises TimeoutError: when the time is over.
-        :raises RuntimeError: when somebody waits already.
-        """
-        raise NotImplementedError
-
-    def wake(self, value: Any) -> None:
-        """Hand a value to who waits; by the hub or the selector thread only."""
         raise NotImplementedError
 
     def wait_progress(self, timeout: float | None) -> bool:

@@ -23,9 +23,10 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from time import monotonic
-from typing import Any, Protocol
+from typing import Protocol
 
 from ..concurrency.native_lock import native_rlock
+from .clock import Clock
 
 __all__ = ["UNCOUNTED", "Budget", "Share", "give_back"]
 
@@ -38,19 +39,6 @@ _LONGEST_STALL = 10.0  # seconds without progress; beyond them only the size mat
 _MUCH = 32 * 2**20  # bytes that the total has fallen by when memory is given back, at most
 _PAUSE = 1.0  # seconds until then: whatever ends meanwhile is given back, too
 _LOST = 5.0  # seconds after which a call is made again: a hub may end before it makes the call
-
-
-class Clock(Protocol):
-    """The hub or the selector thread of a connection."""
-
-    def call_soon(self, function: Callable[[], None]) -> None:
-        """Call a function there, not before the next turn; from any thread."""
-
-    def call_later(self, delay: float, function: Callable[[], None]) -> Any:
-        """Call a function there after so many seconds; by its own thread."""
-
-    def inside(self) -> bool:
-        """Whether the caller runs in its thread."""
 
 
 class Holder(Protocol):

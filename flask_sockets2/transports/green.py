@@ -1,8 +1,9 @@
 """gevent: the hub reads, one read watcher for each connection.
 
-The hub calls :meth:`GreenTransport._read_ready` when bytes are there, whatever the handler does;
-the message goes to the greenlet that waits for it by a direct switch. One greenlet runs at a time
-and none is switched away from inside this module, so nothing here is locked.
+The hub calls :meth:`GreenTransport._read_ready` when bytes are there, whatever the handler does.
+A :class:`GreenWaiter` hands a message to the greenlet that waits for it, by a direct switch. One
+greenlet runs at a time and none is switched away from inside this module, so nothing here is
+locked.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from gevent.monkey import get_original, is_module_patched
 from greenlet import getcurrent
 
 from .base import StreamTransport
+from .clock import RETRY
 
 __all__ = ["GreenTransport", "GreenWaiter", "hub_clock", "is_green"]
 
@@ -44,21 +46,16 @@ class GreenTransport(StreamTransport):
         "_loop",
         "_read_watcher",
         "_reading",
-        "_switch",
         "_write_watcher",
         "clock",
-        "waiting",
     )
 
     lock = nullcontext()
 
     def __init__(self, sock: socket.socket, *, send_timeout: float = 30.0) -> None:
         super().__init__(sock, send_timeout=send_timeout)
-        hub = get_hub()
-        self._loop: Any = hub.loop  # Any: gevent's stubs know neither io() nor timer() in full
-        self._switch = hub.switch
+        self._loop: Any = get_hub().loop  # gevent's stubs know neither io() nor timer() in full
         self.clock: _GreenClock = hub_clock()
-        self.waiting: Any = None
         self._event: Event | None = None
         self._read_watcher: Any = self._loop.io(sock.fileno(), _READ)
         self._write_watcher: Any = None
@@ -93,7 +90,7 @@ class GreenTransport(StreamTransport):
     def call_later(self, delay: float, function: Callable[[], None]) -> _GreenTimer:
         return _GreenTimer(self._loop, delay, function)
 
-    def call_next(self, function: Callable[[], None]) -> _Call:
+    def call_next(self, function: Callable[[], None]) -> _NextCall:
         return self.clock.call_next(function)
 
     def call_inside(self, function: Callable[[], None]) -> None:
@@ -138,7 +135,31 @@ class GreenTransport(StreamTransport):
             if self._detached:
                 self.sock.close()
 
-    # -- waiting ---------------------------------------------------------------------------
+    def wait_progress(self, timeout: float | None) -> bool:
+        if self._event is None:
+            self._event = Event()
+        return bool(self._event.wait(timeout))
+
+
+def is_green() -> bool:
+    """Whether who runs is a greenlet of gevent's, or a thread of a program that gevent patched."""
+    return isinstance(getcurrent().parent, Hub) or bool(is_module_patched("threading"))
+
+
+class GreenWaiter:
+    """One greenlet of a hub that waits; see :class:`~flask_sockets2.transports.clock.Waiter`.
+
+    :param clock: that hub's, whose thread this is made in.
+    """
+
+    __slots__ = ("_clock", "_switch", "waiting")
+
+    lock = nullcontext()
+
+    def __init__(self, clock: _GreenClock) -> None:
+        self._clock = clock
+        self._switch = get_hub().switch
+        self.waiting: Any = None
 
     def wait(self, timeout: float | None = None) -> Any:
         if self.waiting is not None:
@@ -155,7 +176,7 @@ class GreenTransport(StreamTransport):
             raise
 
     def _wait_until(self, timeout: float) -> Any:
-        timer = self.call_later(max(0.0, timeout), self._expire)
+        timer = self._clock.call_later(max(0.0, timeout), self._expire)
         try:
             value = self.wait()
         finally:
@@ -168,44 +189,18 @@ class GreenTransport(StreamTransport):
         greenlet, self.waiting = self.waiting, None
         greenlet.switch(value)
 
+    def wake_soon(self) -> None:
+        # Not at once: a greenlet that switched to another one would not run again.
+        if self.waiting is not None:
+            self._clock.call_soon(self._retry)
+
+    def _retry(self) -> None:
+        if self.waiting is not None:
+            self.wake(RETRY)
+
     def _expire(self) -> None:
         if self.waiting is not None:
             self.wake(_EXPIRED)
-
-    def wait_progress(self, timeout: float | None) -> bool:
-        if self._event is None:
-            self._event = Event()
-        return bool(self._event.wait(timeout))
-
-
-def is_green() -> bool:
-    """Whether who runs is a greenlet of gevent's, or a thread of a program that gevent patched."""
-    return isinstance(getcurrent().parent, Hub) or bool(is_module_patched("threading"))
-
-
-class GreenWaiter:
-    """One greenlet that waits for what others do in its thread."""
-
-    __slots__ = ("_event", "clock")
-
-    lock = nullcontext()
-
-    def __init__(self) -> None:
-        self.clock = hub_clock()
-        self._event = Event()
-
-    def wait(self, timeout: float) -> None:
-        """Wait until :meth:`wake` is called; :param timeout: seconds, at most."""
-        self._event.wait(timeout)
-        self._event.clear()
-
-    def wake(self) -> None:
-        """Have :meth:`wait` return."""
-        self._event.set()
-
-    @staticmethod
-    def at_exit(function: Callable[[], None]) -> None:
-        """Do nothing: a greenlet keeps no process alive."""
 
 
 class _GreenClock:
@@ -228,7 +223,7 @@ class _GreenClock:
     def __init__(self, loop: Any) -> None:
         self._loop = loop
         self._thread = _get_ident()
-        self._calls: deque[_Call] = deque()
+        self._calls: deque[_NextCall] = deque()
         self._timer: _GreenTimer | None = None  # if there are calls
         self._look = self._until = 0.0
         self.keepalive: Any = None
@@ -237,7 +232,13 @@ class _GreenClock:
     def inside(self) -> bool:
         return bool(_get_ident() == self._thread)
 
-    def call_soon(self, function: Callable[[], None]) -> None:
+    def waiter(self, lock: Any = None, unread: Callable[[], bool] | None = None) -> GreenWaiter:
+        return GreenWaiter(self)
+
+    def at_exit(self, function: Callable[[], None]) -> None:
+        """Do nothing: a greenlet keeps no process alive."""
+
+    def call_soon(self, function: Callable[[], object]) -> None:
         if _get_ident() == self._thread:
             self._loop.run_callback(function)
         else:
@@ -255,14 +256,14 @@ class _GreenClock:
             self._until = now + _ROUND
         return now < self._until
 
-    def call_next(self, function: Callable[[], None]) -> _Call:
+    def call_next(self, function: Callable[[], None]) -> _NextCall:
         """Call a function when all sockets have been looked at, in its turn.
 
         The sockets are looked at again after 5 ms of such calls. The hub itself makes 50 calls
         before it looks at the clock, and all that is due of a timer, and a call may take
         milliseconds.
         """
-        call = _Call(function)
+        call = _NextCall(function)
         self._calls.append(call)
         if self._timer is None:
             self._timer = _GreenTimer(self._loop, 0.0, self._make_calls)
@@ -280,7 +281,7 @@ class _GreenClock:
             self._timer = _GreenTimer(self._loop, 0.0, self._make_calls) if calls else None
 
 
-class _Call:
+class _NextCall:
     """One call by the hub."""
 
     __slots__ = ("_function",)

@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 from time import monotonic
 
-from .budget import Clock, give_back
+from .budget import give_back
+from .clock import Clock
 
 __all__ = ["ended"]
 

@@ -18,9 +18,10 @@ from heapq import heappop, heappush
 from time import monotonic
 from typing import Any
 
-from .base import RETRY, StreamTransport
+from .base import StreamTransport
+from .clock import RETRY
 
-__all__ = ["ThreadedTransport", "ThreadedWaiter", "at_exit"]
+__all__ = ["ThreadedTransport", "ThreadedWaiter", "at_exit", "selector_clock"]
 
 logger = logging.getLogger("flask_sockets2.transports")
 
@@ -52,7 +53,7 @@ class _Reactor:
     def __init__(self) -> None:
         self.keepalive: Any = None
         self._selector = selectors.DefaultSelector()
-        self._calls: deque[Callable[[], None]] = deque()
+        self._calls: deque[Callable[[], object]] = deque()
         self._timers: list[_Timer] = []
         self._owners: dict[int, object] = {}  # whose the descriptor is that the selector watches
         self._waker, self._woken = socket.socketpair()
@@ -64,7 +65,7 @@ class _Reactor:
         )
         self._thread.start()
 
-    def call_soon(self, function: Callable[[], None]) -> None:
+    def call_soon(self, function: Callable[[], object]) -> None:
         self._calls.append(function)
         try:
             self._waker.send(b"\0")
@@ -76,6 +77,14 @@ class _Reactor:
 
     def has_time(self) -> bool:
         return True  # handlers have threads of their own
+
+    def waiter(
+        self, lock: threading.RLock | None = None, unread: Callable[[], bool] | None = None
+    ) -> ThreadedWaiter:
+        return ThreadedWaiter(threading.RLock() if lock is None else lock, unread)
+
+    def at_exit(self, function: Callable[[], None]) -> None:
+        at_exit(function)
 
     def call_later(self, delay: float, function: Callable[[], None]) -> _Timer:
         timer = _Timer(monotonic() + delay, function)
@@ -120,7 +129,7 @@ class _Reactor:
             if function is not None:
                 self._call(function)
 
-    def _call(self, function: Callable[..., None], *arguments: int) -> None:
+    def _call(self, function: Callable[..., object], *arguments: int) -> None:
         try:
             function(*arguments)
         except Exception:  # one connection's error must not end all the others
@@ -131,7 +140,7 @@ _reactor: _Reactor | None = None
 _reactor_lock = threading.Lock()
 
 
-def _get_reactor() -> _Reactor:
+def selector_clock() -> _Reactor:
     """The process's selector thread, started at its first use."""
     global _reactor
     with _reactor_lock:
@@ -169,26 +178,22 @@ class ThreadedTransport(StreamTransport):
         "_fd",
         "_reactor",
         "_reading",
-        "_receiving",
-        "_value",
         "_writing",
         "clock",
         "lock",
-        "waiting",
     )
+
+    lock: threading.RLock
 
     def __init__(self, sock: socket.socket, *, send_timeout: float = 30.0) -> None:
         super().__init__(sock, send_timeout=send_timeout)
         sock.setblocking(False)
-        self.clock = self._reactor = _get_reactor()
+        self.clock = self._reactor = selector_clock()
         self._fd = sock.fileno()
         self._reading = False
         self._writing = False
-        self.waiting: Any = None
-        self._value: Any = _NOTHING
-        self._receiving = False  # until the thread has taken what it was handed
         self.lock = threading.RLock()
-        self._changed = threading.Condition(self.lock)
+        self._changed: threading.Condition | None = None  # once something waits for progress
 
     # -- the selector thread ---------------------------------------------------------------
 
@@ -245,7 +250,8 @@ class ThreadedTransport(StreamTransport):
             self._watch()
 
     def _progressed(self) -> None:
-        self._changed.notify_all()
+        if self._changed is not None:
+            self._changed.notify_all()
 
     def write(self, data: bytes) -> None:
         with self.lock:
@@ -262,11 +268,29 @@ class ThreadedTransport(StreamTransport):
                 super().close()
                 self._watch()
 
-    # -- waiting ---------------------------------------------------------------------------
+    def wait_progress(self, timeout: float | None) -> bool:
+        with self.lock:
+            if self._changed is None:
+                self._changed = threading.Condition(self.lock)
+            return self._changed.wait(timeout)
+
+
+class ThreadedWaiter:
+    """One thread that waits; see :class:`~flask_sockets2.transports.clock.Waiter`."""
+
+    __slots__ = ("_changed", "_receiving", "_unread", "_value", "lock", "waiting")
+
+    def __init__(self, lock: threading.RLock, unread: Callable[[], bool] | None) -> None:
+        self.lock = lock
+        self.waiting: Any = None
+        self._unread = unread
+        self._value: Any = _NOTHING
+        self._receiving = False  # until the thread has taken what it was handed
+        self._changed = threading.Condition(lock)
 
     def wait(self, timeout: float | None = None) -> Any:
         with self.lock:
-            if self._receiver.unread:
+            if self._unread is not None and self._unread():
                 return RETRY
             if self._receiving:
                 raise RuntimeError(
@@ -291,30 +315,6 @@ class ThreadedTransport(StreamTransport):
         self._value = value
         self._changed.notify_all()
 
-    def wait_progress(self, timeout: float | None) -> bool:
-        with self.lock:
-            return self._changed.wait(timeout)
-
-
-class ThreadedWaiter:
-    """One thread that waits for what others do, under :attr:`lock`."""
-
-    __slots__ = ("_changed", "clock", "lock")
-
-    def __init__(self) -> None:
-        self.clock = _get_reactor()
-        self.lock = threading.RLock()
-        self._changed = threading.Condition(self.lock)
-
-    def wait(self, timeout: float) -> None:
-        """Wait until :meth:`wake` is called; :param timeout: seconds, at most."""
-        self._changed.wait(timeout)
-
-    def wake(self) -> None:
-        """Have :meth:`wait` return."""
-        self._changed.notify_all()
-
-    @staticmethod
-    def at_exit(function: Callable[[], None]) -> None:
-        """Call a function before the threads are waited for, see :func:`at_exit`."""
-        at_exit(function)
+    def wake_soon(self) -> None:
+        if self.waiting is not None:
+            self.wake(RETRY)

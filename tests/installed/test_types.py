@@ -23,7 +23,7 @@ from flask_sockets2.sse import Progress, ServerSentEventsBlueprint
 from flask_sockets2.turbo.testing import Broadcasts
 from tests.builds import ROOT, run
 from tests.test_docs import blocks
-from tests.test_site import FOR_THE_SERVER, members
+from tests.test_site import members
 
 from .conftest import Environment
 
@@ -167,7 +167,7 @@ SHOWN = [
 ]
 """Classes whose methods and properties are all in ``typed/revealed.py``."""
 
-NOT_SHOWN = FOR_THE_SERVER | {
+NOT_SHOWN = {
     "redis",  # its type is that of an extra
     "register",  # Flask calls it
     *("populate", "set_header", "context_processor", "start_jobs", "user_of_connection"),

@@ -97,7 +97,7 @@ def test_the_servers_socket_is_taken_and_it_keeps_a_sink(key: str) -> None:
         taken.connection.accept()
         assert peer.response().status == 101
         peer.send(close_frame())
-        taken.connection.finish()
+        taken.lifecycle.finish()
         peer.closing()
         files = psutil.Process().num_fds()
         taken.release()
@@ -121,7 +121,7 @@ def test_bytes_behind_the_head_are_taken_along() -> None:
         ws = taken.connection
         assert ws.receive(timeout=TIMEOUT) == "early"
         peer.close()
-        ws.finish()
+        taken.lifecycle.finish()
 
 
 # -- flask run -----------------------------------------------------------------------------
@@ -347,4 +347,4 @@ def test_a_pair_without_a_port_is_a_socket_too() -> None:
         assert far.recv(12) == b"HTTP/1.1 101"
         far.close()
         assert taken.connection.receive(timeout=TIMEOUT) is None
-        taken.connection.finish()
+        taken.lifecycle.finish()

@@ -31,7 +31,8 @@ def echo(ws):
 
 @sockets.route("/kind")
 def kind(ws):
-    ws.send(f"{type(ws).__module__} {ws.path} {bool(ws.handler)}")
+    kind = type(getattr(ws, "_lifecycle", ws)).__module__
+    ws.send(f"{kind} {ws.path} {bool(ws.handler)}")
 
 
 @sockets.route("/refuses", accept=False)
@@ -171,7 +172,7 @@ def test_an_application_is_served(kind: str, first: str, run: Run) -> None:
     [
         ("our handler", "flask_sockets2.servers.gevent /kind True"),
         ("our server", "flask_sockets2.servers.gevent /kind True"),
-        ("stock", "flask_sockets2.connection.connection /kind False"),
+        ("stock", "flask_sockets2.connection.lifecycle /kind False"),
         ("gevent-websocket", "geventwebsocket.websocket /kind True"),
     ],
 )

@@ -11,6 +11,7 @@ import pytest
 
 from flask_sockets2 import WebSocketServer
 from flask_sockets2.connection.connection import Connection
+from flask_sockets2.connection.lifecycle import Lifecycle
 from tests.clients import http
 from tests.processes import Server, Servers, accepts, servers_in, unused_port
 from tests.servers.test_gevent import PATCHED, SERVE
@@ -443,7 +444,7 @@ def test_other_attributes_of_gevent_websockets_are_there(name: str, attributes: 
 
 
 def test_an_attribute_that_nobody_has_is_an_ordinary_error() -> None:
-    ws = Connection({}, lambda timeout: (None, b""))  # type: ignore[arg-type, return-value]
+    ws = Connection(Lifecycle({}, lambda timeout: (None, b"")))  # type: ignore[arg-type, return-value]
     with pytest.raises(AttributeError, match=r"^a connection has no 'recieve'$"):
         _ = ws.recieve
     assert not hasattr(ws, "stream")

@@ -85,7 +85,7 @@ def keep(ws, name):
 
 @sockets.route("/first/<name>", receive_buffer=1024)
 def first(ws, name):
-    while not ws._link.unread:
+    while not ws._driver.inbox.has_unread():
         time.sleep(0.001)
     ws.send(ws.receive())
     ws.subscribe(name)
@@ -131,7 +131,7 @@ def shared(ws, name):
             noted[name] = str(exc)
 
     Thread(target=receive).start()
-    while ws.transport.waiting is None:
+    while ws._driver.inbox.waiting is None:
         time.sleep(0.001)
     ws.subscribe(name)
 

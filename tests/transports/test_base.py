@@ -29,7 +29,6 @@ Body = Callable[[Any], None]
 class Recorder:
     """Notes what a transport tells."""
 
-    unread = False
     owes = False
 
     def __init__(self) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import gevent
 import gevent.socket
 
-from flask_sockets2.transports.green import GreenTransport
+from flask_sockets2.transports.clock import RETRY
+from flask_sockets2.transports.green import GreenTransport, hub_clock
 from tests.connections import Greenlets, tcp_pair
 from tests.processes import wait_until
 from tests.transports.test_base import Recorder
@@ -76,17 +77,18 @@ def test_a_descriptor_may_be_another_connections_by_now() -> None:
 def test_a_woken_greenlet_runs_at_once_in_the_hubs_turn() -> None:
     def run() -> list[Any]:
         order: list[Any] = []
+        waiter = hub_clock().waiter()
 
         class Waker(Recorder):
             def data_received(self, data: bytes) -> None:
                 order.append("before")
-                transport.wake(data)
+                waiter.wake(data)
                 order.append("after")
 
         peer, sock, transport = started(Waker())
         with peer, sock:
             peer.send(b"hello")
-            order.append(transport.wait(TIMEOUT))
+            order.append(waiter.wait(TIMEOUT))
             gevent.sleep(0)
             transport.close()
         return order
@@ -94,20 +96,33 @@ def test_a_woken_greenlet_runs_at_once_in_the_hubs_turn() -> None:
     assert in_a_hub(run) == ["before", b"hello", "after"]
 
 
-def test_a_greenlet_killed_while_it_waits_leaves_the_transport_usable() -> None:
+def test_a_greenlet_killed_while_it_waits_leaves_its_waiter_usable() -> None:
     def run() -> Any:
-        peer, sock, transport = started(Recorder())
-        with peer, sock:
-            waiter = gevent.spawn(transport.wait)
-            until(lambda: transport.waiting is not None)
-            waiter.kill(timeout=TIMEOUT)
-            assert transport.waiting is None
-            gevent.spawn_later(0.01, transport.wake, "woken")
-            woken = transport.wait(TIMEOUT)
-            transport.close()
-        return woken
+        waiter = hub_clock().waiter()
+        waiting = gevent.spawn(waiter.wait)
+        until(lambda: waiter.waiting is not None)
+        waiting.kill(timeout=TIMEOUT)
+        assert waiter.waiting is None
+        hub_clock().call_later(0.01, lambda: waiter.wake("woken"))
+        return waiter.wait(TIMEOUT)
 
     assert in_a_hub(run) == "woken"
+
+
+def test_a_greenlet_that_has_another_one_look_again_goes_on_first() -> None:
+    def run() -> list[Any]:
+        order: list[Any] = []
+        waiter = hub_clock().waiter()
+        waiter.wake_soon()  # nothing waits
+        waiting = gevent.spawn(lambda: order.append(waiter.wait(TIMEOUT)))
+        until(lambda: waiter.waiting is not None)
+        waiter.wake_soon()
+        waiter.wake_soon()
+        order.append("goes on")
+        waiting.join(TIMEOUT)
+        return order
+
+    assert in_a_hub(run) == ["goes on", RETRY]
 
 
 def test_two_hubs_keep_their_clocks_apart() -> None:

@@ -12,8 +12,8 @@ from textwrap import dedent
 import pytest
 
 from flask_sockets2.transports import threaded
-from flask_sockets2.transports.base import RETRY
-from flask_sockets2.transports.threaded import ThreadedTransport
+from flask_sockets2.transports.clock import RETRY
+from flask_sockets2.transports.threaded import ThreadedTransport, selector_clock
 from tests.connections import tcp_pair
 from tests.processes import FORKS, wait_until
 from tests.transports.test_base import Recorder
@@ -96,34 +96,37 @@ def test_an_error_of_one_connection_is_logged_and_ends_no_other(
 
 
 def test_wait_does_not_wait_while_something_is_unread() -> None:
-    peer, sock = tcp_pair()
-    with peer, sock:
-        recorder = Recorder()
-        recorder.unread = True
-        transport = ThreadedTransport(sock)
-        transport.start(recorder)
-        assert transport.wait() is RETRY
-        transport.close()
+    waiter = selector_clock().waiter(unread=lambda: True)
+    assert waiter.wait() is RETRY
+
+
+def test_a_thread_that_waits_can_be_made_to_look_again() -> None:
+    waiter = selector_clock().waiter()
+    got: list[object] = []
+    thread = threading.Thread(target=lambda: got.append(waiter.wait(TIMEOUT)), daemon=True)
+    thread.start()
+    wait_until(lambda: waiter.waiting is not None, "the thread")
+    with waiter.lock:
+        waiter.wake_soon()
+        waiter.wake_soon()
+    thread.join(TIMEOUT)
+    assert got == [RETRY]
 
 
 def test_a_second_thread_is_refused_until_the_first_has_what_it_was_handed() -> None:
     """pain 26: else it would take the first one's message and leave it waiting."""
-    peer, sock = tcp_pair()
+    waiter = selector_clock().waiter()
     got: list[object] = []
-    with peer, sock:
-        transport = ThreadedTransport(sock)
-        transport.start(Recorder())
-        first = threading.Thread(target=lambda: got.append(transport.wait(TIMEOUT)), daemon=True)
-        first.start()
-        wait_until(lambda: transport.waiting is not None, "the first")
-        with transport.lock:  # the first has not run yet
-            transport.wake("for the first")
-            with pytest.raises(RuntimeError, match="another thread waits"):
-                transport.wait(TIMEOUT)
-        first.join(TIMEOUT)
-        with pytest.raises(TimeoutError):
-            transport.wait(0.01)  # now it may
-        transport.close()
+    first = threading.Thread(target=lambda: got.append(waiter.wait(TIMEOUT)), daemon=True)
+    first.start()
+    wait_until(lambda: waiter.waiting is not None, "the first")
+    with waiter.lock:  # the first has not run yet
+        waiter.wake("for the first")
+        with pytest.raises(RuntimeError, match="another thread waits"):
+            waiter.wait(TIMEOUT)
+    first.join(TIMEOUT)
+    with pytest.raises(TimeoutError):
+        waiter.wait(0.01)  # now it may
     assert got == ["for the first"]
 
 
@@ -191,27 +194,23 @@ def test_at_exit_comes_before_threads_are_waited_for(pool: bool) -> None:
         f"""
         import threading
         from concurrent.futures import ThreadPoolExecutor
-        from flask_sockets2.transports.threaded import ThreadedTransport, at_exit
-        from tests.connections import tcp_pair
-        from tests.transports.test_base import Recorder
+        from flask_sockets2.transports.threaded import at_exit, selector_clock
 
-        peer, sock = tcp_pair()
-        transport = ThreadedTransport(sock)
-        transport.start(Recorder())
+        waiter = selector_clock().waiter()
         waits = threading.Event()
 
         def wait():
             waits.set()
-            print(transport.wait(timeout=60), flush=True)
+            print(waiter.wait(timeout=60), flush=True)
 
         def wake():
-            with transport.lock:
-                transport.wake("woken at exit")
+            with waiter.lock:
+                waiter.wake("woken at exit")
 
         at_exit(wake)
         {start}
         assert waits.wait(60)
-        while transport.waiting is None:
+        while waiter.waiting is None:
             pass
         """
     )
