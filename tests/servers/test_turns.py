@@ -26,6 +26,7 @@ from time import perf_counter
 from gevent import get_hub
 
 from flask_sockets2 import WebSocketServer
+from flask_sockets2.connection.connection import lifecycle_of
 from flask_sockets2.connection.limits import Limits
 
 rounds = 0  # of the hub, in each of which it looks at all sockets
@@ -49,7 +50,7 @@ def work():
 
 
 def answer(ws):
-    ws.limits = Limits(compression=True)
+    lifecycle_of(ws).opening.limits = Limits(compression=True)
     for message in ws:
         ws.send(message[:1] + work())
 
