@@ -19,6 +19,18 @@ def test_one_glance_shows_the_package() -> None:
     assert sum(map(len, HOUSE.rooms.values())) <= 90
 
 
+def test_a_class_name_means_one_thing() -> None:
+    """Two names are users': a broker's message, and Flask-SSE's."""
+    assert HOUSE.double_names == {"Message": ["brokers.base", "sse.message"]}
+
+
+def test_pages_speak_of_things_and_conditions() -> None:
+    found = per_thousand(HOUSE.pages().values())
+    assert found["it"] <= 15
+    assert found["who"] + found["what"] <= 5
+    assert found["if"] >= 6
+
+
 @pytest.mark.parametrize(
     ("page", "prose"),
     [
