@@ -280,7 +280,7 @@ class _Handler(WebSocketHandler, PyWSGIHandler):  # type: ignore[misc]  # gunico
 
 
 def _is_logged(log: Any) -> bool:
-    """Return whether gunicorn's logger needs requests: its access log is on, or it is your own."""
+    """Return whether gunicorn's logger needs requests: the log is on, or its class is your own."""
     own = getattr(type(log), "access", None) is not Logger.access
     return own or bool(log.access_log_enabled)
 
@@ -328,7 +328,7 @@ _lines = _Lines()
 
 
 class _Server(WebSocketServer):
-    """Server that drains after accepting stops.
+    """Server that drains its connections after it has stopped accepting.
 
     :param worker: worker that owns the server.
     """

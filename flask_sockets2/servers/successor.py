@@ -36,7 +36,7 @@ def await_successor(family: int, address: Any, seconds: float, *, kept: bool = F
     :param family: address family of the socket that this process has closed.
     :param address: address of that socket.
     :param seconds: maximum seconds to wait.
-    :param kept: True if a service manager keeps the socket; waits only for the other old workers.
+    :param kept: True if a service manager keeps the socket; then the wait lasts 1.5 s.
     """
     with suppress(gevent.Timeout), gevent.Timeout(max(0.0, seconds)):
         if kept:

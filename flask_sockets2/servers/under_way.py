@@ -40,7 +40,7 @@ def requests() -> int:
 
 
 def cut_off() -> int:
-    """Return the number of requests cut off since the process began: clients were too slow."""
+    """Return the number of requests of slow clients that were cut off since the process began."""
     return _cut
 
 
