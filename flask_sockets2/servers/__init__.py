@@ -1,1 +1,1 @@
-"""Where a connection comes from: our own servers, or the socket of somebody else's."""
+"""Servers for WebSockets and streams: gunicorn's worker, gevent's pywsgi, and other servers."""

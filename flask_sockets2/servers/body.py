@@ -1,7 +1,7 @@
-"""The body of a request, read strictly: to its Content-Length, or chunk by chunk (RFC 9112 §7.1).
+"""Request body, read strictly: up to Content-Length, or chunk by chunk (RFC 9112 §7.1).
 
-pywsgi's own reader goes on after a broken chunk, so that the bytes behind the break are served as
-the next request; it asks for a whole chunk at once, however long the client says that the chunk is.
+pywsgi's own reader continues after a broken chunk, and serves the bytes behind it as the next
+request. pywsgi also reads a whole chunk at once, however large the client declares the chunk.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .request_head import CONTROL, NAME
 
 __all__ = ["BrokenBody", "RequestBody", "SlowBody"]
 
-_PIECE = 65536  # bytes that are asked for at once, whatever length the client has announced
+_PIECE = 65536  # bytes read at once, even if the client declares a longer chunk
 _LONGEST_LINE = 4096  # bytes of a line with the size of a chunk
 _MOST_EXTRA = 16384  # bytes of all chunk extensions and trailers of a body (RFC 9112 §7.1.1)
 
@@ -27,31 +27,30 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class BrokenBody(ClientDisconnected, OSError):
-    """A body that is no valid body, or that the client did not send to its end.
+    """Invalid or incomplete request body.
 
-    An application that reads such a body is interrupted by this exception. Flask answers 400 for
-    it, without a traceback.
+    A view that reads the body gets this exception. Flask answers 400, without a traceback.
     """
 
 
 class SlowBody(BrokenBody):
-    """A body for which the client kept the server waiting for too long. Flask answers 408."""
+    """Request body that the client sent too slowly. Flask answers 408."""
 
     code = 408
     description = "The body of the request came too slowly."
 
 
 class RequestBody:
-    """``wsgi.input``: the body of one request.
+    """``wsgi.input``: the body of one request, for the application to read.
 
     :param rfile: the stream of the connection, behind the head of the request.
-    :param length: bytes, from the Content-Length header field; None for a request without one.
-    :param chunked: whether the body has Transfer-Encoding chunked.
+    :param length: bytes, from the Content-Length header field; None if the field is missing.
+    :param chunked: True if the body has Transfer-Encoding chunked.
     :param proceed: called with a response 100 before the first read; None if the client does not
-        wait for it.
+        wait for that response.
 
-    All reads raise :class:`BrokenBody` from the first broken or missing byte on, and its kind
-    :class:`SlowBody` once the client was too slow.
+    A read that reaches a broken or missing byte raises :class:`BrokenBody`, and so do all later
+    reads. If the client was too slow, the reads raise the subclass :class:`SlowBody`.
     """
 
     __slots__ = ("_chunked", "_extra", "_left", "_proceed", "broken", "rfile", "slow")
@@ -65,23 +64,23 @@ class RequestBody:
         proceed: Callable[[bytes], Any] | None = None,
     ) -> None:
         self.rfile = rfile
-        #: What is wrong with the body; empty as long as nothing is.
+        #: Reason why the body is broken; empty if the body is valid so far.
         self.broken = ""
-        self._chunked = chunked  # and the last chunk has not come
+        self._chunked = chunked  # False after the last chunk
         self._left = 0 if chunked else length or 0  # bytes of the body, or of the current chunk
         self._extra = 0  # bytes of chunk extensions and trailers so far
         self._proceed = proceed
-        #: Whether the client has kept the server waiting for too long.
+        #: True if the client has sent the body too slowly.
         self.slow = False
 
     # -- for the application (PEP 3333) ----------------------------------------------------
 
     def read(self, size: int | None = -1) -> bytes:
-        """Return so many bytes, fewer at the end of the body only; all without a size."""
+        """Return ``size`` bytes, fewer only at the end of the body; all if no size is given."""
         return b"".join(self._pieces(size, self.rfile.read))
 
     def readline(self, size: int | None = -1) -> bytes:
-        """Return a line with its line feed, at most so many bytes of it."""
+        """Return a line with its line feed, at most ``size`` bytes."""
         pieces: list[bytes] = []
         for piece in self._pieces(size, self.rfile.readline):
             pieces.append(piece)
@@ -99,18 +98,18 @@ class RequestBody:
     # -- for the server --------------------------------------------------------------------
 
     def _discard(self) -> None:
-        """Read what the application has left; called by pywsgi."""
+        """Read the rest of the body that the application did not read; called by pywsgi."""
         self._proceed = None
         try:
             for _ in self._pieces(None, self.rfile.read):
                 pass
         except BrokenBody:
-            pass  # the handler looks at what is broken, and closes the connection
+            pass  # the handler checks ``broken`` and closes the connection
 
     # -- reading ---------------------------------------------------------------------------
 
     def _pieces(self, size: int | None, read: Callable[[int], bytes]) -> Iterator[bytes]:
-        """Yield bytes up to a size or to the end of the body."""
+        """Yield pieces of the body, up to ``size`` bytes or to the end of the body."""
         left = -1 if size is None else size
         while left:
             if not self._left and not self._next_chunk():
@@ -143,7 +142,7 @@ class RequestBody:
         return bool(self._left)
 
     def _read_trailers(self) -> None:
-        """Read the fields behind the last chunk, which nobody is given (§7.1.2)."""
+        """Read and discard the trailers behind the last chunk (§7.1.2)."""
         while (line := self._line()) != b"\r\n":
             name, colon, value = line[:-2].partition(b":")
             if not (colon and line.endswith(b"\r\n") and NAME.fullmatch(name)):
@@ -156,13 +155,13 @@ class RequestBody:
         return self._ask(self.rfile.readline, _LONGEST_LINE)
 
     def _count(self, extra: int) -> None:
-        """Bound what a client sends beside the body itself."""
+        """Limit the bytes that a client sends beside the body itself."""
         self._extra += extra
         if self._extra > _MOST_EXTRA:
             raise self._break(f"more than {_MOST_EXTRA} bytes of chunk extensions and trailers")
 
     def _ask(self, read: Callable[[int], bytes], most: int) -> bytes:
-        """Wait for bytes of the connection; b"" at its end."""
+        """Wait for bytes of the connection; return b"" at the end of the connection."""
         if self.broken:
             raise self._error()
         try:

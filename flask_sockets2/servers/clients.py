@@ -1,7 +1,7 @@
-"""The WebSockets of a server as gevent-websocket's server lists them: ``handler.server.clients``.
+"""The open WebSockets of a server, for gevent-websocket programs: ``handler.server.clients``.
 
-Programs written for it send to all clients so. This reaches one process only, and one slow client
-makes the others wait; a channel and ``publish()`` do neither.
+A program may loop over the mapping to send to all clients. The loop reaches one process only, and
+one slow client delays the others. A channel and ``publish()`` have neither limit.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ __all__ = ["Client", "Clients", "client_of"]
 
 
 class Client:
-    """One client; programs may set attributes of their own.
+    """One connected client; your program may set attributes of its own.
 
-    :ivar address: of the client, as the server has it.
-    :ivar ws: its connection.
+    :ivar address: address of the client, as the server reports it.
+    :ivar ws: connection of the client.
     """
 
     def __init__(self, address: Any, ws: Connection) -> None:
@@ -28,11 +28,11 @@ class Client:
 
 
 class Clients(Mapping[Any, Client]):
-    """The clients that are connected to a server by their addresses, as they are at each look.
+    """Live mapping from address to :class:`Client`, for all clients connected to a server.
 
-    A connection that is not accepted yet is not among them: it may still be refused.
+    The mapping omits connections that are not accepted yet, since a view may still refuse them.
 
-    :param server: whose they are.
+    :param server: server of the clients.
     """
 
     def __init__(self, server: object) -> None:
@@ -43,7 +43,7 @@ class Clients(Mapping[Any, Client]):
         for lifecycle in opened():
             if lifecycle.open and getattr(lifecycle, "server", None) is self._server:
                 client = client_of(lifecycle)
-                # All clients of a Unix socket have the same address, an empty one.
+                # All clients of a Unix socket have the same, empty address.
                 found[client.address or id(client.ws)] = client
         return found
 
@@ -64,9 +64,9 @@ class Clients(Mapping[Any, Client]):
 
 
 def client_of(lifecycle: Any) -> Client:
-    """Return the client of a connection, the same each time.
+    """Return the client of a connection, the same object each time.
 
-    :param lifecycle: of the connection, made by our own handler.
+    :param lifecycle: lifecycle of the connection, made by our own handler.
     """
     if lifecycle.client is None:
         lifecycle.client = Client(lifecycle.address, lifecycle.ws)

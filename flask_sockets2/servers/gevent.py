@@ -1,6 +1,6 @@
-"""gevent's pywsgi with WebSockets: the application routes first, the 101 response comes after.
+"""gevent's pywsgi with WebSockets: the application routes the request before the 101 response.
 
-:class:`WebSocketHandler` goes where gevent-websocket's handler went::
+Use :class:`WebSocketHandler` in place of gevent-websocket's handler::
 
     pywsgi.WSGIServer(("127.0.0.1", 5000), app, handler_class=WebSocketHandler).serve_forever()
 """
@@ -60,32 +60,32 @@ from .wsgi_stream import Body, Stream
 __all__ = ["GreenLifecycle", "WebSocketHandler", "WebSocketServer", "drain"]
 
 logger = logging.getLogger("flask_sockets2.servers")
-_seldom = ThrottledLog(logger)  # for what clients bring about, as often as they like
+_seldom = ThrottledLog(logger)  # for lines that clients can cause at any rate
 
 _STOPPING = "this server is stopping; connect again"
 
 _BATCH_INTERVAL = 0.1  # seconds
-# Connections. Each comes back with a handshake and for what it missed: the 100 that a worker closes
-# in a second its successor takes in the same time.
+# Connections. Each client reconnects with a handshake and replays missed messages. If a worker
+# closes 100 clients a second, its successor accepts them at the same rate.
 _SMALLEST_BATCH = 10
 
-# Seconds that the rest of a body is read after its response, so that a client which still sends
-# reads the response and is not cut off by a reset (RFC 9112 §9.6).
+# Seconds to read the rest of a body after the response. Without them, a client that is still
+# sending would get a reset before it reads the response (RFC 9112 §9.6).
 _LINGER = 30.0
-_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: what the client has not taken is thrown away
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: discard data that the client has not received
 
-# The kernel has no descriptor or memory for another connection: clients decide how many there are.
+# Errors if the kernel lacks descriptors or memory; clients decide the number of connections.
 _NO_ROOM = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _ACCEPT_AGAIN = 0.5  # seconds
-_ACCEPTING = 0.005  # seconds for connections that come to nothing, before others have their turn
+_ACCEPTING = 0.005  # seconds for discarding dead connections, before other greenlets run
 
 
 class GreenConnectionClosed(ConnectionClosed, GeventWebSocketError):  # type: ignore[misc]  # untyped base
-    """ConnectionClosed that handlers written for gevent-websocket catch, too."""
+    """ConnectionClosed, as a subclass of gevent-websocket's error: handlers may catch either."""
 
 
 class GreenLifecycle(Lifecycle):
-    """A connection under our own handler, with what ``servers/clients.py`` needs."""
+    """Lifecycle of a connection under our own handler, with attributes for ``clients.py``."""
 
     __slots__ = ("address", "client", "server")
     error = GreenConnectionClosed
@@ -94,16 +94,16 @@ class GreenLifecycle(Lifecycle):
         super().__init__(environ, take)
         self.server: Any = None
         self.address: Any = None
-        self.client: Client | None = None  # made when it is first asked for
+        self.client: Client | None = None  # created on first use
 
     def ended(self, driver: ProtocolDriver) -> None:
-        if not self.ws.handler:  # which may still ask
+        if not self.ws.handler:  # a handler may still use the client
             self.client = None
         super().ended(driver)
 
 
 def _warn_unpatched() -> None:
-    """Say once that a handler which sleeps or asks a database stops everybody else."""
+    """Warn once if the standard library is not patched: one sleeping handler blocks all others."""
     global _warned
     if not _warned and not is_module_patched("time"):
         _warned = True
@@ -118,29 +118,29 @@ _warned = False
 
 
 class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs make it Any
-    """A pywsgi handler that gives the application ``environ["wsgi.websocket"]``.
+    """pywsgi handler that gives the application ``environ["wsgi.websocket"]``.
 
-    Heads of requests that pywsgi would let pass are refused with 400, a slow one with 408. What is
-    wrong with a request is logged as information, once a second at most, and never as an error.
+    The handler refuses malformed requests with 400, also if pywsgi would accept them, and slow ones
+    with 408. Errors of clients are logged at INFO, at most once a second.
     """
 
-    # The first four are what counts if no application of the process sets them.
+    # Defaults of the first four settings, if no application of the process sets them.
     #: Seconds for the head of a request to arrive.
     handshake_timeout = PatienceSettings.handshake_timeout
-    #: Seconds that a client may send nothing of a body, or take nothing of a response.
+    #: Longest pause of a client in a body or a response, in seconds.
     stall_timeout = PatienceSettings.stall_timeout
-    #: Bytes a second that a client has to keep to beyond; None for no such rate.
+    #: Minimum bytes a second of a client in the long run; None for no minimum.
     min_rate = PatienceSettings.min_rate
-    #: Seconds to wait for one body, or for one response to be taken; None for no limit.
+    #: Seconds to wait for the client in one body or response; None for no limit.
     max_time = PatienceSettings.max_time
     #: Seconds to wait for the next request on the same connection.
     keep_alive_timeout = 75.0
-    #: Header fields that a request may have; a request with more is refused with 431.
+    #: Maximum number of header fields; a request with more is refused with 431.
     max_header_fields = 100
-    #: Bytes of one header field with its name; None for 16 KiB of all values of one name. A request
-    #: with more is refused with 431.
+    #: Maximum bytes of one header field with its name; None for 16 KiB of all values of one name.
+    #: A request with more is refused with 431.
     max_header_size: int | None = None
-    #: Bytes of a request line, at most 8190; a request with more is refused with 414.
+    #: Maximum bytes of a request line, up to 8190; a request with more is refused with 414.
     max_request_line = 8190
 
     socket: Any
@@ -150,10 +150,10 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
     status: Any
     environ: Any
     headers: Any
-    _lifecycle: GreenLifecycle | None = None  # of a WebSocket that was asked for
-    _application: object = None  # if the server's stands around it
+    _lifecycle: GreenLifecycle | None = None  # set if the request asks for a WebSocket
+    _application: object = None  # set if the server's application wraps this one
     _requests = 0
-    _streaming = False  # the response is left to its stream
+    _streaming = False  # True if a stream outlives the request
     result: Any
     response_use_chunked: bool
 
@@ -162,8 +162,8 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
         self._receiver = PatientReceiver(sock, self._turns)
         self._sender = PatientSender(sock, self._turns)
         self.__dict__.update(http_settings())
-        # pywsgi writes a head and a body apart. Otherwise the body would wait until the client
-        # acknowledges the head, which takes 40 ms for each page but the first.
+        # pywsgi writes head and body separately. Without TCP_NODELAY the body would wait until the
+        # client acknowledges the head: 40 ms for each page except the first.
         with suppress(OSError):  # a Unix socket
             sock.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
         super().__init__(sock, address, server, BufferedReader(self._receiver, READ_AHEAD))
@@ -173,20 +173,20 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
     def read_requestline(self) -> str:
         self._turns.take()
         if self._requests and self.server.closed:
-            return ""  # ask another one; closes silently
+            return ""  # closes silently; the client retries elsewhere
         self._await_request()
-        if self._requests:  # between two requests a client may rest; TimeoutError closes silently
+        if self._requests:  # a client may pause between requests; TimeoutError closes silently
             self._receiver.patience = Patience(self.keep_alive_timeout)
             self.rfile.peek(1)
         self._requests += 1
         self._receiver.patience = Patience(self.handshake_timeout, total=self.handshake_timeout)
         line = self._read_line()
-        return line.removesuffix("\r\n") or line  # pywsgi takes 8191 bytes
+        return line.removesuffix("\r\n") or line  # pywsgi accepts 8191 bytes
 
     def _read_line(self) -> str:
         """Read the first line of a request."""
         line: str = super().read_requestline()
-        if line in ("\r\n", "\n"):  # one is ignored (RFC 9112 §2.2)
+        if line in ("\r\n", "\n"):  # one empty line is ignored (RFC 9112 §2.2)
             line = super().read_requestline()
         return line
 
@@ -215,10 +215,10 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
         return True
 
     def admit(self, fields: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Return the header fields that the application is given.
+        """Return the header fields for the application, without names that have an underscore.
 
-        A name with an underscore could be mistaken for one with a hyphen: both have the same key in
-        an environ.
+        Names with an underscore and with a hyphen have the same environ key, so a client could
+        spoof a proxy's header field.
         """
         return [field for field in fields if "_" not in field[0]]
 
@@ -226,7 +226,7 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
         return Patience(self.stall_timeout, self.min_rate, self.max_time)
 
     def _await_request(self) -> None:
-        """Have a server that stops close the connection, until there is a request."""
+        """Let a stopping server close the connection, until a request has come."""
         if isinstance(self.server, WebSocketServer):
             self.server.await_request(self.socket)
 
@@ -235,7 +235,7 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
             self.server.stop_awaiting(self.socket)
 
     def _check_host(self, line: RequestLine) -> None:
-        """See that there is one valid host (RFC 9112 §3.2), and take that of an absolute target."""
+        """Check that there is one valid host (RFC 9112 §3.2); prefer that of an absolute target."""
         hosts = self.headers.get_all("host")
         if len(hosts) > 1 or (not hosts and line.version == "HTTP/1.1"):
             raise RequestError("expected exactly one Host header field")
@@ -246,7 +246,7 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
             raise RequestError("the host is not a name or an address with perhaps a port")
 
     def _is_last(self, version: str) -> bool:
-        """Whether the client keeps the connection for no further request (RFC 9112 §9.3)."""
+        """Return whether this is the connection's last request (RFC 9112 §9.3)."""
         fields = self.headers.get_all("connection")
         options = {option.strip(" \t").lower() for field in fields for option in field.split(",")}
         return "close" in options or (version == "HTTP/1.0" and "keep-alive" not in options)
@@ -259,10 +259,10 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
                 return None
             return answer
         finally:
-            self._stop_awaiting()  # if the request line or a header field was broken
+            self._stop_awaiting()  # if the request line or a header field was invalid
             under_way.end(self)
             memory.ended(hub_clock())
-            self.environ = None  # it holds our bound methods: break the circle
+            self.environ = None  # the environ holds our bound methods: break the reference cycle
 
     def _headers(self) -> Iterator[tuple[str, str]]:
         for name, value in self.headers.fields:
@@ -271,10 +271,10 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
                 yield key, value
 
     def _handle_client_error(self, ex: Exception) -> tuple[str, bytes] | None:
-        """Return the answer to a head that is no request; pywsgi would log an error each time."""
+        """Return the answer to an invalid head; pywsgi would log an error each time."""
         if isinstance(ex, TimeoutError):
             ex = RequestError(f"the head took over {self.handshake_timeout} s", 408)
-        elif self.server.closed:  # which has ended the wait for the rest of the head
+        elif self.server.closed:  # the server has ended the wait for the rest of the head
             return "408", _error_response(408)
         elif isinstance(ex, OSError) and not isinstance(ex, RequestError):
             self._log_client("left", "a client left in the middle of the head of its request")
@@ -282,13 +282,13 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
         if not isinstance(ex, RequestError):
             logger.error("the head of a request could not be read", exc_info=ex)
             ex = RequestError("the head of the request could not be read")
-        # A 500 is no fault of the client's.
+        # A 500 is not the client's fault.
         level = logging.WARNING if ex.status == 500 else logging.INFO
         self._log_client(f"refused {ex.status}", f"refused a request with {ex.status}: {ex}", level)
         return f"{ex.status}", _error_response(ex.status)
 
     def _send_error(self, status: str, response: bytes) -> None:
-        """Send the answer to a head that is no request, and log both as a request is logged."""
+        """Send the answer to an invalid head, and write the request to the access log."""
         self.status = self._orig_status = status
         try:
             self.socket.sendall(response)
@@ -298,7 +298,7 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
         self.log_request()
 
     def _log_client(self, kind: str, message: str, level: int = logging.INFO) -> None:
-        """Log what a client has brought about; :param kind: of few there are."""
+        """Log a client's error; :param kind: key of the throttling, one of a fixed few."""
         log = _seldom.info if level == logging.INFO else _seldom.warning
         log(kind, "%s (%s)", message, _shown(self.client_address))
 
@@ -311,7 +311,7 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
             chunked=self.headers.get("transfer-encoding") is not None,
             proceed=self._send_whole if waits and self.request_version != "HTTP/1.0" else None,
         )
-        # pywsgi gives the bare stream to what looks like an upgrade; its end is the connection's.
+        # For an upgrade, pywsgi would pass the bare stream, which ends with the connection.
         environ["wsgi.input"] = self.wsgi_input
         environ["wsgi.input_terminated"] = True
         environ["wsgi.early_hints"] = partial(self._send_early_hints, self._requests)
@@ -320,19 +320,19 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
     def _send_early_hints(self, number: int, headers: Iterable[tuple[str, str]]) -> None:
         """Send a response 103 (RFC 8297), as gunicorn's ``wsgi.early_hints`` does.
 
-        Does nothing once the response has begun, for a handshake, and for a client of HTTP/1.0,
-        which knows no 1xx (RFC 9110 §15.2).
+        The method does nothing if the response has begun, if the request is a handshake, or if the
+        client uses HTTP/1.0, which has no 1xx (RFC 9110 §15.2).
 
-        :param number: of the request on its connection: a greenlet that it has left behind must not
-            speak in the name of the next.
-        :raises ValueError: when a name is no token or a value holds a control character.
+        :param number: number of the request on its connection. A greenlet left from an earlier
+            request must not send hints for a later one.
+        :raises ValueError: if a name is no token or a value holds a control character.
         """
         fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
         check_fields(fields)
         lines = [b"%b: %b\r\n" % field for field in fields]
         over = self.headers_sent or number != self._requests
         if not over and self._lifecycle is None and self.request_version >= "HTTP/1.1":
-            with suppress(OSError):  # the client has left, which the response will find out
+            with suppress(OSError):  # the client has left; the response will fail, too
                 self._send_whole(b"".join([b"HTTP/1.1 103 Early Hints\r\n", *lines, b"\r\n"]))
 
     # -- the response ----------------------------------------------------------------------
@@ -340,7 +340,7 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
     def handle_one_response(self) -> None:
         super().handle_one_response()
         broken = self.wsgi_input.broken
-        if broken:  # where the next request begins is not known
+        if broken:  # the beginning of the next request is unknown
             self.close_connection = True
             if self.wsgi_input.slow:
                 under_way.cut()
@@ -353,13 +353,13 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
                 self._run_upgrade()
             else:
                 super().run_application()
-        except BrokenBody:  # of an application that is no Flask's
+        except BrokenBody:  # from an application without Flask
             self._send_error_response_if_possible(400)
         finally:
             self._receiver.patience.end_within(_LINGER)
 
     def _run_upgrade(self) -> None:
-        if not hasattr(self.server, "clients"):  # pywsgi's own
+        if not hasattr(self.server, "clients"):  # pywsgi's own server
             self.server.clients = Clients(self.server)
         lifecycle = GreenLifecycle(self.environ, self._take)
         connection = Connection(lifecycle)
@@ -375,7 +375,7 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
                 application, self.environ["PATH_INFO"], lifecycle.subprotocols
             )
             super().run_application()
-        except HandshakeError as exc:  # of an application that is no Flask's
+        except HandshakeError as exc:  # from an application without Flask
             if lifecycle.accepted:
                 raise
             self._refuse(exc)
@@ -383,7 +383,7 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
             if lifecycle.accepted:
                 lifecycle.finish(1011)
             raise
-        except BaseException:  # the server kills its handlers: there is no time to say goodbye
+        except BaseException:  # the server kills its handlers: no time for a closing handshake
             if lifecycle.accepted:
                 connection.abort()
             raise
@@ -400,12 +400,12 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
 
     @property
     def websocket(self) -> Connection | None:
-        """The connection of the request, as gevent-websocket's handler has it."""
+        """Connection of the request, as on gevent-websocket's handler."""
         return None if self._lifecycle is None else self._lifecycle.ws
 
     @property
     def active_client(self) -> Client:
-        """The client of the request, as gevent-websocket's handler has it."""
+        """Client of the request, as on gevent-websocket's handler."""
         return client_of(self._lifecycle)
 
     def log_request(self) -> None:
@@ -426,19 +426,19 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
         self._leave_to(lifecycle, transport)
 
     def _leave_to(self, heir: Heir, transport: GreenTransport) -> None:
-        """Give the socket to what outlives this request."""
+        """Give the socket to a connection or stream that outlives this request."""
         transport.detach()
         if isinstance(self.server, WebSocketServer):
             self.server.keep(heir, transport.sock)
-        self.socket = None  # pywsgi would read it empty and close it
+        self.socket = None  # pywsgi would drain and close the socket
 
     def _detachable(self) -> bool:
-        """Whether the socket may outlive the request: only our own server knows to leave a TLS
-        socket open."""
+        """Return whether the socket may outlive the request; for TLS, only our own server leaves
+        the socket open."""
         return not hasattr(self.socket, "pending") or isinstance(self.server, WebSocketServer)
 
     def _take(self, send_timeout: float) -> tuple[StreamTransport, bytes]:
-        """Take the socket over; what is needed no more is let go, since it may be for long."""
+        """Take over the socket for a WebSocket, and free the request's memory."""
         if self.server.closed:
             raise HandshakeError(503, _STOPPING, (("Retry-After", "1"),))
         return self._take_socket(send_timeout)
@@ -467,15 +467,15 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
     ) -> Callable[[bytes], None]:
         """Begin the response (PEP 3333).
 
-        :raises ValueError: when a name is no token or a value holds a control character.
+        :raises ValueError: if a name is no token or a value holds a control character.
         """
         if self._upgraded():
             return self.write
         opening = None if self._lifecycle is None else self._lifecycle.opening
         if opening is not None and status.startswith("101"):
             opening.fields = headers
-        # A client is told of the end (RFC 9112 §9.6), also where frames may follow a refusal, or
-        # nobody knows where the next request begins.
+        # Connection: close announces the end (RFC 9112 §9.6), also if frames may follow a refused
+        # handshake, or if the beginning of the next request is unknown.
         closes = self.close_connection or self._lifecycle is not None or self.server.closed
         closes = closes or self.wsgi_input.broken
         if closes and ("Connection", "close") not in headers:
@@ -495,7 +495,7 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
             self._log_client("slow", f"cut off a response, {self._too_slow()}")
             self.socket.setsockopt(SOL_SOCKET, SO_LINGER, _RESET)
             self._fail(exc)
-        except OSError as exc:  # of TLS, for example; pywsgi knows two of them as the client's end
+        except OSError as exc:  # for example from TLS; pywsgi handles only two of these errors
             self._log_client("left", "a client left before the end of its response")
             self._fail(exc)
 
@@ -505,12 +505,12 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
             view = view[self._sender.send(view) :]
 
     def _fail(self, error: OSError) -> NoReturn:
-        """End a response that cannot be sent, without a traceback."""
+        """Abort a response that cannot be sent, without a traceback."""
         self._receiver.patience.end_within(0.0)
         raise BrokenPipeError(errno.EPIPE, "the client has left") from error
 
     def _too_slow(self) -> str:
-        """Return what a client did not keep to, for the log."""
+        """Return the limits for slow clients, as a text for the log."""
         return (
             f"the client paused for {self.stall_timeout} s (SOCKETS_HTTP_STALL_TIMEOUT), kept to "
             f"less than {self.min_rate} bytes a second (SOCKETS_HTTP_MIN_RATE) or took over "
@@ -526,16 +526,16 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
             self._stream(self.result)
         elif not self._upgraded():
             super().process_result()
-        elif self.result is not None:  # as of gevent-websocket's own examples
-            # Middleware may do its work while its body is iterated, as when it ends a span.
+        elif self.result is not None:  # None as in gevent-websocket's own examples
+            # Middleware may act while its body is iterated, for example to end a span.
             for _ in self.result:
                 pass
 
     def _stream(self, body: Body) -> None:
-        """Send what a stream has by now, and let it outlive this request."""
+        """Send a stream's first bytes, and let the stream outlive this request."""
         stream = body.stream
         self._streaming = self._detachable()
-        if self.server.closed:  # asked for on a connection that was kept alive: come back elsewhere
+        if self.server.closed:  # a request on a kept-alive connection: reconnect elsewhere
             stream.end()
         if not self._streaming:
             super().process_result()
@@ -549,8 +549,8 @@ class WebSocketHandler(WSGIHandler):  # type: ignore[misc]  # gevent's stubs mak
     def finalize_headers(self) -> None:
         super().finalize_headers()
         if self._streaming:
-            # The end of the connection is that of the body (RFC 9112 §6.3), so that all clients of
-            # a channel can be sent the same bytes.
+            # The body ends with the connection (RFC 9112 §6.3), without chunks. So all clients of a
+            # channel can receive the same bytes.
             self.response_use_chunked = False
             self.close_connection = True
             dropped = (b"transfer-encoding", b"connection")
@@ -565,30 +565,30 @@ _OF_GEVENT_WEBSOCKET = {
 
 
 class WebSocketServer(WSGIServer):  # type: ignore[misc]  # gevent's stubs make it Any
-    """A pywsgi server with :class:`WebSocketHandler`, ready to use.
+    """pywsgi server with :class:`WebSocketHandler`, ready to use.
 
     ::
 
         WebSocketServer(("127.0.0.1", 5000), app).serve_forever()
 
-    When it stops, by Ctrl-C or SIGTERM for example, it closes its connections with 1001.
+    When the server stops, for example by Ctrl-C or SIGTERM, all connections are closed with 1001.
     """
 
     handler_class = WebSocketHandler
-    #: Connections to accept in one turn of the hub. A turn in which 100 requests begin, gevent's
-    #: default, takes 30 ms.
+    #: Connections to accept in one turn of the hub. With gevent's default, 100, a turn in which all
+    #: requests begin takes 30 ms.
     max_accept = 20
     pool: Any
     #: Seconds over which connections are closed when the server stops.
     drain_time = 0.0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._kept_sockets: set[Any] = set()  # of TLS: those that we would close
-        self._awaited: set[Any] = set()  # those without a request, or with half a head
-        #: Its WebSockets by address, as gevent-websocket's server has them.
+        self._kept_sockets: set[Any] = set()  # TLS sockets that outlive their request
+        self._awaited: set[Any] = set()  # sockets without a complete head of a request
+        #: Connected WebSockets by address, as on gevent-websocket's server.
         self.clients = Clients(self)
         for name, instead in _OF_GEVENT_WEBSOCKET.items():
-            if name in kwargs:  # pywsgi would take it for an option of TLS
+            if name in kwargs:  # pywsgi would take the argument for an option of TLS
                 raise TypeError(f"WebSocketServer has no argument {name!r}: {instead}")
         super().__init__(*args, **kwargs)
 
@@ -600,9 +600,9 @@ class WebSocketServer(WSGIServer):  # type: ignore[misc]  # gevent's stubs make 
         super().set_spawn(spawn)
 
     def keep(self, heir: Heir, sock: Any) -> None:
-        """Count what outlives its request; called by the request's greenlet, see :meth:`forget`.
+        """Count a connection or stream that outlives its request, until :meth:`forget`.
 
-        :param sock: its socket.
+        :param sock: socket of the request, whose greenlet calls this method.
         """
         if isinstance(self.pool, HandlerPool):
             self.pool.keep(heir)
@@ -611,7 +611,7 @@ class WebSocketServer(WSGIServer):  # type: ignore[misc]  # gevent's stubs make 
         heir.keeper = self
 
     def forget(self, heir: Heir) -> None:
-        """Count what was kept no longer."""
+        """Stop counting a connection or stream; see :meth:`keep`."""
         if heir.transport is not None:
             self._kept_sockets.discard(heir.transport.sock)
         if isinstance(self.pool, HandlerPool):
@@ -621,7 +621,7 @@ class WebSocketServer(WSGIServer):  # type: ignore[misc]  # gevent's stubs make 
         """Serve until Ctrl-C or SIGTERM, or until :meth:`stop` is called."""
         watchers = []
         if threading.current_thread() is threading.main_thread():
-            # By the hub, between two turns: an exception could come in the middle of a handler.
+            # The hub handles signals between two turns; an exception could interrupt a handler.
             for number in (signal.SIGINT, signal.SIGTERM):
                 watchers.append(gevent.signal_handler(number, self.close))
         try:
@@ -631,11 +631,11 @@ class WebSocketServer(WSGIServer):  # type: ignore[misc]  # gevent's stubs make 
                 watcher.cancel()
 
     def do_read(self) -> Any:
-        """Accept a connection; None if there is none, or no room for one.
+        """Accept a connection; return None if there is none, or no room for one.
 
-        A connection whose client has left is closed here, without a greenlet and a handler. So a
-        client that connects and leaves as fast as it can does not fill the kernel's queue, in which
-        all others would wait behind its connections.
+        If the client has already left, the connection is closed here, without a greenlet. So a
+        client that connects and disconnects in a fast loop cannot fill the kernel's queue, and
+        delay all other clients.
         """
         until = monotonic() + _ACCEPTING
         try:
@@ -659,16 +659,16 @@ class WebSocketServer(WSGIServer):  # type: ignore[misc]  # gevent's stubs make 
             return None
 
     def await_request(self, sock: Any) -> None:
-        """Close a connection at once when the server stops, until :meth:`stop_awaiting`.
+        """Mark a connection as idle, until :meth:`stop_awaiting`: a stopping server closes it.
 
-        A request that has come whole is answered all the same.
+        A request that has arrived completely is still answered.
         """
         self._awaited.add(sock)
         if self.closed:
             _stop_reading(sock)
 
     def stop_awaiting(self, sock: Any) -> None:
-        """Leave a connection with a request alone: it has the graceful timeout."""
+        """Mark a connection as busy: its request may take the graceful timeout."""
         self._awaited.discard(sock)
 
     def close(self) -> None:
@@ -685,12 +685,12 @@ class WebSocketServer(WSGIServer):  # type: ignore[misc]  # gevent's stubs make 
         drain(self.drain_time)
 
     def handle(self, sock: Any, address: Any) -> None:
-        """Serve a connection, unless its client has left while it waited for its turn."""
+        """Serve a connection, unless the client has left before the greenlet's first turn."""
         if not _has_left(sock):
             super().handle(sock, address)
 
     def wrap_socket_and_handle(self, client_socket: Any, address: Any) -> None:
-        """Bring the TLS handshake to its end within the handshake timeout."""
+        """Do the TLS handshake within the handshake timeout, then serve the connection."""
         if _has_left(client_socket):
             return
         seconds = getattr(self.handler_class, "handshake_timeout", None)
@@ -699,7 +699,7 @@ class WebSocketServer(WSGIServer):  # type: ignore[misc]  # gevent's stubs make 
         try:
             with gevent.Timeout(seconds, TimeoutError(f"the handshake took over {seconds} s")):
                 tls_socket = self.wrap_socket(client_socket, **self.ssl_args)
-        except OSError as exc:  # what TLS raises is one, too
+        except OSError as exc:  # TLS errors are OSErrors, too
             _seldom.info("tls", "no TLS connection: %s (%s)", exc, _shown(address))
             client_socket.close()
             return
@@ -720,14 +720,14 @@ def _error_response(status: int) -> bytes:
 
 
 def _stop_reading(sock: Any) -> None:
-    """Have reads of a socket end behind what has come; by the C class, since gevent's method would
-    raise in the greenlet that waits."""
+    """End a socket's reads after the bytes that have arrived. The method is the C class's, since
+    gevent's would raise in the waiting greenlet."""
     with suppress(OSError):  # not connected any more
         _socket.socket.shutdown(getattr(sock, "_sock", sock), SHUT_RD)
 
 
 def _has_left(sock: Any) -> bool:
-    """Whether the client of a new connection has reset it, or has closed it and sent nothing."""
+    """Return whether a new client has reset the connection, or closed it without sending."""
     if sock.getsockopt(SOL_SOCKET, SO_ERROR):
         return True
     try:
@@ -742,8 +742,8 @@ def _shown(address: Any) -> str:
 
 
 def drain(seconds: float) -> None:
-    """Close all connections with 1001 and end all streams, over so many seconds, so that their
-    peers do not all come back at once; at once where that is 0."""
+    """Close all connections with 1001 and end all streams, spread over ``seconds``, so that clients
+    do not all reconnect at once. If ``seconds`` is 0, close all at once."""
     waiting: list[Callable[[], None]] = [stream.end for stream in Stream.opened()]
     waiting += [partial(ws.close, 1001, "server shutdown") for ws in Connection.opened()]
     batch = len(waiting)

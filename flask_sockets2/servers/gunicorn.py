@@ -1,8 +1,8 @@
-"""gunicorn's worker: ``gunicorn -k flask_sockets2.worker app:app``.
+"""gunicorn worker for WebSockets and streams: ``gunicorn -k flask_sockets2.worker app:app``.
 
-It counts requests for ``max_requests``, which gunicorn's own pywsgi worker does not, and drains: it
-stops accepting, waits until those who come back find somebody who does, closes its WebSockets with
-1001 in batches over the graceful timeout, and ends.
+To drain, the worker stops accepting and waits until another worker accepts reconnecting clients.
+Then the worker closes its WebSockets with 1001, in batches over the graceful timeout, and exits.
+Unlike gunicorn's own pywsgi worker, this worker counts requests for ``max_requests``.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from .takeover import STOPPING
 
 __all__ = ["Worker"]
 
-_OURS = logging.getLogger("flask_sockets2")  # all loggers of the package are below it
+_OURS = logging.getLogger("flask_sockets2")  # parent of all loggers of the package
 
 _DRAIN_SHARE = 0.7  # of the graceful timeout; the rest is for the last closing handshakes
-_WAIT_SHARE = 0.3  # of that, at most, for a successor
+_WAIT_SHARE = 0.3  # of the drain time, at most, to wait for a successor
 
 
 _PATCH_FIRST = (
@@ -62,30 +62,30 @@ _AGENTS = {
         "patches first",
     ),
 }
-"""Agents that come before everything else, with what to say of each."""
+"""Monitoring agents that import modules before gevent patches them: name, and the remedy."""
 
 
 def _imported_early() -> tuple[str, str]:
-    """Return what imported modules before gevent could patch them, and the remedy."""
+    """Return the cause of imports before gevent's patching, and the remedy."""
     first = getattr(sys.modules.get("sitecustomize"), "__file__", None) or ""
     return next((said for agent, said in _AGENTS.items() if agent in first), _PATCH_FIRST)
 
 
 def _check_application(application: Any) -> None:
-    """See that an application can be called as WSGI does it.
+    """Check that an application has the arguments of WSGI.
 
-    :raises ValueError: when it cannot, for example because it is a factory.
+    :raises ValueError: if the arguments differ, for example those of an application factory.
     """
     try:
         called = signature(application)
-    except (TypeError, ValueError):  # written in C
+    except (TypeError, ValueError):  # an application written in C
         return
     try:
         called.bind({}, None)
     except TypeError:
         fits = False
     else:
-        # Arguments that need not be given are those of a factory.
+        # If all arguments are optional, the callable is probably a factory.
         variable = any(each.kind is Parameter.VAR_POSITIONAL for each in called.parameters.values())
         needless = all(each.default is not Parameter.empty for each in called.parameters.values())
         fits = variable or not needless
@@ -99,9 +99,9 @@ def _check_application(application: Any) -> None:
 
 
 class _Handler(WebSocketHandler, PyWSGIHandler):  # type: ignore[misc]  # gunicorn is untyped
-    """Our handler with gunicorn's settings about requests, its hooks and its access log."""
+    """Handler with gunicorn's settings about requests, gunicorn's hooks and its access log."""
 
-    #: Set by the worker, in a class of its own.
+    #: Worker and rules; the worker sets both in a subclass.
     worker: Worker
     rules: RequestRules
 
@@ -111,7 +111,7 @@ class _Handler(WebSocketHandler, PyWSGIHandler):  # type: ignore[misc]  # gunico
     sent = 0
     #: Address of the peer, which may be a proxy.
     peer: Any = None
-    #: The client's address, if a proxy has sent it by the PROXY protocol.
+    #: Client's address, if a proxy has sent the PROXY protocol.
     proxy_header: ProxyHeader | None = None
     _request: Request | None = None
     _refusal: RequestError | None = None
@@ -130,7 +130,7 @@ class _Handler(WebSocketHandler, PyWSGIHandler):  # type: ignore[misc]  # gunico
             return line
         try:
             return self._read_behind_proxy_header()
-        except RequestError as exc:  # pywsgi answers errors only in the next step
+        except RequestError as exc:  # pywsgi answers errors only in read_request()
             self._refusal = exc
             return PREFIX_V1
 
@@ -185,7 +185,7 @@ class _Handler(WebSocketHandler, PyWSGIHandler):  # type: ignore[misc]  # gunico
         try:
             return super().handle_one_request()
         finally:
-            if self._request is not None:  # it was refused after pre_request
+            if self._request is not None:  # the request was refused after pre_request
                 self._call_post_request({}, None)
 
     def get_environ(self) -> dict[str, Any]:
@@ -204,10 +204,10 @@ class _Handler(WebSocketHandler, PyWSGIHandler):  # type: ignore[misc]  # gunico
         return environ
 
     def _name_ends(self, environ: dict[str, Any]) -> None:
-        """Give both ends of a Unix socket a name, as gunicorn does."""
+        """Set the addresses of a Unix socket's two ends, as gunicorn does."""
         host = environ.get("HTTP_HOST", "")
         name, colon, port = host.rpartition(":")
-        if not colon or port.endswith("]"):  # an address of IPv6 has colons, too
+        if not colon or port.endswith("]"):  # an IPv6 address has colons, too
             name, port = host, ""
         usual = "443" if environ["wsgi.url_scheme"] == "https" else "80"
         environ["SERVER_NAME"], environ["SERVER_PORT"] = name, port or usual
@@ -217,7 +217,7 @@ class _Handler(WebSocketHandler, PyWSGIHandler):  # type: ignore[misc]  # gunico
     # -- the response ----------------------------------------------------------------------
 
     def handle_one_response(self) -> None:
-        environ = self.environ  # the access log has another one
+        environ = self.environ  # the access log uses another one
         try:
             super().handle_one_response()
         finally:
@@ -235,7 +235,7 @@ class _Handler(WebSocketHandler, PyWSGIHandler):  # type: ignore[misc]  # gunico
         self.sent += len(data)
 
     def _log_error(self, kind: Any, error: Any, trace: Any) -> None:
-        # An application may call sys.exit(); a worker that is told to end raises that, too.
+        # An application may call sys.exit(). A stopping worker raises SystemExit, too.
         if issubclass(kind, Exception) or (kind is SystemExit and self.worker.alive):
             where = printable(f"{self.command} {self.path}")
             self.worker.log.error("Error handling request %s", where, exc_info=(kind, error, trace))
@@ -245,21 +245,21 @@ class _Handler(WebSocketHandler, PyWSGIHandler):  # type: ignore[misc]  # gunico
     # -- the access log --------------------------------------------------------------------
 
     def log_request(self) -> None:
-        log = self.worker.log  # the server's is wrapped by gevent
+        log = self.worker.log  # gevent wraps the server's log
         if not _is_logged(log):
             return
         self.requestline = printable((self.requestline or "").rstrip())
         fields = [] if self.environ is None else self.headers.fields
         request = Request(self, [(name, printable(value)) for name, value in fields], "")
         log.access(
-            Response(self, printable),  # it may repeat what a client has sent
+            Response(self, printable),  # its texts may come from a client
             request,
             self._logged_environ(request),
             Elapsed(seconds=max(0.0, self.time_finish - self.time_start)),
         )
 
     def _logged_environ(self, request: Request) -> dict[str, Any]:
-        """Return what the access log may have of an environ, or of a head that was no request."""
+        """Return an environ for the access log, with escaped texts; also for an invalid head."""
         if self.environ is None:
             address = self.client_address
             return {
@@ -268,25 +268,25 @@ class _Handler(WebSocketHandler, PyWSGIHandler):  # type: ignore[misc]  # gunico
                 "RAW_URI": request.uri,
                 "SERVER_PROTOCOL": self.requestline.rpartition(" ")[2],
             }
-        # What clients say of themselves is in there, decoded: %0a in a path is a line break.
+        # The environ holds decoded texts from clients: %0a in a path is a line break.
         environ = {
             name: printable(value) if isinstance(value, str) else value
             for name, value in self.environ.items()
         }
-        # gunicorn decodes what %(u)s says, and does so after us.
+        # gunicorn decodes the value of %(u)s only after this method.
         if not _names_user(environ.get("HTTP_AUTHORIZATION", "")):
             environ.pop("HTTP_AUTHORIZATION", None)
         return environ
 
 
 def _is_logged(log: Any) -> bool:
-    """Whether a logger of gunicorn does anything with a request; one of one's own may count it."""
+    """Return whether gunicorn's logger needs requests: the log is on, or its class is your own."""
     own = getattr(type(log), "access", None) is not Logger.access
     return own or bool(log.access_log_enabled)
 
 
 def _names_user(authorization: str) -> bool:
-    """Whether the name in an ``Authorization`` of scheme Basic (RFC 7617) can be printed."""
+    """Return whether the user name in a Basic ``Authorization`` (RFC 7617) is printable."""
     try:
         credentials = base64.b64decode(authorization.partition(" ")[2])
         return credentials.partition(b":")[0].decode().isprintable()
@@ -295,12 +295,12 @@ def _names_user(authorization: str) -> bool:
 
 
 class _Lines(logging.Handler):
-    """Writes the package's log lines as gunicorn writes its own.
+    """Log handler that writes the package's lines to gunicorn's error log.
 
-    It writes nothing if the application has configured a handler for them, before or later.
+    If the application configures a handler of its own for them, this handler writes nothing.
     """
 
-    #: gunicorn's logger, which may be an object of the user's own, once there is a worker.
+    #: gunicorn's logger, or the user's own logger object; None before the worker has started.
     log: Any = None
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -313,7 +313,7 @@ class _Lines(logging.Handler):
         elif self.log is not None:
             self.log.log(record.levelno, "%s", self.format(record))
         elif logging.lastResort is not None and record.levelno >= logging.lastResort.level:
-            logging.lastResort.handle(record)  # as without this handler
+            logging.lastResort.handle(record)  # Python's default without any handler
 
     def _others_take(self, record: logging.LogRecord) -> bool:
         logger: logging.Logger | None = logging.getLogger(record.name)
@@ -328,9 +328,9 @@ _lines = _Lines()
 
 
 class _Server(WebSocketServer):
-    """A server that drains once it has stopped accepting.
+    """Server that drains its connections after it has stopped accepting.
 
-    :param worker: whose it is.
+    :param worker: worker that owns the server.
     """
 
     def __init__(self, *args: Any, worker: Worker, **kwargs: Any) -> None:
@@ -339,13 +339,13 @@ class _Server(WebSocketServer):
         self._worker = worker
 
     def update_environ(self) -> None:
-        if isinstance(self.address, tuple):  # pywsgi would ask the DNS
+        if isinstance(self.address, tuple):  # pywsgi would query DNS
             self.environ.setdefault("SERVER_NAME", str(self.address[0]))
         super().update_environ()
 
     def _drain(self) -> None:
         began = monotonic()
-        # Who leaves because of max_requests is replaced only when it is gone.
+        # A worker that stops because of max_requests is replaced only after it has exited.
         if self._worker.told_to_end:
             await_successor(
                 self.family,
@@ -359,7 +359,8 @@ class _Server(WebSocketServer):
 def _combined(theirs: Any, ours: type[Any]) -> type[Any]:
     """Return a subclass of both classes.
 
-    :param theirs: a handler or server of gevent or gunicorn, which a subclass of the worker sets.
+    :param theirs: handler or server class of gevent or gunicorn, set by a subclass of the worker.
+    :param ours: our own handler or server class.
     :raises TypeError: if the two cannot be combined.
     """
     if isinstance(theirs, type) and issubclass(theirs, ours):
@@ -375,29 +376,29 @@ def _combined(theirs: Any, ours: type[Any]) -> type[Any]:
 
 
 class Worker(GeventPyWSGIWorker):  # type: ignore[misc]  # gunicorn is untyped
-    """A gunicorn worker on gevent whose requests may become WebSockets."""
+    """gunicorn worker on gevent, whose requests may become WebSockets or streams."""
 
-    #: A subclass may set handlers and servers of its own, those of gevent and gunicorn included.
+    #: Handler and server class; a subclass may set other ones, also those of gevent and gunicorn.
     wsgi_handler: Any = _Handler
     server_class: Any = _Server
     wsgi: Any
     alive: bool
     cfg: Any
-    #: Whether it ends because of a signal, as at a reload, and not by itself.
+    #: True if a signal stops the worker, as at a reload, and not ``max_requests``.
     told_to_end = False
-    _activated = False  # systemd has passed the sockets in
+    _activated = False  # True if systemd has passed the sockets in
     _quitting = False
 
     @classmethod
     def setup(cls) -> None:
-        """Take note of who has opened the sockets; gunicorn calls it before it forgets that."""
+        """Record whether systemd has opened the sockets; gunicorn clears the variables later."""
         if os.environ.get("LISTEN_PID") == str(os.getpid()):
-            cls._activated = True  # for good: after a reload it is not in the environment
+            cls._activated = True  # permanent: after a reload the variable is gone
         _OURS.addHandler(_lines)  # in the master, too, which may load the application
 
     @property
     def sockets_are_kept(self) -> bool:
-        """Whether a service manager has the sockets, too: by its protocol, or as ``fd://3``."""
+        """Return whether a service manager has the sockets, too: by its protocol, or ``fd://3``."""
         return self._activated or any(isinstance(bind, int) for bind in self.cfg.address)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -406,7 +407,7 @@ class Worker(GeventPyWSGIWorker):  # type: ignore[misc]  # gunicorn is untyped
         self.server_class = partial(server, worker=self)
 
     def patch(self) -> None:
-        # A lock that the application made before, as in a ThreadPoolExecutor, stops the worker.
+        # A lock created before patching, for example in a ThreadPoolExecutor, blocks the worker.
         loaded = self.cfg.preload_app or has_applications()
         early = loaded and not is_module_patched("threading")
         with warnings.catch_warnings(record=True) as caught:
@@ -438,9 +439,9 @@ class Worker(GeventPyWSGIWorker):  # type: ignore[misc]  # gunicorn is untyped
             rules.read_environment()
             _check_application(self.wsgi)
         config = getattr(self.wsgi, "config", None)
-        if isinstance(config, dict):  # of an application without this package
+        if isinstance(config, dict):  # an application without this package
             register(config)
-        http_settings()  # a wrong one ends the worker now and not each connection later
+        http_settings()  # an invalid setting stops the worker now, not each connection later
         settings = {
             "worker": self,
             "rules": rules,
@@ -455,7 +456,7 @@ class Worker(GeventPyWSGIWorker):  # type: ignore[misc]  # gunicorn is untyped
 
     @contextmanager
     def _refusing(self) -> Iterator[None]:
-        """End gunicorn, with one line in the log, if a setting is refused."""
+        """Stop gunicorn with one log line if a setting is invalid."""
         try:
             yield
         except ValueError as exc:
@@ -464,8 +465,7 @@ class Worker(GeventPyWSGIWorker):  # type: ignore[misc]  # gunicorn is untyped
 
     def _counted(self, application: Any) -> Callable[..., Any]:
         if not isinstance(application, FunctionType):
-            # A call of the method itself does not go through C, whose stack each waiting greenlet
-            # keeps a copy of.
+            # A direct call of the method avoids C frames, whose stack each waiting greenlet copies.
             application = application.__call__
 
         def counted(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
@@ -473,7 +473,7 @@ class Worker(GeventPyWSGIWorker):  # type: ignore[misc]  # gunicorn is untyped
             if self.nr >= self.max_requests and self.alive:
                 self.log.info("Autorestarting worker after current request.")
                 self.alive = False
-            if not self.alive:  # it accepts for up to a second more
+            if not self.alive:  # a stopping worker accepts for up to a second more
                 environ[STOPPING] = True
             return application(environ, start_response)
 
@@ -484,8 +484,8 @@ class Worker(GeventPyWSGIWorker):  # type: ignore[misc]  # gunicorn is untyped
         super().handle_exit(sig, frame)
 
     def handle_quit(self, sig: int, frame: FrameType | None) -> None:
-        if self._quitting:  # at Ctrl-C the terminal signals us, and then gunicorn's master does
+        if self._quitting:  # at Ctrl-C the terminal and then gunicorn's master send a signal
             return
         self._quitting = True
-        gevent.spawn(drain, 0.0)  # not in here: a signal may come in the middle of a send
+        gevent.spawn(drain, 0.0)  # not in here: a signal may interrupt a send
         super().handle_quit(sig, frame)

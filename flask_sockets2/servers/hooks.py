@@ -1,4 +1,4 @@
-"""Requests and responses for gunicorn's hooks and loggers, as its own workers make them."""
+"""Requests and responses for gunicorn's hooks and loggers, with gunicorn's own attributes."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["Elapsed", "Request", "Response"]
 class Request:
     """A request, for ``pre_request``, ``post_request`` and a logger's ``access``.
 
-    The attributes are those of gunicorn's ``Request``, but for the body. ``pre_request`` may change
-    them, for example ``headers``.
+    The object has all attributes of gunicorn's ``Request`` except the body. ``pre_request`` may
+    change attributes, for example ``headers``.
 
-    :param handler: the handler, after it has read the request or has refused its head.
+    :param handler: the handler, after the handler has read the request or refused its head.
     :param fields: the header fields for the application.
     :param scheme: ``http`` or ``https``.
     """
@@ -39,7 +39,7 @@ class Request:
 
     @property
     def headers(self) -> list[tuple[str, str]]:
-        """Names in upper case, and values; the list is made at its first use."""
+        """Header fields: names in upper case, and values; the list is made at its first use."""
         if self._headers is None:
             self._headers = [(name.upper(), value) for name, value in self._fields]
         return self._headers
@@ -50,11 +50,11 @@ class Request:
 
     @property
     def fields(self) -> list[tuple[str, str]]:
-        """The header fields, with the changes of a hook."""
+        """The header fields, including changes by ``pre_request``."""
         return self._fields if self._headers is None else self._headers
 
     def force_close(self) -> None:
-        """Close the connection after the response, if ``pre_request`` calls this."""
+        """Close the connection after the response; for ``pre_request``."""
         self.must_close = True
 
     def should_close(self) -> bool:
@@ -65,7 +65,7 @@ class Response:
     """A response, for ``post_request`` and a logger's ``access``.
 
     :param handler: the handler, after the response.
-    :param shown: converts its texts: a log needs printable ones.
+    :param shown: function that makes texts printable, for a log.
     """
 
     def __init__(self, handler: Any, shown: Callable[[str], str] = str) -> None:
@@ -81,7 +81,7 @@ class Response:
 
     @property
     def headers(self) -> list[tuple[str, str]]:
-        """Names and values."""
+        """Header fields: names and values."""
         return [
             (name.decode("latin-1"), self._shown(value.decode("latin-1")))
             for name, value in self._headers
@@ -89,7 +89,7 @@ class Response:
 
 
 class Elapsed(timedelta):
-    """The duration of a request. gunicorn logs ``seconds``, and a WebSocket may last for days."""
+    """Duration of a request; ``seconds``, which gunicorn logs, includes the days of a WebSocket."""
 
     @property
     def seconds(self) -> int:

@@ -1,14 +1,14 @@
-"""Patience: how long the server waits for a client, for a request and while it takes the response.
+"""Timeouts for slow clients: for the head of a request, its body, and the response.
 
-Only the time counts in which the server waits for the client. An application may read a body, or
-make a response, as slowly as it likes. A wait uses the patience up. Bytes restore it, but never to
-more than at first: a client may pause for so long, and has to keep to a rate in the long run.
+Only the server's waits for the client count. Your application may read a body or make a response
+slowly. A wait uses up the client's patience, and bytes restore the patience up to its first value.
+So a client may pause for a while, but must keep to a minimum rate in the long run.
 
-The settings belong to the server, which has several applications at times, and which often sees
-none of them: ``ProxyFix(app)``, a closure or a dispatcher has no ``config``. So each application
-registers its configuration here. Of several values the most patient one counts, since a client of
-one application must not be cut off by the setting of another. An application without the setting
-has no say.
+The settings belong to the server. A server may have several applications, and often cannot see
+their configuration: ``ProxyFix(app)``, a closure or a dispatcher has no ``config``. So each
+application registers its configuration here. If several applications set a value, the most patient
+value counts, so that one application does not cut off another's clients. An application without
+the setting has no influence.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _RATE = or_none(number("bytes/s", most=LONGEST))
 
 
 class Patience:
-    """How long a client may still keep the server waiting.
+    """Remaining time that a server waits for a client.
 
-    :param seconds: that a client may pause.
-    :param rate: bytes a second that the client has to keep to beyond; None if any byte will do.
+    :param seconds: longest pause of the client, in seconds.
+    :param rate: minimum bytes a second in the long run; None if any byte restores the patience.
     :param total: seconds for all waits together; None for no limit.
     """
 
@@ -46,20 +46,20 @@ class Patience:
         self._until = inf
 
     def left(self) -> float:
-        """Return the seconds that the next wait may take; 0 if the patience is exhausted."""
+        """Return the longest duration of the next wait in seconds; 0 if no time is left."""
         left = min(self._left, self._total)
         if self._until != inf:
             left = min(left, self._until - monotonic())
         return max(0.0, left)
 
     def waited(self, seconds: float, size: int) -> None:
-        """Count a wait; :param size: bytes that came, or that the client took."""
+        """Count a wait; :param size: bytes that the client sent or received."""
         self._total -= seconds
         earned = self.seconds if self._rate is None and size else size / (self._rate or inf)
         self._left = min(self.seconds, self._left - seconds + earned)
 
     def end_within(self, seconds: float) -> None:
-        """Be exhausted in so many seconds at the latest, whatever the client sends."""
+        """Set a deadline in ``seconds`` from now, even if the client sends bytes."""
         self._until = min(self._until, monotonic() + seconds)
 
 
@@ -84,9 +84,9 @@ _configs: list[Callable[[], Mapping[str, Any] | None]] = []
 
 
 def register(config: Mapping[str, Any]) -> None:
-    """Have the settings of an application count, as long as there is that application.
+    """Add an application's configuration to the server's, for the lifetime of the application.
 
-    :raises ValueError: when a setting is not what is expected, naming it.
+    :raises ValueError: if a setting is invalid; the message names the setting.
     """
     _values(config)
     if not any(known() is config for known in _configs):
@@ -97,14 +97,14 @@ def register(config: Mapping[str, Any]) -> None:
 
 
 def has_applications() -> bool:
-    """Whether an application of this process has been registered and is still there."""
+    """Return whether any registered application of this process still exists."""
     return any(known() is not None for known in _configs)
 
 
 def http_settings() -> dict[str, Any]:
-    """Return what the applications of this process have set, by the attribute of the handler.
+    """Return the combined settings of all applications, by attribute of the handler.
 
-    :raises ValueError: when a setting is not what is expected, naming it.
+    :raises ValueError: if a setting is invalid; the message names the setting.
     """
     _configs[:] = [known for known in _configs if known() is not None]
     found: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Pool: the handlers of one server, and the places of what outlives its request."""
+"""Pool of a server's greenlets; connections and streams that outlive their request count, too."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from .wsgi_stream import Stream
 __all__ = ["HandlerPool", "Heir"]
 
 Heir = Lifecycle | Stream
-"""What outlives its request."""
+"""A WebSocket or stream that outlives its request."""
 
 
 class HandlerPool(Pool):  # gevent's stubs leave out what subclasses and its own servers use
-    """Handlers of one server, whose size limits connections that outlive their request, too.
+    """Pool of handlers, whose size also limits connections that outlive their request.
 
-    Such a connection takes over the place of its greenlet: while the pool is full the server waits
-    for its semaphore, which must not say that there is room.
+    A connection that outlives its request keeps the place of its greenlet. If the pool is full, the
+    server waits on the semaphore, so the semaphore must not be released with the greenlet.
     """
 
     def __init__(self, size: int | None) -> None:
         super().__init__(size)
         self._heirs: dict[Any, Heir] = {}  # by greenlets that have not ended yet
-        self._kept: set[Heir] = set()  # those with a place
+        self._kept: set[Heir] = set()  # heirs whose greenlet has ended
 
     def keep(self, heir: Heir) -> None:
-        """Have it take the place of the greenlet that runs."""
+        """Give the place of the current greenlet to ``heir``."""
         self._heirs[gevent.getcurrent()] = heir
 
     def forget(self, heir: Heir) -> None:
-        """Give its place back."""
+        """Free the place of ``heir``."""
         if heir in self._kept:
             self._kept.remove(heir)
             self._semaphore.release()  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
-"""The PROXY protocol: the client's address, which a proxy sends in front of the first request.
+"""PROXY protocol: reads the client's address that a proxy sends before the first request.
 
-HAProxy, nginx, AWS and others can send it when they forward a connection and not each request.
-Version 1 is a line, version 2 is binary. HAProxy has the specification in
+HAProxy, nginx, AWS and other proxies can send the header if they forward TCP connections, not
+single requests. Version 1 is a line, version 2 is binary. The specification is HAProxy's
 ``doc/proxy-protocol.txt``.
 """
 
@@ -22,12 +22,12 @@ VERSIONS: dict[str, frozenset[int]] = {
     "v2": frozenset((2,)),
     "auto": frozenset((1, 2)),
 }
-"""By the value of gunicorn's setting ``proxy_protocol``."""
+"""Accepted versions by value of gunicorn's setting ``proxy_protocol``."""
 
 PREFIX_V1 = "PROXY "
 _LONGEST_LINE = 107  # bytes with the line end
 _SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
-_MOST_EXTRA = 4096  # bytes of a header of version 2; addresses need 36, the rest are notes
+_MOST_EXTRA = 4096  # bytes of a header of version 2; addresses need 36, the rest is optional data
 
 _LOCAL, _PROXY = 0x20, 0x21  # version 2 and the command
 _TCP = {0x11: ("TCP4", IPv4Address, 4), 0x21: ("TCP6", IPv6Address, 16)}
@@ -36,11 +36,11 @@ _UNSPECIFIED = 0x00
 
 @dataclass(frozen=True, slots=True)
 class ProxyHeader:
-    """The addresses of a connection between a client and a proxy.
+    """Both addresses of the connection between a client and a proxy.
 
     :param protocol: ``TCP4`` or ``TCP6``.
     :param client: address and port of the client.
-    :param proxy: address and port that the client has connected to.
+    :param proxy: address and port of the proxy to which the client has connected.
     """
 
     protocol: str
@@ -48,7 +48,7 @@ class ProxyHeader:
     proxy: tuple[str, int]
 
     def info(self) -> dict[str, Any]:
-        """Return what gunicorn's hooks find as ``req.proxy_protocol_info``."""
+        """Return the value of ``req.proxy_protocol_info`` for gunicorn's hooks."""
         return {
             "proxy_protocol": self.protocol,
             "client_addr": self.client[0],
@@ -58,7 +58,7 @@ class ProxyHeader:
         }
 
     def environ(self) -> dict[str, str]:
-        """Return the keys that gunicorn's workers give an application."""
+        """Return the environ keys that gunicorn's own workers set, too."""
         return {
             "PROXY_PROTOCOL": self.protocol,
             "PROXY_ADDR": self.proxy[0],
@@ -67,11 +67,11 @@ class ProxyHeader:
 
 
 def parse_line(line: str) -> ProxyHeader | None:
-    """Read version 1.
+    """Parse a header of version 1.
 
     :param line: the line, from :data:`PREFIX_V1` to its end.
-    :returns: None for ``UNKNOWN``: the connection is the proxy's own.
-    :raises RequestError: when the line is malformed.
+    :returns: the addresses; None for ``UNKNOWN``: the connection is the proxy's own.
+    :raises RequestError: if the line is malformed.
     """
     if len(line) > _LONGEST_LINE or not line.endswith("\r\n") or "%" in line:  # no zones
         raise _error("expected a line of at most 107 bytes with addresses")
@@ -99,18 +99,18 @@ def _port(text: str) -> int:
 def read_binary(rfile: Any) -> tuple[bool, ProxyHeader | None]:
     """Read a header of version 2, if the connection begins with one.
 
-    Otherwise nothing is read, except an empty line.
+    If there is no header, the function reads nothing but an empty line.
 
     :param rfile: the stream of the connection.
-    :returns: whether there was a header, and its addresses; None if the connection is the proxy's
-        own.
-    :raises RequestError: when the header is malformed.
+    :returns: True if there was a header, and the addresses; None for the addresses if the
+        connection is the proxy's own.
+    :raises RequestError: if the header is malformed.
     """
     if rfile.peek(1)[:1] != _SIGNATURE[:1]:
         return False, None
     start: bytes = rfile.read(2)
     if start == _SIGNATURE[:2] and rfile.peek(1)[:1] != _SIGNATURE[2:3]:
-        return False, None  # an empty line in front of a request (RFC 9112 §2.2)
+        return False, None  # an empty line before a request (RFC 9112 §2.2)
     start += rfile.read(14)
     if len(start) != 16 or not start.startswith(_SIGNATURE):
         raise _error("expected the signature of version 2")

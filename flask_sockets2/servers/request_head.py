@@ -1,7 +1,7 @@
-"""The head of a request, read more strictly than pywsgi would (RFC 9112).
+"""Head of a request: parses request line and header fields more strictly than pywsgi (RFC 9112).
 
-Two servers in a row must not read one head in two ways, and what a client sent must not steer a
-terminal that shows the log.
+A proxy and this server must not interpret one head in two ways (request smuggling). Text from a
+client must not control a terminal that shows the log.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ __all__ = [
     "printable",
 ]
 
-_MAX_HEAD = 65536  # bytes of all header lines together, unless the server allows for more
+_MAX_HEAD = 65536  # bytes of all header lines together, unless the server allows more
 _PER_FIELD = _MAX_HEAD // 100
-# Bytes of all values of one name. Applications read most fields as lists, in Python: one list of 60
-# KiB would keep all other clients waiting for 50 ms. Proxies allow less, nginx 8 KiB.
+# Bytes of all values of one name. Applications parse most fields as lists, in Python: a list of 60
+# KiB blocks all other clients for 50 ms. Proxies allow less, nginx 8 KiB.
 _MAX_VALUES = 16384
-_LONGEST_LENGTH = 18  # digits of a Content-Length; no body has more
+_LONGEST_LENGTH = 18  # digits of a Content-Length; no body needs more
 
 NAME = re.compile(TOKEN.encode())
 CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
@@ -43,9 +43,9 @@ _ABSOLUTE = re.compile("(?:http|ws)s?://([^/?#]*)", re.IGNORECASE)
 
 
 class RequestError(ValueError):
-    """A request that the server answers with an error before an application sees the request.
+    """Invalid request, which the server answers with an error without calling the application.
 
-    :param status: of the answer.
+    :param status: HTTP status of the answer.
     """
 
     def __init__(self, message: str, status: int = 400) -> None:
@@ -54,11 +54,11 @@ class RequestError(ValueError):
 
 
 class RequestLine:
-    """The first line of a request, read strictly (RFC 9112 §3).
+    """First line of a request, parsed strictly (RFC 9112 §3).
 
-    :param line: without its line end.
-    :raises RequestError: with the status 505 for another major version of HTTP, 501 for CONNECT,
-        else 400.
+    :param line: the line without its line end.
+    :raises RequestError: if the line is invalid (status 400), if the major version of HTTP is not 1
+        (505), or if the method is CONNECT (501).
     """
 
     __slots__ = ("authority", "method", "path", "version")
@@ -69,16 +69,16 @@ class RequestLine:
         parts = line.split(" ")
         if len(parts) != 3 or not _METHOD.fullmatch(parts[0]):
             raise RequestError("the request line is not 'METHOD target HTTP/1.1' (RFC 9112 §3)")
-        #: As it came; methods are case-sensitive.
+        #: Method as the client sent it; methods are case-sensitive.
         self.method = parts[0]
         #: ``HTTP/1.0`` or ``HTTP/1.1``; a higher minor version is read as 1.1 (RFC 9110 §2.5).
         self.version = _version(parts[2])
-        #: Path and query, ``*`` for the server as a whole.
+        #: Path and query; ``*`` for the whole server.
         self.path = parts[1]
-        #: Host and port of a target in absolute form, which count in place of the Host header
-        #: field (RFC 9112 §3.2.2); None for a target in another form.
+        #: Host and port of a target in absolute form, which replace the Host header field (RFC 9112
+        #: §3.2.2); None if the target has another form.
         self.authority: str | None = None
-        if self.method == "CONNECT":  # whatever an application answered with 2xx would be a tunnel
+        if self.method == "CONNECT":  # the client would take a 2xx response for a tunnel
             raise RequestError("CONNECT is for proxies, which this server is not", 501)
         if not parts[1].startswith("/"):
             self._read_other_form(parts[1])
@@ -117,26 +117,26 @@ _USUAL = """
     X-Turbo-Request-Id
 """.split()  # noqa: SIM905 - a list of one name a line would be fifty lines
 
-# The names that clients and proxies usually send, so that a connection keeps no copies of its own.
-# Other names are not interned: CPython 3.12.0 to 3.12.5 never frees an interned text, and a client
-# can invent names without end.
+# Usual names of header fields, shared so that a connection keeps no copies of its own. Other names
+# are not interned: a client can invent any number of names, and CPython 3.12.0 to 3.12.5 never
+# frees an interned text.
 _NAMES = {spelling.encode(): spelling for name in _USUAL for spelling in (name, name.lower())}
 _KEYS = {name: f"HTTP_{name.upper().replace('-', '_')}" for name in _USUAL}
 _KEYS |= {name.lower(): key for name, key in _KEYS.items()}
 
 
 class Headers:
-    """The header fields of a request, read strictly; what pywsgi needs of ``email.Message``.
+    """Header fields of a request, parsed strictly; pywsgi uses the methods of ``email.Message``.
 
-    Refused are lines that are no field, a space before the colon, folded lines and control
-    characters (RFC 9112 §5.1, §5.2), and whatever leaves room for doubt about the length of the
-    body (§6.1, §6.3).
+    The parser refuses lines that are no field, a space before the colon, folded lines and control
+    characters (RFC 9112 §5.1, §5.2). The parser also refuses a request if the length of its body is
+    ambiguous (§6.1, §6.3).
 
     :param rfile: the stream of the connection, behind the request line.
-    :param most: fields that are read; a request with more is refused.
-    :param longest: bytes of one header line; None for 16 KiB of all values of one name. All lines
-        together may have 64 KiB, more if there may be more than 100 lines, or longer ones.
-    :raises RequestError: with the status 431 for too many or too long fields, else 400.
+    :param most: maximum number of fields; a request with more is refused.
+    :param longest: maximum bytes of one header line; None for 16 KiB of all values of one name. All
+        lines together may have 64 KiB, more if ``most`` is over 100 or ``longest`` over 16 KiB.
+    :raises RequestError: if there are too many or too long fields (status 431), else 400.
     """
 
     def __init__(self, rfile: Any, most: int = 100, longest: int | None = None) -> None:
@@ -160,7 +160,7 @@ class Headers:
         self._check_framing()
 
     def _check_sizes(self, most: int) -> None:
-        """See that no name has too long values."""
+        """Check that no name has too long values."""
         sizes: dict[str, int] = {}
         for name, value in self.fields:
             size = sizes[name.lower()] = sizes.get(name.lower(), 0) + len(value)
@@ -168,7 +168,7 @@ class Headers:
                 raise RequestError(f"the values of {name:.80} have more than {most} bytes", 431)
 
     def _check_framing(self) -> None:
-        """See that everybody agrees on where the body ends (RFC 9112 §6.3)."""
+        """Check that the length of the body is unambiguous (RFC 9112 §6.3)."""
         lengths, encodings = self.get_all("content-length"), self.get_all("transfer-encoding")
         if len(lengths) + len(encodings) > 1:
             raise RequestError("expected one Content-Length or Transfer-Encoding header field")
@@ -180,11 +180,11 @@ class Headers:
             raise RequestError("the only Transfer-Encoding that is understood is chunked")
 
     def get_all(self, name: str) -> list[str]:
-        """Return the values of a field; :param name: in lower case."""
+        """Return the values of a field; :param name: name in lower case."""
         return [value for field, value in self.fields if field.lower() == name]
 
     def get(self, name: str, default: Any = None) -> Any:
-        """Return the first value of a field."""
+        """Return the first value of a field, or ``default`` if the field is missing."""
         name = name.lower()
         return next((value for field, value in self.fields if field.lower() == name), default)
 
@@ -197,11 +197,11 @@ class Headers:
         return content_type
 
     def items(self) -> list[tuple[str, str]]:
-        """Return names and values, for the access log."""
+        """Return all names and values, for the access log."""
         return self.fields
 
     def replace(self, name: str, value: str) -> None:
-        """Give a field one value; :param name: in lower case."""
+        """Replace all values of a field by one; :param name: name in lower case."""
         self.fields = [field for field in self.fields if field[0].lower() != name]
         self.fields.append((name, value))
 
@@ -219,11 +219,11 @@ def _head_error(line: bytes, left: int, room: int) -> RequestError:
 
 
 def check_fields(fields: Sequence[tuple[bytes, bytes]]) -> None:
-    """See that header fields of a response can be sent (RFC 9110 §5.1, §5.5).
+    """Check that header fields of a response are valid (RFC 9110 §5.1, §5.5).
 
-    :raises ValueError: when a name is no token, or a value holds a control character.
+    :raises ValueError: if a name is no token, or a value holds a control character.
     """
-    # All at once: two calls of translate() cost less than two searches for each field.
+    # Two calls of translate() for all fields cost less than two searches for each field.
     names = [name for name, _ in fields]
     left = b"".join(names).translate(None, _IN_NAME)
     left += b"".join([value for _, value in fields]).translate(None, _IN_VALUE)
@@ -238,10 +238,10 @@ def check_fields(fields: Sequence[tuple[bytes, bytes]]) -> None:
 
 
 def environ_key(name: str) -> str:
-    """Return the key of a header field in a WSGI environ (PEP 3333)."""
+    """Return the WSGI environ key of a header field (PEP 3333)."""
     return _KEYS.get(name) or f"HTTP_{name.upper().replace('-', '_')}"
 
 
 def printable(text: str) -> str:
-    """Return what a client sent as a log may have it: in one line, and nothing for a terminal."""
+    """Escape text from a client for a log: one line, without control characters."""
     return text if text.isprintable() else text.encode("unicode_escape").decode()

@@ -1,8 +1,8 @@
-"""gunicorn's settings about requests, as rules for our handler.
+"""gunicorn's settings about requests, applied to our own parser.
 
-gunicorn's own workers obey these settings in the parser that they share. Our worker reads requests
-with a parser of its own, so this module applies the settings there; ``docs/servers.rst`` has the
-table. A setting that would bend the rules of HTTP is refused when the worker starts.
+gunicorn's own workers share a parser that obeys these settings. Our worker has its own parser, and
+this module applies the settings to it; ``docs/servers.rst`` has the table. If a setting would break
+the rules of HTTP, the worker refuses to start.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ __all__ = ["RequestRules"]
 
 Fields = list[tuple[str, str]]
 
-_MAX_LINE = 8190  # bytes; gunicorn takes no longer ones either
+_MAX_LINE = 8190  # bytes; gunicorn's own maximum, too
 _MAX_FIELDS = 32768
-_USUAL_FIELD_SIZE = 8190  # gunicorn's own meaning of 0
+_USUAL_FIELD_SIZE = 8190  # gunicorn uses this value if the setting is 0
 
 _UNUSUAL_IN_METHOD = re.compile("[a-z#]")
 
@@ -38,19 +38,19 @@ _REFUSED = {
     "permit_unconventional_http_version": (False, _SMUGGLING),
     "strip_header_spaces": (False, _SMUGGLING),
 }
-"""Settings that may only have their default, with it and the reason."""
+"""Settings that must keep their default: the default, and the reason."""
 
 
 class RequestRules:
-    """The part of a gunicorn configuration that concerns requests.
+    """Rules for requests, from gunicorn's configuration.
 
     :param cfg: gunicorn's ``Config``.
-    :raises ValueError: for a setting that this worker refuses, naming it.
+    :raises ValueError: if the worker does not support a setting; the message names the setting.
     """
 
     def __init__(self, cfg: Any) -> None:
         for name, (only, reason) in _REFUSED.items():
-            value = getattr(cfg, name, only)  # older versions do not have all of them
+            value = getattr(cfg, name, only)  # older versions of gunicorn lack some settings
             if value != only:
                 raise ValueError(
                     f"the setting {name} is {value!r}, which flask_sockets2.worker does not "
@@ -61,7 +61,7 @@ class RequestRules:
         self.max_header_size: int = cfg.limit_request_field_size or _USUAL_FIELD_SIZE
         self._forwarders = _Addresses(cfg.forwarded_allow_ips)
         self._proxies = _Addresses(cfg.proxy_allow_ips)
-        #: Versions of the PROXY protocol that a connection may begin with.
+        #: Accepted versions of the PROXY protocol.
         self.proxy_versions = VERSIONS[cfg.proxy_protocol]
         self.usual_scheme = "https" if cfg.is_ssl else "http"
         self.keeps_alive = bool(cfg.keepalive)
@@ -73,18 +73,17 @@ class RequestRules:
         self._script_name = ""
 
     def trusts(self, peer: Any) -> bool:
-        """Whether the header fields of a proxy count if this peer sends them
-        (``forwarded_allow_ips``)."""
+        """Return whether the peer is a trusted proxy (``forwarded_allow_ips``)."""
         return peer in self._forwarders
 
     def may_speak_proxy_protocol(self, peer: Any) -> bool:
-        """Whether this peer may send the PROXY protocol (``proxy_allow_ips``)."""
+        """Return whether this peer may send the PROXY protocol (``proxy_allow_ips``)."""
         return peer in self._proxies
 
     def method(self, method: str) -> str:
         """Return the method for the environ.
 
-        :raises RequestError: for an unusual method (``permit_unconventional_http_method``).
+        :raises RequestError: if the method is unusual (``permit_unconventional_http_method``).
         """
         unusual = _UNUSUAL_IN_METHOD.search(method) or not 3 <= len(method) <= 20
         if unusual and not self._any_method:
@@ -97,18 +96,18 @@ class RequestRules:
     def admit(self, fields: Fields, *, trusted: bool) -> Fields:
         """Return the header fields for the environ (``header_map``).
 
-        :param trusted: whether the peer may send ``forwarder_headers``.
-        :raises RequestError: for a name with an underscore that is refused.
+        :param trusted: True if the peer may send ``forwarder_headers``.
+        :raises RequestError: if ``header_map`` refuses a name with an underscore.
         """
         return [field for field in fields if "_" not in field[0] or self._maps(field[0], trusted)]
 
     def _maps(self, name: str, trusted: bool) -> bool:
-        """Whether the environ has a header field whose name has an underscore."""
+        """Return whether a header field with an underscore in its name gets into the environ."""
         name = name.upper()
         if trusted and ("*" in self._forwarded or name in self._forwarded):
             return True
         if self._header_map == "dangerous":
-            return name != "SCRIPT_NAME"  # any client could choose the prefix of all URLs
+            return name != "SCRIPT_NAME"  # else any client could choose the prefix of all URLs
         if self._header_map == "drop":
             return False
         raise RequestError(
@@ -116,9 +115,9 @@ class RequestRules:
         )
 
     def scheme(self, fields: Fields) -> str:
-        """Return the scheme that a trusted proxy names (``secure_scheme_headers``).
+        """Return the scheme from a trusted proxy's header fields (``secure_scheme_headers``).
 
-        :raises RequestError: when two header fields contradict each other.
+        :raises RequestError: if two header fields contradict each other.
         """
         found = ""
         for name, value in fields:
@@ -139,9 +138,9 @@ class RequestRules:
     def read_environment(self) -> None:
         """Read the environment variable ``SCRIPT_NAME``.
 
-        Call it after the application was loaded, which may set the variable.
+        Call this method after the application was loaded, which may set the variable.
 
-        :raises ValueError: when the variable is not a path.
+        :raises ValueError: if the variable is not a path.
         """
         self._script_name = os.environ.get("SCRIPT_NAME", "")
         if not is_mount_point(self._script_name):
@@ -151,14 +150,14 @@ class RequestRules:
             )
 
     def split(self, fields: Fields, path: str) -> tuple[str, str]:
-        """Return where the application is mounted, and the rest of the path.
+        """Split a path into the application's mount point (``SCRIPT_NAME``) and the rest.
 
-        The header field ``SCRIPT_NAME`` of a trusted proxy counts, without it the environment
-        variable.
+        A trusted proxy's header field ``SCRIPT_NAME`` counts. If the field is missing, the
+        environment variable counts.
 
         :param fields: the admitted header fields.
         :param path: the path of the request, not unquoted.
-        :raises RequestError: when ``SCRIPT_NAME`` is no path, or the request's path is not below.
+        :raises RequestError: if ``SCRIPT_NAME`` is no path, or no prefix of the request's path.
         """
         named = [v for name, v in fields if name[6:7] == "_" and name.upper() == "SCRIPT_NAME"]
         if not named and not self._script_name:
@@ -167,7 +166,7 @@ class RequestRules:
         if len(set(named)) > 1 or not is_mount_point(script_name):
             raise RequestError("SCRIPT_NAME is not one path")
         script_name = script_name.rstrip("/")
-        if not script_name:  # the target may be "*" then
+        if not script_name:  # then the target may be "*"
             return "", path
         rest = path[len(script_name) :]
         if not path.startswith(script_name) or rest[:1] not in ("", "/"):
@@ -180,7 +179,7 @@ class RequestRules:
 
 
 class _Addresses:
-    """A set of addresses and networks. It contains each peer on a Unix socket, as gunicorn's does.
+    """Set of addresses and networks. As with gunicorn, every peer on a Unix socket is a member.
 
     :param allowed: addresses, networks, or ``*`` for all.
     """

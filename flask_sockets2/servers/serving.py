@@ -1,13 +1,13 @@
-"""A warning for processes that publish but serve no clients, while the broker is in memory.
+"""Warning if a process publishes to the in-memory broker but serves no clients.
 
-The messages of such a process are lost. It may be a script, a shell, a Celery task or a command.
+The messages of this process reach no subscriber. Examples: a script, a shell, a Celery task.
 
-A process counts as serving if it has a socket that accepts connections, as each server has. The
-server may open its socket after a thread of the application has begun to publish. So the process is
-examined for a while, and once more when it ends.
+A process serves clients if one of its sockets accepts connections. A server may open its socket
+after a thread of the application has begun to publish. So the check repeats for a while, and once
+more when the process ends.
 
-A process that ``multiprocessing`` has forked from a server is not one, although it has inherited
-the socket.
+A process that ``multiprocessing`` has forked from a server serves no clients, although the process
+has inherited the socket.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from typing import Any
 __all__ = ["Unheard", "is_listening", "works_for_a_server"]
 
 _GRACE = 30.0  # seconds that a process may publish before its server listens
-_PAUSE = 0.5  # seconds between two looks
+_PAUSE = 0.5  # seconds between two checks
 _FILES = "/dev/fd"
 
 
 class Unheard:
-    """Warns once if a process publishes and serves no clients.
+    """Warns once if the process publishes but serves no clients.
 
-    :param heard: returns whether this process has served a client.
-    :param warn: called with the channel of the first message.
-    :param helps: this process works for one that serves clients; see :func:`works_for_a_server`.
+    :param heard: function that returns True if this process has served a client.
+    :param warn: function to call with the channel of the first message.
+    :param helps: True if this process is a child of a server; see :func:`works_for_a_server`.
 
-    :ivar settled: it is known whether the process serves clients.
+    :ivar settled: True after the check has ended.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Unheard:
         self._lock = threading.Lock()  # guards the two attributes that change
 
     def published(self, channel: str) -> None:
-        """Take note of a message; any thread."""
+        """Check the process, since a message was published; any thread."""
         if self._helps:
             if self._settle():
                 self._warn(channel)
@@ -64,14 +64,14 @@ class Unheard:
             if self.settled or self._channel is not None:
                 return
             self._channel = channel
-        if _is_interactive():  # the process does not end soon, and its user reads the warning
+        if _is_interactive():  # the process does not end soon, and the user reads the warning
             self._decide()
             return
         atexit.register(self._decide)
         _at_the_end_of_a_child(self._decide)
         try:
             threading.Thread(target=self._watch, name="flask_sockets2-serving", daemon=True).start()
-        except RuntimeError:  # the interpreter ends
+        except RuntimeError:  # the interpreter shuts down
             pass
 
     def _watch(self) -> None:
@@ -84,7 +84,7 @@ class Unheard:
         self._decide()
 
     def _settle(self) -> bool:
-        """Stop looking; False if another thread has done so already."""
+        """End the check; return False if another thread has already ended it."""
         with self._lock:
             settled, self.settled = self.settled, True
         atexit.unregister(self._decide)
@@ -97,22 +97,22 @@ class Unheard:
 
 
 def works_for_a_server(was_server: bool) -> bool:
-    """Whether ``multiprocessing`` has forked this process from one that serves clients.
+    """Return whether ``multiprocessing`` has forked this process from one that serves clients.
 
-    :param was_server: the process from which this one was forked, if it was, served clients.
+    :param was_server: True if this process was forked from a process that served clients.
     """
     parent = _multiprocessing_parent()
     return was_server and parent is not None and parent.pid == os.getppid()
 
 
 def _multiprocessing_parent() -> Any:
-    """Return the process that has started this one by ``multiprocessing``, None if none has."""
+    """Return the ``multiprocessing`` parent of this process, None if there is none."""
     process = sys.modules.get("multiprocessing.process")
     return None if process is None else process.parent_process()
 
 
 def _at_the_end_of_a_child(call: Callable[[], None]) -> None:
-    """Have it called at the end of a child of ``multiprocessing``, which runs no ``atexit``."""
+    """Call a function at the end of a ``multiprocessing`` child, which runs no ``atexit``."""
     if _multiprocessing_parent() is not None:
         from multiprocessing.util import Finalize
 
@@ -120,14 +120,14 @@ def _at_the_end_of_a_child(call: Callable[[], None]) -> None:
 
 
 def _is_interactive() -> bool:
-    """Whether this is Python's prompt or that of ``flask shell``."""
+    """Return whether this process is Python's prompt or ``flask shell``."""
     return hasattr(sys, "ps1") and not is_listening()
 
 
 def is_listening() -> bool:
-    """Whether this process accepts connections; True if that cannot be found out."""
-    # A socket object for a descriptor sets the default timeout. That would change the server's
-    # socket as well, since both share one state in the kernel.
+    """Return whether this process accepts connections; True if the check is impossible."""
+    # A new socket object applies the default timeout to its descriptor. The timeout would change
+    # the server's socket as well, since both share one state in the kernel.
     if getdefaulttimeout() is not None or not os.path.isdir(_FILES):
         return True
     return any(_accepts(int(name)) for name in os.listdir(_FILES))
@@ -141,7 +141,7 @@ def _accepts(descriptor: int) -> bool:
     except OSError:  # closed meanwhile
         return False
     try:
-        looked_at = socket(fileno=copy)  # not gevent's, which would make it non-blocking
+        looked_at = socket(fileno=copy)  # gevent's class would make the socket non-blocking
     except OSError:
         os.close(copy)
         return False

@@ -1,17 +1,17 @@
-"""Who comes after a worker that has stopped accepting.
+"""Rolling restart: a stopping worker waits until a new worker accepts its clients.
 
-At a reload gunicorn ends the old workers as soon as it has forked the new ones, which then import
-the application: for seconds nobody accepts. And all old workers are told at once, but each notices
-within a second: clients that the first of them closes would come back to another, which closes
-them again.
+At a reload gunicorn stops the old workers as soon as the new ones are forked. The new workers still
+import the application, so no worker accepts for seconds. The signal reaches all old workers at
+once, but each notices within a second. Clients that the first worker closes could reconnect to
+another old worker, and would be closed again.
 
-So a worker tries its own address as a client does. What it does not accept any more waits in the
-kernel, which all processes with that socket share, until one of them takes it, or until the last of
-them closes it, which resets what waits. With ``--reuse-port`` each worker has a socket of its own,
-so that a reset tells nothing of the others: it tries again.
+So a stopping worker connects to its own address. The connection waits in the kernel's queue, which
+all processes with the socket share, until a process accepts the connection. If the last process
+closes the socket, the kernel resets the connection. With ``--reuse-port`` each worker has its own
+socket, so a reset says nothing about the other workers: the worker tries again.
 
-A service manager that has passed the socket in, as systemd does, keeps it. It would start a server
-that was stopped again for who waits in there, so that nobody is asked then.
+If a service manager such as systemd has passed the socket in, the manager keeps the socket open.
+A connection would make the manager start a stopped server again, so the worker does not connect.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from gevent import socket
 
 __all__ = ["await_successor"]
 
-_UNISON = 1.5  # seconds in which all who were told at once to end have noticed
+_UNISON = 1.5  # seconds until all old workers have noticed the signal
 _AGAIN = 0.1  # seconds until the next attempt
 
 
 def await_successor(family: int, address: Any, seconds: float, *, kept: bool = False) -> None:
-    """Wait until another process accepts connections which is going to stay.
+    """Wait until a process accepts connections that is not about to stop.
 
-    It returns at once where nobody has the socket any more, as when the whole server stops.
+    If no process has the socket any more, because the whole server stops, the function returns.
 
-    :param family: of the socket that this process has closed.
-    :param address: of that one.
-    :param seconds: to wait at the most.
-    :param kept: a service manager keeps the socket; it is only waited for who was told as well.
+    :param family: address family of the socket that this process has closed.
+    :param address: address of that socket.
+    :param seconds: maximum seconds to wait.
+    :param kept: True if a service manager keeps the socket; then the wait lasts 1.5 s.
     """
     with suppress(gevent.Timeout), gevent.Timeout(max(0.0, seconds)):
         if kept:
@@ -47,13 +47,13 @@ def await_successor(family: int, address: Any, seconds: float, *, kept: bool = F
 
 
 def _is_accepted(family: int, address: Any) -> bool:
-    """Connect without a word, and wait for the end of it; False where nobody has the socket."""
+    """Connect, send nothing, and wait for the end; return False if no process has the socket."""
     while True:
         try:
             with socket.socket(family, socket.SOCK_STREAM) as sock:
                 sock.connect(address)
                 sock.shutdown(socket.SHUT_WR)  # no request follows, so that none is logged
-                sock.recv(1)  # nothing, or how TLS complains of it
+                sock.recv(1)  # nothing, or a TLS alert
                 return True
         except (ConnectionRefusedError, FileNotFoundError):
             return False

@@ -1,4 +1,4 @@
-"""The connection of a WSGI environ whose server knows no WebSocket: its socket is taken over.
+"""WebSockets on WSGI servers without WebSocket support: the package takes over the server's socket.
 
 ========================================  ==========================================================
 key of the environ                        server
@@ -9,9 +9,9 @@ key of the environ                        server
 ``wsgi.input``, gevent's file             gevent's pywsgi
 ========================================  ==========================================================
 
-The server goes on after the application has returned: it writes a response head and closes what
-it believes to be the client. It gets a sink instead: a socket that swallows what is written and
-reads as ended.
+When the application returns, the server still writes a response head and closes its socket. By
+then, the server's descriptor refers to a sink: a socket that discards all writes and reads as
+ended. So the client sees neither.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ __all__ = [
 logger = logging.getLogger("flask_sockets2.servers")
 
 STOPPING = "flask_sockets2.stopping"
-"""In the environ of a request that our worker answers while it stops."""
+"""Environ key, set if our worker answers the request while the worker stops."""
 
 RAISE = "flask_sockets2.raise"
-"""In the environ of a request of the test client: an exception of the handler is raised again."""
+"""Environ key, set by the test client so that it gets the exceptions of a handler."""
 
-_CLOSING_TIME = 2.0  # seconds that connections get to close when the process ends
+_CLOSING_TIME = 2.0  # seconds to close all connections when the process ends
 
 
 class Takeover:
-    """A connection on the socket of a server that knows no WebSocket.
+    """WebSocket connection on the socket of a server without WebSocket support.
 
     :param environ: WSGI environ of the request.
-    :param sock: the server's socket of it.
+    :param sock: the server's socket of the request.
     """
 
     def __init__(self, environ: MutableMapping[str, Any], sock: Any) -> None:
@@ -68,8 +68,8 @@ class Takeover:
         return transport, _early_bytes(_input(self._environ))
 
     def release(self) -> None:
-        """Give the server the sink, which lasts as long as its socket: middleware may close the
-        body of the response before the server has written it, and make it as large as it likes."""
+        """Give the server the sink, which lasts as long as the server's socket: middleware may
+        close the response's body before the server writes the body, and write any amount."""
         near, far_end = socket.socketpair()
         far_end.shutdown(socket.SHUT_WR)
         self._sock.setblocking(True)
@@ -83,9 +83,9 @@ class Takeover:
 
 
 class _Sink:
-    """The far end of what a server has in place of its client: it takes all and keeps nothing.
+    """Far end of the sink: reads and discards everything that the server writes.
 
-    :param sock: that it closes when the server has closed the other end.
+    :param sock: socket to close when the server has closed the other end.
     """
 
     owes = False
@@ -94,7 +94,7 @@ class _Sink:
         self._sock = sock
 
     def data_received(self, data: bytes) -> None:
-        """Throw away what the server writes."""
+        """Discard the bytes that the server has written."""
 
     def eof_received(self) -> None:
         self._sock.close()
@@ -106,13 +106,13 @@ class _Sink:
 
 
 def take_over(environ: MutableMapping[str, Any]) -> Takeover | None:
-    """Return a connection on the server's own socket, None where no socket is to be found."""
+    """Return a connection on the server's own socket, None if the environ has no socket."""
     sock = client_socket(environ)
     return None if sock is None else Takeover(environ, sock)
 
 
 def client_socket(environ: Mapping[str, Any]) -> Any:
-    """Return the server's own socket of a request, None where none is to be found."""
+    """Return the server's own socket of a request, None if the environ has no socket."""
     sock = next(
         (
             environ[key]
@@ -123,15 +123,15 @@ def client_socket(environ: Mapping[str, Any]) -> Any:
     )
     if sock is None:
         stream = _input(environ)
-        # The stream itself, where pywsgi takes the request for an upgrade.
+        # If pywsgi takes the request for an upgrade, wsgi.input is the stream itself.
         raw = getattr(getattr(stream, "rfile", stream), "raw", None)
         sock = getattr(raw, "_sock", None)  # the socket of the file that makefile() returned
     return sock if hasattr(sock, "fileno") else None
 
 
 def _input(environ: Mapping[str, Any]) -> Any:
-    """Return the server's own stream of a request, which wsgiref's validator and Werkzeug's
-    LintMiddleware wrap."""
+    """Return the server's own stream of a request, without the wrappers of wsgiref's validator and
+    Werkzeug's LintMiddleware."""
     stream: Any = environ.get("wsgi.input")
     while (inner := getattr(stream, "input", getattr(stream, "_stream", None))) is not None:
         stream = inner
@@ -161,7 +161,7 @@ _registered = False
 
 
 def _close_all() -> None:
-    """The process ends: a handler that waits for its peer must not keep it alive."""
+    """Close all connections at the end of the process, so that waiting handlers do not delay it."""
     deadline = monotonic() + _CLOSING_TIME
     for connection in Connection.opened():
         connection.close(1001, "server shutdown")
@@ -173,9 +173,9 @@ def _close_all() -> None:
 def close_after(environ: Mapping[str, Any], start_response: Callable[..., Any]) -> None:
     """Have the server close the connection after the response.
 
-    gunicorn's own workers drop the header field ``Connection`` of an application (PEP 3333) and
-    keep the connection alive. Their response can be asked to close it, if ``start_response`` is
-    its method and not middleware's. In any case no further request is read.
+    gunicorn's own workers drop an application's header field ``Connection`` (PEP 3333) and keep the
+    connection alive. If ``start_response`` is a method of gunicorn's response and not middleware's,
+    the response can force the close. In any case the server reads no further request.
     """
     reader = getattr(_input(environ), "reader", None)
     for owner in (getattr(start_response, "__self__", None), getattr(reader, "req", None)):
@@ -193,7 +193,7 @@ def _end_of_file(*_: object) -> bytes:
 
 
 def _early_bytes(stream: Any) -> bytes:
-    """Return what the server has read behind the head of the request; the socket does not block."""
+    """Return bytes that the server has read after the request's head; the socket does not block."""
     unreader = getattr(getattr(stream, "reader", None), "unreader", None)
     if unreader is not None:  # gunicorn's Body
         early: bytes = unreader.buf.getvalue()

@@ -1,11 +1,11 @@
-"""Turns: a client that never pauses keeps no other client waiting.
+"""Turns: give other clients CPU time if one client never pauses.
 
-gevent switches greenlets when one of them has to wait. A client whose next bytes are always there
-already, and that takes each answer at once, makes its greenlet wait for nothing: neither between
-pipelined requests nor between the chunks of a body. So the handler takes turns by the clock:
-before each request, before each read from the socket and before each write to it.
+gevent switches greenlets only when one of them waits. If a client sends fast and reads each answer
+at once, its greenlet never waits: neither between pipelined requests nor between the chunks of a
+body. So the handler yields by the clock: before each request, before each read from the socket and
+before each write to the socket.
 
-``gevent.sleep(0)`` is not enough. The hub resumes the greenlet up to 50 times before it looks at
+``gevent.sleep(0)`` is not enough. The hub resumes the greenlet up to 50 times before the hub polls
 other sockets.
 """
 
@@ -30,20 +30,19 @@ else:
 __all__ = ["READ_AHEAD", "PatientReceiver", "PatientSender", "Turns", "turns"]
 
 READ_AHEAD = 8192
-"""Bytes that are read from a socket at a time; a greenlet works on so many without a look at the
-clock."""
+"""Bytes to read from a socket at a time; a greenlet processes them without checking the clock."""
 
 _TURN = 0.005  # seconds
-_WAIT = 0.001  # seconds; a write that takes no longer has not waited
-_LOOKS = 10  # at what the client has taken, while it takes nothing for as long as it may
-_PIECE = 256 * 1024  # bytes that are written without a look at the clock; TLS has to encrypt them
+_WAIT = 0.001  # seconds; a shorter write has not waited for the client
+_LOOKS = 10  # checks of the client's progress during the longest pause
+_PIECE = 256 * 1024  # bytes written without checking the clock; TLS has to encrypt them
 _SIOCOUTQ = 0x5411  # linux/sockios.h; bytes in the send queue that the peer has not acknowledged
 
 
 class Turns:
-    """The turns of the greenlets of one hub; used in its thread.
+    """Clock of one hub's greenlets, which yield every 5 ms; used in the hub's thread.
 
-    :param hub: that hub.
+    :param hub: gevent's hub.
     """
 
     __slots__ = ("__weakref__", "_begun", "_loop", "_wait")
@@ -54,14 +53,14 @@ class Turns:
         self._begun = monotonic()
 
     def take(self) -> None:
-        """Let the hub look at all sockets, if it has not done so in this turn for 5 ms."""
+        """Yield until the hub has polled all sockets, if this turn has lasted for 5 ms."""
         now = monotonic()
         if now - self._begun < _TURN:
             return
-        with self._loop.timer(0) as next_round:  # due when the hub has looked at the sockets
+        with self._loop.timer(0) as next_round:  # due when the hub has polled the sockets
             self._wait(next_round)
-        # Several greenlets may wait for the same round. Its turn is one for all of them, so that
-        # many busy clients together take no longer than one.
+        # Several greenlets may wait for the same round. They share the next turn, so that many
+        # busy clients together take no longer than one.
         if self._begun <= now:
             self._begun = monotonic()
 
@@ -70,7 +69,7 @@ _turns: WeakKeyDictionary[Any, Turns] = WeakKeyDictionary()  # by hub
 
 
 def turns() -> Turns:
-    """Return the turns of this thread's hub."""
+    """Return the :class:`Turns` of this thread's hub."""
     hub = get_hub()
     found = _turns.get(hub)
     if found is None:
@@ -79,21 +78,21 @@ def turns() -> Turns:
 
 
 class PatientReceiver(io.RawIOBase):
-    """What a handler reads from, below its buffer: the socket, in turns, as long as it waits.
+    """Raw stream of a handler: reads from the socket in turns, with a timeout for slow clients.
 
     :param sock: gevent's own socket.
-    :param turns: of the handler's hub.
+    :param turns: turns of the handler's hub.
     """
 
     def __init__(self, sock: Any, turns: Turns) -> None:
         super().__init__()
         self._sock = sock
-        self._file = sock.makefile("rb", 0)  # the socket stays open as long as this does
+        self._file = sock.makefile("rb", 0)  # keeps the socket open
         self._turns: Turns | None = turns
         self.patience = Patience(0.0)
 
     def release(self) -> None:
-        """Wait for nothing any more: the socket is taken over."""
+        """Stop taking turns and counting waits: a WebSocket or stream takes over the socket."""
         self._turns = None
 
     def readable(self) -> bool:
@@ -102,7 +101,7 @@ class PatientReceiver(io.RawIOBase):
     def readinto(self, buffer: Any) -> int | None:
         """Read once.
 
-        :raises TimeoutError: when the client has kept the server waiting for too long.
+        :raises TimeoutError: if the client was too slow.
         """
         if self._turns is None:
             early: int | None = self._file.readinto(buffer)
@@ -127,10 +126,10 @@ class PatientReceiver(io.RawIOBase):
 
 
 class PatientSender:
-    """How a handler writes to the socket: in turns, as long as the client takes what was written.
+    """Writes a handler's response to the socket, in turns, with a timeout for slow clients.
 
     :param sock: gevent's own socket.
-    :param turns: of the handler's hub.
+    :param turns: turns of the handler's hub.
     """
 
     __slots__ = ("_sent", "_sock", "_taken", "_turns", "patience")
@@ -138,14 +137,14 @@ class PatientSender:
     def __init__(self, sock: Any, turns: Turns) -> None:
         self._sock = sock
         self._turns = turns
-        self._sent = 0  # bytes that the kernel has taken, and the client of them
-        self._taken = 0
+        self._sent = 0  # bytes that the kernel has accepted
+        self._taken = 0  # bytes of them that the client has acknowledged
         self.patience = Patience(0.0)
 
     def send(self, data: memoryview) -> int:
-        """Write a part of some bytes, and return how much.
+        """Write the beginning of ``data``, and return the number of bytes written.
 
-        :raises TimeoutError: when the client has kept the server waiting for too long.
+        :raises TimeoutError: if the client was too slow.
         """
         self._turns.take()
         left = self.patience.left()
@@ -157,7 +156,7 @@ class PatientSender:
             with _within(min(left, self.patience.seconds / _LOOKS), self._sock):
                 size = self._sock.send(data[:_PIECE])
         except TimeoutError:
-            pass  # the client may have taken something all the same
+            pass  # the client may have acknowledged bytes all the same
         finally:
             self._sent += size
             seconds = monotonic() - begun
@@ -168,9 +167,9 @@ class PatientSender:
     def _waited(self, seconds: float) -> None:
         """Count a wait.
 
-        The kernel says that there is room only when the client has taken a third of what it holds,
-        which may be megabytes. So the bytes count that the client has acknowledged. Those that it
-        took before the wait count for the first part of the wait, which is therefore short.
+        The kernel reports room only when the client has taken a third of the send buffer, which may
+        hold megabytes. So this method counts acknowledged bytes. Bytes acknowledged before the wait
+        count for the first part of the wait, which is therefore short.
         """
         taken = self._sent - _unacknowledged(self._sock)
         self.patience.waited(seconds, max(0, taken - self._taken))
@@ -178,10 +177,10 @@ class PatientSender:
 
 
 def _within(seconds: float, sock: Any) -> AbstractContextManager[Any]:
-    """Have one read or write of a socket raise ``TimeoutError`` after so many seconds.
+    """Set a timeout for one read or write, which then raises ``TimeoutError``.
 
-    TLS reads whole records. gevent waits for each piece of a record, and its timeout begins anew
-    with each piece. So there the read as a whole needs a timer.
+    TLS reads whole records. gevent waits for each piece of a record, and restarts its timeout with
+    each piece. So with TLS the read as a whole needs a timer.
     """
     sock.settimeout(seconds)
     if hasattr(sock, "pending"):  # TLS
@@ -191,7 +190,7 @@ def _within(seconds: float, sock: Any) -> AbstractContextManager[Any]:
 
 
 def _unacknowledged(sock: Any) -> int:
-    """Return how many bytes the kernel keeps for a client; 0 where the system does not tell."""
+    """Return the number of bytes in the kernel's send queue; 0 if the system does not report it."""
     if fcntl is not None:
         with suppress(OSError):
             return int.from_bytes(fcntl.ioctl(sock.fileno(), _SIOCOUTQ, bytes(4)), sys.byteorder)

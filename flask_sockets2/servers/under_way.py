@@ -1,8 +1,8 @@
-"""HTTP requests that our handler has under way in this process, and those that it has cut off.
+"""Counts of HTTP requests in progress in this process, and of requests that were cut off.
 
-A request counts from the end of its head, before a byte of its body is read, to the end of its
-response; one that becomes a WebSocket or an event stream only until then. So a form that stalls is
-seen, although no view knows it yet.
+A request counts from the end of its head to the end of its response. If the request becomes a
+WebSocket or an event stream, the request counts until then. A stalled upload counts, too, although
+Flask has not called a view yet.
 """
 
 from __future__ import annotations
@@ -14,38 +14,38 @@ __all__ = ["begin", "cut", "cut_off", "end", "requests"]
 
 _requests: set[object] = set()  # handlers
 _cut = 0
-_lock = Lock()  # guards that number: servers may run in several threads
+_lock = Lock()  # guards _cut: servers may run in several threads
 
 
 def begin(handler: object) -> None:
-    """Count the request of a handler."""
+    """Count a handler's request as in progress."""
     _requests.add(handler)
 
 
 def end(handler: object) -> None:
-    """Count it no longer; can be repeated."""
+    """Remove a handler's request from the count; may be called again."""
     _requests.discard(handler)
 
 
 def cut() -> None:
-    """Count a request whose client was too slow."""
+    """Count a request that was cut off, since its client was too slow."""
     global _cut
     with _lock:
         _cut += 1
 
 
 def requests() -> int:
-    """Return how many requests are under way."""
+    """Return the number of requests in progress."""
     return len(_requests)
 
 
 def cut_off() -> int:
-    """Return how many requests have been cut off, ever, since their clients were too slow."""
+    """Return the number of requests of slow clients that were cut off since the process began."""
     return _cut
 
 
 def _after_fork() -> None:
-    """Begin anew in a child."""
+    """Reset the counts in a forked child."""
     global _cut, _lock
     _requests.clear()
     _cut = 0

@@ -1,18 +1,17 @@
-"""A response without an end: a WSGI body that others write to, until its peer leaves.
+"""Endless response, such as an event stream: a WSGI body that any thread may write to.
 
-A server takes a body piece by piece and waits in between: here for what :meth:`Stream.write` is
-given. To who writes a stream is a transport, of which the kernel is the server. ``buffered`` counts
-what the server has not come back from, since only then the peer's kernel may have it.
+The server iterates over the body, and waits in between for :meth:`Stream.write`. For the writer, a
+stream has the interface of a transport; the server takes the place of the kernel. ``buffered``
+counts bytes until the server asks for the next piece: before, the server may still be sending them.
 
-Under our own handler a stream is moved to the socket itself (:meth:`Stream.move`), and the request
-is over. Its life in both cases::
+Under our own handler the stream moves to the socket itself (:meth:`Stream.move`), and the request
+ends. The states of a stream in both cases::
 
     OPEN ─ end() ─> ENDING ─ all was taken ─> CLOSED
       └─ the peer or the server ends it, close(), abort() ─> CLOSED
 
-A server does not say that a peer has left but when it writes to it, and at the end of the peer's
-stream not even at once. So a stream looks at the server's socket, where that is to be found, at
-each heartbeat.
+A WSGI server notices that the client has left only when it next writes, and sometimes later still.
+So at each heartbeat the stream checks the server's socket, if the environ has the socket.
 """
 
 from __future__ import annotations
@@ -40,38 +39,38 @@ __all__ = ["Body", "Stream", "Writing", "has_ended"]
 logger = logging.getLogger("flask_sockets2.streams")
 
 _CHUNK = 65536  # bytes handed to the server at a time
-_STEP = 3600.0  # seconds; a wait without an end needs a timer, which keeps a hub running
+_STEP = 3600.0  # seconds; even an endless wait needs a timer, which keeps a hub running
 
-_opened: set[Stream] = set()  # those of this process that have not ended
+_opened: set[Stream] = set()  # streams of this process that have not ended
 _registered = False
 
-if hasattr(os, "register_at_fork"):  # a forked child must not end what is its parent's
+if hasattr(os, "register_at_fork"):  # a forked child must not end its parent's streams
     os.register_at_fork(after_in_child=_opened.clear)
 
 
 class Writing(Protocol):
-    """Who writes to a stream; called by the clock's thread or under the stream's lock."""
+    """Writer of a stream; the clock's thread calls its methods, or any thread under the lock."""
 
     def write_drained(self) -> None:
-        """All that was written has been taken."""
+        """Called when the stream's buffer is empty."""
 
     def moved(self, transport: StreamTransport) -> None:
-        """From now on this is written to, in place of the stream."""
+        """Called when the writer must write to ``transport`` from now on, not to the stream."""
 
     def ended(self) -> None:
-        """Nothing more can be written; called once."""
+        """Called once, when the stream accepts no more data."""
 
 
 class Stream:
-    """The writing end of one response.
+    """Writing end of one endless response.
 
-    :param environ: WSGI environ of the request; nothing keeps it.
-    :param writing: who writes to it, told of what happens.
-    :param beat: bytes of a heartbeat, which the peer ignores.
+    :param environ: WSGI environ of the request; the stream keeps no reference.
+    :param writing: writer of the stream, whose methods are the callbacks.
+    :param beat: bytes of a heartbeat, which the client ignores.
     :param interval: seconds between two heartbeats.
-    :param send_timeout: seconds that the peer may take nothing; it is looked at with the heartbeat.
-    :param close_timeout: seconds for the rest to be taken once it is to end.
-    :param budget: that what it holds counts for.
+    :param send_timeout: seconds without progress until the client is dropped; the heartbeat checks.
+    :param close_timeout: seconds to send the rest after :meth:`end`.
+    :param budget: memory budget for the stream's buffer.
 
     Any thread may write, under :attr:`lock`.
     """
@@ -115,17 +114,17 @@ class Stream:
         self._waiter = self.clock.waiter()
         self.lock = self._waiter.lock
         self.path = environ.get("PATH_INFO")
-        #: Bytes that the server has not taken, or not come back from. What it begins with counts
-        #: from when the server comes: no peer is too slow for that.
+        #: Bytes that the server has not taken, or is still sending. Bytes of :meth:`begin` count
+        #: from the server's first :meth:`take`: until then no client can be too slow.
         self.buffered = 0
         self.closed = False
-        #: What it holds of the memory of all.
+        #: Share of the memory budget.
         self.share = Share(budget, self)
-        #: What it was moved to.
+        #: Transport of a stream that was moved to the socket.
         self.transport: StreamTransport | None = None
-        #: Who is told of its end, where it outlives its request.
+        #: Server to notify of the end, if the stream outlives its request.
         self.keeper: Keeper | None = None
-        #: For :class:`~flask_sockets2.connection.keepalive.Keepalive`; nobody answers a heartbeat.
+        #: For :class:`~flask_sockets2.connection.keepalive.Keepalive`; a heartbeat has no answer.
         self.ping_interval: float | None = interval
         self.ping_timeout: float | None = None
         self._beat = beat
@@ -133,9 +132,9 @@ class Stream:
         self._close_timeout = close_timeout
         self._writing: Writing | None = writing
         self._out: deque[bytes] = deque()
-        self._begun = False  # the server has come for it
-        self._under_way = 0  # bytes that the server was handed, and when
-        self._since = monotonic()
+        self._begun = False  # True from the server's first take()
+        self._under_way = 0  # bytes that the server is sending
+        self._since = monotonic()  # time of the last take()
         self._ending = False
         self._sock = client_socket(environ)
         _register(self.clock, environ)
@@ -145,11 +144,11 @@ class Stream:
 
     @staticmethod
     def opened() -> list[Stream]:
-        """All streams of this process that have not ended."""
+        """Return all streams of this process that have not ended."""
         return list(_opened)
 
     def _inside(self, function: Callable[[], None]) -> None:
-        """Call a function in the hub or the selector thread."""
+        """Call a function in the hub or the selector thread, at once if this is that thread."""
         if self.clock.inside():
             function()
         else:
@@ -162,33 +161,33 @@ class Stream:
     # -- writing ---------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
-        """Write something, behind what is there."""
+        """Append data to the buffer."""
         with self.lock:
             if self.transport is not None:
                 self.transport.write(data)
             elif data and not self.closed and not self._ending:
-                if not self._out:  # else the server does not wait
+                if not self._out:  # else the server is not waiting
                     self._waiter.wake_soon()
                 self._out.append(data)
                 self.buffered += len(data)
                 self.share.hold(data)
 
     def begin(self, data: bytes) -> None:
-        """Write something in front of all that is there; before the server comes for it."""
+        """Put data in front of the buffer; call this before the server's first :meth:`take`."""
         with self.lock:
             if data and not self.closed:
                 self._out.appendleft(data)
                 self.share.hold(data)
 
     def flush(self) -> None:
-        """Do nothing: the server takes what there is as soon as it can."""
+        """Do nothing: the server takes the buffer as soon as possible."""
 
     # -- the server ------------------------------------------------------------------------
 
     def take(self) -> bytes:
-        """Wait for something to send; the server has sent what it was given before.
+        """Wait for data to send; the server has sent all data of the call before.
 
-        :returns: at most 64 KiB or one piece, empty at the end.
+        :returns: at most 64 KiB or one piece; empty at the end of the stream.
         """
         with self.lock:
             self._count_taken()
@@ -220,7 +219,7 @@ class Stream:
                 self._writing.write_drained()
 
     def _forget(self) -> None:
-        """Hold nothing any more that the server was to be given."""
+        """Clear the buffer."""
         for piece in self._out:
             self.share.release(piece)
         self._out.clear()
@@ -228,8 +227,8 @@ class Stream:
         self.buffered = self._under_way = 0
 
     def move(self, transport: StreamTransport) -> None:
-        """Write to the socket itself from now on; in the clock's thread, when the server has sent
-        all that it was given."""
+        """Write to the socket itself from now on; called in the clock's thread, when the server
+        has sent all data that it took."""
         rest = b"".join(self._out)
         self._forget()
         self._sock = None
@@ -248,7 +247,7 @@ class Stream:
     # -- the end ---------------------------------------------------------------------------
 
     def end(self) -> None:
-        """End it once all that was written is taken, which must not take long; any thread."""
+        """End the stream when the buffer is sent, within the close timeout; any thread."""
         with self.lock:
             if self.closed or self._ending:
                 return
@@ -260,7 +259,7 @@ class Stream:
             self.clock.call_later(self._close_timeout, self.abort)
 
     def abort(self) -> None:
-        """End it at once; a server that waits for the peer to take something fails."""
+        """End the stream at once; if the server is blocked in a write, the write fails."""
         with self.lock:
             sock = self._sock if self._under_way else None
             self.close()
@@ -268,12 +267,12 @@ class Stream:
                 _shut(sock)
 
     def evict(self) -> None:
-        """End it: all connections together hold too much. The browser connects again."""
+        """End the stream, since all buffers together exceed the budget; the browser reconnects."""
         STREAM_LOG.evicted(self.path, self.share.held)
         self.abort()
 
     def close(self) -> None:
-        """The peer or the server has ended it: nothing is sent any more. Can be repeated."""
+        """End the stream without sending the rest; may be called again."""
         with self.lock:
             if self.closed:
                 return
@@ -308,7 +307,7 @@ class Stream:
         return 0
 
     def keepalive_ping(self) -> None:
-        """Send a heartbeat, and see whether there is anybody to have it."""
+        """Send a heartbeat, or end the stream if the client has left or takes nothing."""
         with self.lock:
             if self.closed:
                 return
@@ -323,7 +322,7 @@ class Stream:
                 self._drop()
 
     def keepalive_failed(self) -> None:
-        """Never called: no answer is waited for."""
+        """Never called: a heartbeat has no answer."""
 
     def _drop(self) -> None:
         reason = f"the peer took nothing for {self.send_timeout} s (SOCKETS_SEND_TIMEOUT)"
@@ -337,7 +336,7 @@ class Stream:
         return False
 
     def data_received(self, data: bytes) -> None:
-        """A client has nothing to say any more; it is thrown away."""
+        """Discard data from the client."""
 
     def eof_received(self) -> None:
         self.close()
@@ -350,12 +349,12 @@ class Stream:
         self._drop()
 
     def write_strained(self) -> None:
-        """Read on: what a client of a stream sends is thrown away."""
+        """Read on: data from the client is discarded."""
 
 
 class Body(Iterator[bytes]):
-    """What the server takes a stream from; nothing of the stream's refers to it, so that one which
-    the server has forgotten ends its stream."""
+    """WSGI body, from which the server takes the stream's data. The stream has no reference to its
+    body: if the server drops the body without closing it, the stream ends."""
 
     __slots__ = ("stream",)
 
@@ -373,19 +372,19 @@ class Body(Iterator[bytes]):
         return data
 
     def close(self) -> None:
-        """The server is done with it (PEP 3333); a stream that was moved lives on."""
+        """Close the stream, unless it has moved to the socket; called by the server (PEP 3333)."""
         if self.stream.transport is None:
             self.stream.close()
 
     def __del__(self) -> None:
         stream = self.stream
         if not stream.closed and stream.transport is None:
-            # Not in here: the garbage collector may run where locks are held.
+            # Not in here: the garbage collector may run while locks are held.
             stream.clock.call_soon(stream.close)
 
 
 def _register(clock: Clock, environ: Mapping[str, Any]) -> None:
-    """See to the end of the process, and warn of a server that can do nothing else meanwhile."""
+    """Abort streams at the end of the process, and warn if the server has a single thread."""
     global _registered
     if clock.threaded and not _registered:
         _registered = True
@@ -398,15 +397,15 @@ def _register(clock: Clock, environ: Mapping[str, Any]) -> None:
 
 
 def _abort_all() -> None:
-    """The process ends: a server that waits for a stream must not keep it alive."""
+    """Abort all streams at the end of the process, so that waiting servers do not delay it."""
     for stream in Stream.opened():
         stream.abort()
 
 
 def has_ended(sock: Any) -> bool:
-    """Whether the peer has closed a server's socket; whatever it has sent stays unread."""
+    """Return whether the client has closed the connection, without reading any data."""
     try:
-        # A descriptor of its own: the server's object may have a timeout, or be TLS.
+        # A separate descriptor: the server's socket object may have a timeout, or be TLS.
         with closing(_socket.socket(fileno=os.dup(sock.fileno()))) as copy:
             return bool(copy.recv(1, _socket.MSG_PEEK | _socket.MSG_DONTWAIT) == b"")
     except BlockingIOError:
@@ -416,8 +415,8 @@ def has_ended(sock: Any) -> bool:
 
 
 def _shut(sock: Any) -> None:
-    """Have a server that waits to write to a socket fail; by the C class, since gevent's would
-    raise in its greenlet and a TLS one would take TLS away from under it."""
+    """Make the server's blocked write fail. The method is the C class's: gevent's would raise in
+    the server's greenlet, and a TLS socket's would remove TLS during the write."""
     try:
         _socket.socket.shutdown(getattr(sock, "_sock", sock), _socket.SHUT_RDWR)
     except OSError:
