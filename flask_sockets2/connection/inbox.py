@@ -3,10 +3,10 @@
 The handler takes messages by :meth:`Inbox.receive`. If the handler is waiting there, a message goes
 straight to its greenlet or thread, else into the queue.
 
-Reading pauses, and TCP makes the peer wait, if the queue holds more than ``receive_buffer`` bytes
-or if the peer exceeds ``max_message_rate``. When all connections together hold much memory
-(``transports/budget.py``), 4 KiB of unread bytes or any unsent bytes pause reading, too. A paused
-connection cannot see that the peer has reset it, so the inbox looks for a reset every two seconds.
+The inbox pauses reading if the queue exceeds ``receive_buffer`` bytes or the peer exceeds
+``max_message_rate``; TCP then makes the peer wait. If all connections together hold much memory
+(``transports/budget.py``), 4 KiB of unread bytes or any unsent bytes pause reading, too. Without
+reads, a reset by the peer does not show, so a paused inbox looks for a reset every two seconds.
 """
 
 from __future__ import annotations

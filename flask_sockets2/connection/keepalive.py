@@ -4,7 +4,7 @@ Each connection is pinged every ``ping_interval`` seconds, so that routers which
 connections see traffic, in both directions. A connection fails with 1011 if no bytes at all arrive
 within ``ping_timeout`` seconds after a ping.
 
-Connections with the same interval share one queue, ordered by due time, so a tick looks only at
+Connections with the same interval share one queue, ordered by due time. So a tick looks only at
 connections that are due.
 """
 

@@ -259,7 +259,7 @@ class _GreenClock:
         """Call a function once all sockets have been polled, in the order of the requests.
 
         After 5 ms of these calls, the sockets are polled again. The hub itself makes 50 calls, and
-        the calls of all due timers, before the next poll, and one call may take milliseconds.
+        the calls of all due timers, before a look at the clock. One call may take milliseconds.
         """
         call = _NextCall(function)
         self._calls.append(call)

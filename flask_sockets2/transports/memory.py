@@ -1,10 +1,9 @@
 """Memory: returns freed memory to the system after connections and requests have ended.
 
-A :class:`~.budget.Budget` counts the bytes that connections hold, but not a message that a handler
-works on, an incomplete form or the text of a page. When the clients have left, glibc keeps that
+A :class:`~.budget.Budget` counts the bytes that connections hold. The budget cannot count messages
+in handlers, incomplete forms and texts of pages. When the clients have left, glibc keeps this
 memory and does not report how much of it is resident. So freed memory is returned a moment after
-connections or requests have ended. If the call finds much memory, the next one may follow soon,
-otherwise later.
+connections or requests have ended. If a call finds much memory, the next call may follow sooner.
 """
 
 from __future__ import annotations
