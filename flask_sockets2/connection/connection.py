@@ -1,12 +1,12 @@
-"""Connection: one WebSocket, as its handler has it: gevent-websocket's interface and more.
+"""Connection: the ``ws`` of a handler, with gevent-websocket's interface and more.
 
 Servers and channels use the :class:`~flask_sockets2.connection.lifecycle.Lifecycle` of a connection
 instead, see :func:`lifecycle_of`.
 
 Differences from gevent-websocket's ``WebSocket``: binary messages are ``bytes``, not ``bytearray``;
 ``send(None)`` on a closed connection does nothing, so that the loop ``while not ws.closed:
-ws.send(ws.receive())`` ends quietly. Errors for attributes that it does not have, as ``stream``,
-name what to use instead.
+ws.send(ws.receive())`` ends quietly. If an attribute is missing, as ``stream`` is, the error names
+the replacement.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ logger = logging.getLogger("flask_sockets2.connection")
 
 
 def lifecycle_of(connection: Connection) -> Lifecycle:
-    """Return the lifecycle of a connection, for servers and channels."""
+    """Return the lifecycle of a connection, which servers and channels work with."""
     return connection._lifecycle
 
 
 class Connection:
-    """One WebSocket, from the request for it to its end.
+    """A WebSocket as the handler sees it: receive, send, subscribe to channels, close.
 
-    :param lifecycle: made by the server; a handler need not know it.
+    :param lifecycle: internal state, made by the server; handlers do not need it.
 
-    A route gives its handler the connection once it is accepted::
+    A route accepts the connection and passes it to its handler::
 
         @sockets.route("/echo")
         def echo(ws):
             for message in ws:
                 ws.send(message)
 
-    Anyone may send at any time, under gevent any greenlet of the thread, elsewhere any thread;
-    one at a time may receive.
+    Any thread may send at any time; under gevent, any greenlet of the connection's thread.
+    Only one of them at a time may receive.
     """
 
     OPCODE_TEXT = TEXT
@@ -61,37 +61,37 @@ class Connection:
 
     def __init__(self, lifecycle: Lifecycle) -> None:
         self._lifecycle = lifecycle
-        self._driver: ProtocolDriver | None = None  # once it is accepted
-        self._conversing = False  # its handler has received since it last subscribed
-        #: Whether it has ended, as far as its handler is concerned: one that receives sees the
-        #: messages that came before the end first.
+        self._driver: ProtocolDriver | None = None  # set by accept()
+        self._conversing = False  # the handler has received since its last subscribe()
+        #: True once the connection is closing or has ended. If unread messages are left, a handler
+        #: that is receiving gets them first.
         self.closed = False
-        #: The server's handler of the request; false if there is none, or not any more.
+        #: The server's handler of the request; false if the server has none or has finished.
         self.handler: Any = NO_HANDLER
         lifecycle.ws = self
 
-    if not TYPE_CHECKING:  # for type checkers it has what is written here, and no more
+    if not TYPE_CHECKING:  # type checkers must report unknown attributes themselves
 
         def __getattr__(self, name: str) -> NoReturn:
-            """Name what to use in place of an attribute that another package has."""
+            """Raise an error that names the replacement of another package's attribute."""
             instead = f": {SUBSTITUTES[name]}" if name in SUBSTITUTES else ""
             raise AttributeError(f"a connection has no {name!r}{instead}", name=name, obj=self)
 
     @staticmethod
     def opened() -> list[Connection]:
-        """All connections of this process that were accepted and have not ended."""
+        """Return the connections of this process that are accepted and have not ended."""
         return [lifecycle.ws for lifecycle in opened()]
 
     # -- the request -----------------------------------------------------------------------
 
     @property
     def environ(self) -> Mapping[str, Any]:
-        """WSGI environ of the request; nothing but the path once its handler has ended."""
+        """WSGI environ of the request; reduced to the path when the handler has returned."""
         return self._lifecycle.environ
 
     @property
     def limits(self) -> Limits:
-        """The limits that its route or its application has set."""
+        """The limits of the connection, as the route or the application has set them."""
         return self._lifecycle.limits
 
     @property
@@ -101,12 +101,12 @@ class Connection:
 
     @property
     def subprotocol(self) -> str | None:
-        """The subprotocol agreed to; before accept, the one that the route prefers."""
+        """The negotiated subprotocol; before the accept, the one that the route prefers."""
         return self._lifecycle.subprotocol
 
     @property
     def subprotocols(self) -> tuple[str, ...]:
-        """What the client offers, in its order of preference."""
+        """The subprotocols that the client offers, in its order of preference."""
         return self._lifecycle.subprotocols
 
     @property
@@ -121,7 +121,7 @@ class Connection:
 
     @property
     def protocol(self) -> str | None:
-        """The ``Sec-WebSocket-Protocol`` header field as it came; see :attr:`subprotocol`."""
+        """The raw ``Sec-WebSocket-Protocol`` header field; see :attr:`subprotocol`."""
         return self.environ.get("HTTP_SEC_WEBSOCKET_PROTOCOL")
 
     @property
@@ -131,49 +131,49 @@ class Connection:
 
     @property
     def latency(self) -> float | None:
-        """Seconds from the last ping of the keepalive to its pong, None before."""
+        """Seconds between the last keepalive ping and its pong; None before the first pong."""
         driver = self._lifecycle.driver
         return None if driver is None else driver.latency
 
     @property
     def ping_interval(self) -> float | None:
-        """Seconds, of the keepalive; None for none, and before accept."""
+        """Seconds between two keepalive pings; None if pings are off or before the accept."""
         driver = self._lifecycle.driver
         return None if driver is None else driver.ping_interval
 
     @property
     def ping_timeout(self) -> float | None:
-        """Seconds, of the keepalive; None for ever, and before accept."""
+        """Seconds that the peer has to answer a ping; None for no limit or before the accept."""
         driver = self._lifecycle.driver
         return None if driver is None else driver.ping_timeout
 
     @property
     def logger(self) -> logging.Logger:
-        """Where this package logs about connections."""
+        """The logger of all connections: ``flask_sockets2.connection``."""
         return logger
 
     def check(self) -> None:
-        """See whether the request can be accepted.
+        """Check that the request is a valid WebSocket handshake.
 
-        :raises HandshakeError: when it cannot, with the HTTP status to answer with.
+        :raises HandshakeError: if the request is not valid, with the HTTP status to answer with.
         """
         self._lifecycle.check()
 
     def accept(
         self, subprotocol: str | None = None, headers: Iterable[tuple[str, str]] = ()
     ) -> None:
-        """Send the 101 response; does nothing where it was sent.
+        """Send the 101 response; does nothing if the connection is accepted already.
 
         :param subprotocol: one of :attr:`subprotocols`; by default the route's choice.
         :param headers: further header fields of the response.
-        :raises HandshakeError: when the request is no valid handshake, the server stops or there
-            are too many connections.
-        :raises ValueError: when the subprotocol was not offered or a field cannot be sent.
+        :raises HandshakeError: if the request is not a valid handshake, the server is shutting
+            down or there are too many connections.
+        :raises ValueError: if the client did not offer the subprotocol or a field cannot be sent.
         """
         self._driver = self._lifecycle.accept(subprotocol, headers)
 
     def _opened_driver(self) -> ProtocolDriver:
-        """Accept it, unless that was done, and return its driver."""
+        """Accept the connection if needed and return its driver."""
         self.accept()
         assert self._driver is not None
         return self._driver
@@ -181,13 +181,13 @@ class Connection:
     # -- receiving -------------------------------------------------------------------------
 
     def receive(self, timeout: float | None = None) -> str | bytes | None:
-        """Wait for the next message.
+        """Wait for the next message of the client and return it.
 
-        :param timeout: seconds to wait, None for as long as it takes.
+        :param timeout: seconds to wait, None for no limit.
         :returns: ``str`` for text, ``bytes`` for binary, None once the connection has ended.
-        :raises TimeoutError: when none came in time; the connection goes on.
-        :raises ConnectionClosed: when the end has been told already.
-        :raises RuntimeError: when another greenlet or thread receives.
+        :raises TimeoutError: if no message came in time; the connection stays open.
+        :raises ConnectionClosed: if an earlier call has already returned None.
+        :raises RuntimeError: if another greenlet or thread is receiving.
         """
         self._conversing = True
         driver = self._driver or self._opened_driver()
@@ -207,18 +207,18 @@ class Connection:
         message: str | bytes | bytearray | memoryview | None,
         binary: bool | None = None,
     ) -> None:
-        """Send one message: to the kernel at once, or into the buffer for a slow peer.
+        """Send one message; if the client is slow, the message waits in the send buffer.
 
         :param message: ``str``, or ``bytes``, ``bytearray`` or ``memoryview``; None is ignored once
             the connection has ended, and a TypeError before.
-        :param binary: send it as binary; None: text for ``str``, binary for anything else.
-        :raises ConnectionClosed: when the connection has ended, or there was no room in the buffer
-            for ``send_timeout`` seconds, which ends it.
-        :raises TypeError: when the message is neither text nor bytes.
+        :param binary: True for binary, False for text; None for text if ``str``, else binary.
+        :raises ConnectionClosed: if the connection has ended, or if the buffer had no room for
+            ``send_timeout`` seconds, which drops the connection.
+        :raises TypeError: if the message is neither text nor bytes.
         """
         driver = self._driver or self._opened_driver()
         if driver.state is not OPEN:
-            if message is None:  # the last turn of: while not ws.closed: ws.send(ws.receive())
+            if message is None:  # the last round of: while not ws.closed: ws.send(ws.receive())
                 return
             raise self._lifecycle.closed_error()
         transport = driver.transport
@@ -239,9 +239,9 @@ class Connection:
             raise self._lifecycle.closed_error()
 
     def send_frame(self, message: str | bytes | bytearray | memoryview | None, opcode: int) -> None:
-        """Send one frame of a given opcode (gevent-websocket's): text, binary, ping or pong.
+        """Send one frame, as in gevent-websocket: text, binary, ping or pong.
 
-        :raises ValueError: for another opcode.
+        :raises ValueError: if the opcode is another one.
         """
         if opcode in (TEXT, BINARY):
             self.send(message, binary=opcode == BINARY)
@@ -260,7 +260,7 @@ class Connection:
         driver.transport.write(make(payload))
 
     def ping(self, payload: str | bytes | bytearray | memoryview = b"") -> None:
-        """Send a ping of at most 125 bytes; the peer's pong is not waited for."""
+        """Send a ping of at most 125 bytes, without waiting for the pong."""
         self.send_frame(payload, PING)
 
     # -- channels --------------------------------------------------------------------------
@@ -275,30 +275,30 @@ class Connection:
         identity: str | None = None,
         gap: Any = None,
     ) -> Subscription:
-        """Send the client what is published to a channel, until the end or :meth:`unsubscribe`.
+        """Subscribe the client to a channel: each message published there is sent to the client.
 
-        It goes on when the handler returns, unless that has received since: then it has had a
-        conversation, and ends it. Under our own handler and worker such a connection costs no
-        greenlet. What the client sends then is thrown away.
+        The connection stays open when the handler returns, and discards what the client sends. If
+        the handler has received since it subscribed, the connection closes instead. Under our own
+        handler and worker, a connection without a handler uses no greenlet.
 
-        :param since: position that the client has seen everything up to, as a page or a message
-            carried it; what came after it is sent first. ``"start"`` for all that the history
-            holds, None for what comes from now on. It may come from the client: whatever it holds
-            is either resumed at or a gap.
-        :param envelope: send each message in a JSON object with its position, and tell of a gap;
-            see ``fanout/encoding.py``.
-        :param presence: tell who is there, joins and leaves; needs ``envelope``.
-        :param identity: who this is, for others to be told; a name or an id.
-        :param gap: text, bytes or JSON to send where messages were lost; in an envelope the event
+        :param since: last position that the client has, from a page or a message; later messages
+            are replayed first. ``"start"`` replays the whole history; with None, nothing is
+            replayed. The value may come from an untrusted client: a position that cannot be
+            resumed is a gap.
+        :param envelope: whether to send each message in a JSON object with its position, and to
+            report gaps; see ``fanout/encoding.py``.
+        :param presence: whether to send present identities, joins and leaves; needs ``envelope``.
+        :param identity: name or id of this client that other subscribers see.
+        :param gap: text, bytes or JSON to send if messages were lost; in an envelope, the event
             ``gap`` by default.
         :returns: a :class:`~flask_sockets2.Subscription` with ``position`` and ``gap``.
-        :raises BrokerError: when the broker cannot be reached.
-        :raises ConnectionClosed: when the connection has ended.
-        :raises ValueError: for a name that is none, or where it is subscribed to already.
+        :raises BrokerError: if the broker is unreachable.
+        :raises ConnectionClosed: if the connection has ended.
+        :raises ValueError: if the name is invalid or the client is subscribed already.
         """
         channels = self._channels()
         if not self.accepted:
-            channels.check(channel)  # what is wrong becomes the response
+            channels.check(channel)  # an error can still become the HTTP response
         driver = self._driver or self._opened_driver()
         if driver.state is not OPEN:
             raise self._lifecycle.closed_error()
@@ -311,13 +311,13 @@ class Connection:
             identity=identity,
             gap=gap,
         )
-        if driver.state is not OPEN:  # it has ended while the broker was asked
+        if driver.state is not OPEN:  # the connection ended while the broker was asked
             raise self._lifecycle.closed_error()
         self._conversing = False
         return subscription
 
     def unsubscribe(self, channel: str) -> bool:
-        """Send the client nothing more of a channel; False where it was not subscribed to."""
+        """End the subscription to a channel; False if the client was not subscribed."""
         return self._channels().unsubscribe(self._lifecycle, channel)
 
     def _channels(self) -> ChannelService:
@@ -328,8 +328,8 @@ class Connection:
 
     @property
     def listening(self) -> bool:
-        """Whether it is to outlive its handler: it is open and subscribes to a channel, and has
-        not received since."""
+        """Whether the connection stays open when the handler returns: it is subscribed to a
+        channel, and the handler has not received since."""
         if not self.open or self._conversing:
             return False
         outlet = self._lifecycle.outlet
@@ -339,19 +339,19 @@ class Connection:
 
     @property
     def open(self) -> bool:
-        """Whether it is accepted and its end has not begun."""
+        """Whether the connection is accepted and has not begun to close."""
         return self._lifecycle.open
 
     @property
     def close_code(self) -> int | None:
-        """Code that it ended with (RFC 6455 §7.1.5): what the peer sent, else what we sent, 1006
-        without either; None before."""
+        """Close code (RFC 6455 §7.1.5): the peer's, else ours, else 1006; None until the connection
+        closes."""
         driver = self._lifecycle.driver
         return None if driver is None else driver.close_code
 
     @property
     def close_reason(self) -> str:
-        """The reason to it, empty without one."""
+        """Text that came with the close code, empty if there was none."""
         driver = self._lifecycle.driver
         return "" if driver is None else driver.close_reason
 
@@ -362,12 +362,12 @@ class Connection:
         *,
         message: str | bytes | None = None,
     ) -> None:
-        """Start the closing handshake and return; does nothing where it has been started.
+        """Start the closing handshake and return; does nothing if the connection is closing.
 
-        :param code: 1000, or 4000 to 4999 for codes of the application's own.
+        :param code: 1000, or 4000 to 4999 for the application's own codes.
         :param reason: at most 123 bytes of text.
-        :param message: gevent-websocket's name of ``reason``.
-        :raises ValueError: when a close frame cannot carry the code or the reason.
+        :param message: gevent-websocket's name for ``reason``.
+        :raises ValueError: if a close frame cannot carry the code or the reason.
         """
         reason = message or reason
         if isinstance(reason, bytes | bytearray):
@@ -376,19 +376,19 @@ class Connection:
         self.closed = True
 
     def fail(self, code: int, reason: str = "") -> None:
-        """Send a close frame and end, without waiting for the peer's (RFC 6455 §7.1.7)."""
+        """Send a close frame and end without waiting for the peer's (RFC 6455 §7.1.7)."""
         if (driver := self._lifecycle.driver) is not None:
             driver.fail(code, reason)
 
     def abort(self, reason: str = "") -> None:
         """Drop the connection at once, without a closing handshake.
 
-        :param reason: why, for the log and for ``close_reason``.
+        :param reason: text for the log and for ``close_reason``.
         """
         if (driver := self._lifecycle.driver) is not None:
             driver.abort(reason)
 
     def wait_closed(self, timeout: float) -> None:
-        """Wait until the connection is over, at most so many seconds."""
+        """Wait at most ``timeout`` seconds for the connection to end."""
         if (driver := self._lifecycle.driver) is not None:
             driver.wait_closed(timeout)

@@ -1,4 +1,4 @@
-"""The lines that the log has for WebSockets and for event streams alike."""
+"""Log lines that WebSockets and event streams share, in one wording."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ __all__ = ["STREAM_LOG", "WEBSOCKET_LOG", "ConnectionLog"]
 
 
 class ConnectionLog:
-    """Logs what happens to one kind of connection.
+    """Logs the events of one kind of connection.
 
-    :param logger: of this kind.
+    :param logger: the logger of this kind.
     """
 
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
 
     def opened(self, path: str | None, address: str | None) -> None:
-        """Say that a client has connected."""
+        """Log that a client has connected."""
         self._logger.info(
             "open %.200r from %.100r",
             path,
@@ -26,7 +26,7 @@ class ConnectionLog:
         )
 
     def too_slow(self, path: str | None, send_buffer: int) -> None:
-        """Say that a client does not take the messages of its channels."""
+        """Log that a client reads the messages of its channels too slowly."""
         self._logger.info(
             "too slow %.200r: more than %s bytes kept back (SOCKETS_SEND_BUFFER)",
             path,
@@ -35,7 +35,7 @@ class ConnectionLog:
         )
 
     def dropped(self, path: str | None, reason: str) -> None:
-        """Say that a connection is ended since its client takes nothing."""
+        """Log that a connection is dropped because its client has stopped reading."""
         self._logger.info(
             "dropped %.200r: %s",
             path,
@@ -44,7 +44,7 @@ class ConnectionLog:
         )
 
     def evicted(self, path: str | None, held: int) -> None:
-        """Say that a connection is ended since all connections together hold too much."""
+        """Log that a connection is closed because all connections together hold too much memory."""
         self._logger.info(
             "evicted %.200r: all connections together hold too much (SOCKETS_MAX_BUFFERED), "
             "and this one %s bytes",

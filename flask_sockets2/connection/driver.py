@@ -5,8 +5,8 @@ States::
     OPEN ─ close(), a close frame, a failure ─> CLOSING ─> CLOSED
       └─ the peer vanishes ───────────────────────────────────┘
 
-The hub or the selector thread feeds it, whatever the handler does: it answers pings, sees to the
-closing handshake and puts messages into the handler's inbox.
+The hub or the selector thread calls the driver, even while the handler is busy. The driver answers
+pings, runs the closing handshake and puts messages into the handler's inbox.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ logger = logging.getLogger("flask_sockets2.connection")
 OPEN, CLOSING, CLOSED = "OPEN", "CLOSING", "CLOSED"
 
 _REPLY_GRACE = 1.0  # seconds; how long a peer's close frame waits for the handler's last reply
-_LAST_REST = 65536  # bytes that an evicted peer may still be sent, so that it is told why
+_LAST_REST = 65536  # most bytes of a begun frame that an evicted peer is sent before the 1013
 
 
 class ProtocolDriver:
-    """Runs the protocol of one connection on its transport, whose receiver this is.
+    """Runs the protocol of one connection, as the receiver of its transport.
 
-    :param limits: of the connection.
-    :param counters: of its route.
-    :param budget: that what it holds counts for.
-    :param path: of the request, for the log.
-    :param changed: called with this when :attr:`state` has changed, under the transport's lock.
+    :param limits: limits of the connection.
+    :param counters: counters of the connection's route.
+    :param budget: counts the bytes that the connection holds.
+    :param path: path of the request, for the log.
+    :param changed: called with the driver when :attr:`state` changes, under the transport's lock.
     """
 
     __slots__ = (
@@ -90,47 +90,47 @@ class ProtocolDriver:
         self.transport = transport
         transport.share = Share(budget, self)
         self.protocol = protocol
-        #: Makes the frame of a message.
+        #: Turns a message into a frame.
         self.encode = protocol.frame if protocol.window_bits is None else protocol.send
-        #: The way that messages of channels go out; None if there is none.
+        #: Sends the messages of channels to the client; None without a subscription.
         self.outlet: Outlet | None = None
         self.limits = limits
         self.counters = counters
         self.inbox = Inbox(transport, self.read_on, limits, counters)
         self.state = OPEN
-        #: As :attr:`Connection.close_code` and :attr:`Connection.close_reason`.
+        #: See :attr:`Connection.close_code` and :attr:`Connection.close_reason`.
         self.close_code: int | None = None
         self.close_reason = ""
-        #: Seconds from the last ping to its pong, None before.
+        #: Seconds between the last ping and its pong; None before the first pong.
         self.latency: float | None = None
         self._path = path
         self._changed = changed
-        self._has_turn = False  # it may take its time
+        self._has_turn = False  # while set, large input is processed at once
         self._heard = 0
-        self._counted = 0  # bytes of an unfinished message that the budget knows of
+        self._counted = 0  # bytes of an unfinished message that the budget has counted
         self._ping: tuple[bytes, float] | None = None
         self._inflates = protocol.window_bits is not None  # a few bytes may be a large message
-        self._late = b""  # what has come and waits for its turn
+        self._late = b""  # received bytes that wait for their turn
         self._late_pong: bytes | None = None
         self._close_timer: Timer | None = None
-        self._next: Timer | None = None  # at which reading is taken up
+        self._next: Timer | None = None  # resumes reading
 
     def start(self, response: bytes, early: bytes) -> None:
-        """Send the response that opens it, and begin to read; under the transport's lock.
+        """Send the 101 response and start reading; under the transport's lock.
 
-        :param early: what has come from the peer by now.
+        :param early: bytes that the peer sent behind its request.
         """
         transport = self.transport
         transport.start(self, reading=False)
         transport.write(response)
-        if early:  # it goes first, and the hub may poll sockets before it calls us
+        if early:  # these bytes go first, and the hub may poll sockets before it calls us
             transport.call_next(lambda: self._take_early(early))
         else:
             transport.resume()
 
     def wait_for_room(self, size: int) -> None:
-        """Wait until so many bytes fit into the send buffer; the peer is dropped where it takes
-        nothing for so long."""
+        """Wait until ``size`` bytes fit into the send buffer; drop the connection if there is no
+        room within ``send_timeout`` seconds."""
         transport = self.transport
         limit = max(0, self.limits.send_buffer - size)
         deadline = monotonic() + self.limits.send_timeout
@@ -148,21 +148,21 @@ class ProtocolDriver:
     # -- closing ---------------------------------------------------------------------------
 
     def close(self, code: int, reason: str) -> None:
-        """Start the closing handshake, or answer the peer's; does nothing where it was started.
+        """Start the closing handshake or answer the peer's; does nothing if one was started.
 
-        :raises ValueError: when a close frame cannot carry the code or the reason.
+        :raises ValueError: if a close frame cannot carry the code or the reason.
         """
         with self.transport.lock:
             if self.state is not OPEN:
                 pass
-            elif self.protocol.close_received:  # it waited for us
+            elif self.protocol.close_received:  # the peer's close frame waited for the handler
                 self._answer_close()
             else:
                 self.protocol.close(code, reason)
                 self._attend()
 
     def fail(self, code: int, reason: str = "") -> None:
-        """Send a close frame and end, without waiting for the peer's (RFC 6455 §7.1.7)."""
+        """Send a close frame and end without waiting for the peer's (RFC 6455 §7.1.7)."""
         with self.transport.lock:
             if self.state is OPEN or self.state is CLOSING:
                 self.protocol.fail(code, reason)
@@ -171,7 +171,7 @@ class ProtocolDriver:
     def abort(self, reason: str = "") -> None:
         """Drop the connection at once, without a closing handshake.
 
-        :param reason: why, for the log and for ``close_reason``.
+        :param reason: text for the log and for ``close_reason``.
         """
         with self.transport.lock:
             if self.state is CLOSED:
@@ -181,7 +181,7 @@ class ProtocolDriver:
             self._ended(reason, cut=cut)
 
     def wait_closed(self, timeout: float) -> None:
-        """Wait until the connection is over, at most so many seconds."""
+        """Wait at most ``timeout`` seconds for the connection to end."""
         transport = self.transport
         deadline = monotonic() + timeout
         with transport.lock:
@@ -196,7 +196,7 @@ class ProtocolDriver:
                 self._answer_close()
 
     def _start_closing(self) -> None:
-        """The closing handshake is under way; the handler can send nothing more."""
+        """Enter CLOSING: from now on the handler can send nothing more."""
         self.state = CLOSING
         self._set_close_code()
         self.inbox.stop()
@@ -219,7 +219,7 @@ class ProtocolDriver:
         self.close_code, self.close_reason = protocol.close_received or sent or (1006, reason)
 
     def _ended(self, reason: str = "", *, cut: bool = False) -> None:
-        """The transport is closed; :param cut: with something that was never written."""
+        """Enter CLOSED, after the transport; :param cut: whether unsent bytes were lost."""
         if self.state is CLOSED:
             return
         self.protocol.receive_eof()
@@ -256,7 +256,7 @@ class ProtocolDriver:
     def _see_to(self, data: bytes) -> None:
         try:
             self._data_received(data)
-        except Exception:  # ours: the connection must not stay behind, open and silent
+        except Exception:  # our own bug must not leave the connection open and silent
             logger.exception("the connection of %.200r broke", self._path)
             try:
                 self.fail(1011)
@@ -267,7 +267,7 @@ class ProtocolDriver:
         if self.state is CLOSED:
             return
         self._see_to(data)
-        if not self.protocol.more:  # else it goes on by itself
+        if not self.protocol.more:  # otherwise reading has been scheduled already
             self.read_on()
 
     def _data_received(self, data: bytes) -> None:
@@ -288,7 +288,7 @@ class ProtocolDriver:
             self._attend()
 
     def _attend(self) -> None:
-        """Do what the protocol asks for beyond messages: pongs, closing, another turn."""
+        """Handle everything besides messages: pongs, closing, input for another turn."""
         protocol, transport = self.protocol, self.transport
         protocol.attention = False
         if protocol.pong is not None:
@@ -305,7 +305,7 @@ class ProtocolDriver:
         self._count_unfinished()
 
     def _count_unfinished(self) -> None:
-        """Count the bytes of a message that has not come to its end."""
+        """Report the bytes of an incomplete message to the budget."""
         size = self.protocol.unfinished
         change = size - self._counted
         if change and (change >= STEP or change <= -STEP or not size):
@@ -313,20 +313,20 @@ class ProtocolDriver:
             self.transport.share.count(change)
 
     def _send_pongs(self) -> None:
-        """Answer pings, before the messages behind them are; a close frame is for later."""
+        """Answer pings before the messages behind them; leave a close frame for later."""
         output = self.protocol.output
         closing = [output.pop()] if self.protocol.state is not wire.OPEN else []
         if output and self.transport.buffered:
-            self._late_pong = output[-1]  # of pings that come too fast, the newest (§5.5.3)
+            self._late_pong = output[-1]  # a slow reader gets only the newest pong (§5.5.3)
         elif output:
             self.transport.write(b"".join(output))
         output[:] = closing
 
     def _attend_closing(self) -> None:
-        """Write the close frame, unless the handler still owes the replies to what came before.
+        """Write the close frame, or delay it if the handler still has messages to answer.
 
-        RFC 6455 §5.5.1 lets an endpoint delay its close frame. What gevent-websocket's users
-        know is kept so: a close frame is seen after the messages before it were handled.
+        RFC 6455 §5.5.1 lets an endpoint delay its close frame. As in gevent-websocket, the
+        handler sees a close frame only after it has handled the messages before.
         """
         protocol = self.protocol
         if self.state is OPEN and protocol.close_received and not protocol.failed:
@@ -355,12 +355,12 @@ class ProtocolDriver:
             self._ping = None
 
     def _read_on_next(self) -> None:
-        """Take up reading when all sockets have been looked at."""
+        """Resume reading once the other sockets have had their turn."""
         if self._next is None:
             self._next = self.transport.call_next(self.read_on)
 
     def read_on(self) -> None:
-        """Take up reading where it was left."""
+        """Resume reading, first with the bytes that were received already."""
         if self._next is not None:
             self._next.cancel()
             self._next = None
@@ -371,7 +371,7 @@ class ProtocolDriver:
             self._see_to(late)
         if not self.protocol.more and not self.inbox.paused:
             self.transport.resume()
-            if late:  # and what it was the beginning of
+            if late:  # the rest of that message may be in the kernel
                 self._has_turn = True
                 try:
                     self.transport.read_now()
@@ -410,9 +410,9 @@ class ProtocolDriver:
         return self.transport.clock
 
     def evict(self) -> None:
-        """End it and release all that it holds: all connections together hold too much.
+        """Close the connection and free its memory: all connections together hold too much.
 
-        The peer is told by 1013 where that can follow what it has been sent.
+        The peer receives 1013 if a close frame can still follow the bytes that were sent.
         """
         transport = self.transport
         with transport.lock:
@@ -426,7 +426,7 @@ class ProtocolDriver:
                 self.abort("evicted (SOCKETS_MAX_BUFFERED)")
 
     def _drop(self, why: str) -> None:
-        """End it for a peer that is too slow."""
+        """Abort the connection of a peer that reads too slowly."""
         if self.state is not CLOSED:
             reason = f"{why} for {self.limits.send_timeout} s (SOCKETS_SEND_TIMEOUT)"
             WEBSOCKET_LOG.dropped(self._path, reason)
@@ -443,13 +443,13 @@ class ProtocolDriver:
         return self.limits.ping_timeout
 
     def heard(self) -> int:
-        """A number that changes whenever something comes from the peer."""
+        """Return a number that changes whenever bytes come from the peer."""
         if self.inbox.paused:
-            self._heard += 1  # nobody listens: its pongs stand behind what was not read
+            self._heard += 1  # reading is paused, so a pong may wait unread in the kernel
         return self._heard
 
     def keep_alive(self) -> None:
-        """Have it pinged from now on, where that is wanted."""
+        """Start the keepalive pings, if the limits ask for them."""
         if self.limits.ping_interval:
             self.transport.call_inside(self._watch)
 
@@ -458,7 +458,7 @@ class ProtocolDriver:
             keepalive_of(self.transport.clock).watch(self)
 
     def keepalive_ping(self) -> None:
-        """Send a ping that the latency is measured by."""
+        """Send a ping and measure the latency by its pong."""
         with self.transport.lock:
             if self.state is OPEN and self.inbox.release is None:
                 payload = os.urandom(4)
@@ -466,6 +466,6 @@ class ProtocolDriver:
                 self.transport.write(self.protocol.ping(payload))
 
     def keepalive_failed(self) -> None:
-        """Nothing came after a ping: the peer is dead, though TCP has not said so."""
+        """End the connection: the peer did not answer a ping, although TCP reports no error."""
         self.fail(1011, "keepalive ping timeout")
         self.abort()

@@ -1,13 +1,12 @@
-"""Inbox: the messages that come over one connection, on their way to its handler.
+"""Inbox: the queue of received messages between one connection and its handler.
 
-The handler takes them by :meth:`Inbox.receive`. If the handler waits there, a message goes straight
-to its greenlet or thread, else into a queue.
+The handler takes messages by :meth:`Inbox.receive`. If the handler is waiting there, a message goes
+straight to its greenlet or thread, else into the queue.
 
-While the queue holds more than ``receive_buffer`` bytes, or the peer is ahead of
-``max_message_rate``, nothing more is read: TCP tells the peer to wait. While all connections
-together hold much (``transports/budget.py``), 4 KiB of unread bytes or any unsent ones are enough
-for that. A reset by the peer does not show while nothing is read, so the inbox looks for a reset
-every two seconds.
+The inbox pauses reading if the queue exceeds ``receive_buffer`` bytes or the peer exceeds
+``max_message_rate``; TCP then makes the peer wait. If all connections together hold much memory
+(``transports/budget.py``), 4 KiB of unread bytes or any unsent bytes pause reading, too. Without
+reads, a reset by the peer does not show, so a paused inbox looks for a reset every two seconds.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ _LOOK_INTERVAL = 2.0  # seconds
 
 
 class Inbox:
-    """The messages that have come for one handler.
+    """Queues the messages of one connection until its handler receives them.
 
-    :param transport: that is read from, and paused.
-    :param resume: takes up reading again; called by the hub or the selector thread.
-    :param limits: of the connection.
-    :param counters: of its route.
+    :param transport: the transport, paused if the handler or the peer's rate limit demands it.
+    :param resume: resumes reading; called by the hub or the selector thread.
+    :param limits: limits of the connection.
+    :param counters: counters of the connection's route.
     """
 
     __slots__ = (
@@ -68,40 +67,40 @@ class Inbox:
         limits: Limits,
         counters: RouteCounters,
     ) -> None:
-        #: Unread messages, then None for the end; None where nothing has ever waited here.
+        #: Unread messages, then None for the end; None if no message has ever been queued.
         self.messages: deque[Any] | None = None
-        #: The handler has received and not yet come back for more.
+        #: Whether the handler is working on a message and has not asked for the next one.
         self.handling = False
-        #: The handler has returned: what comes is thrown away.
+        #: Whether the handler has returned; new messages are discarded.
         self.deaf = False
-        #: Nothing is read for now.
+        #: Whether reading is paused.
         self.paused = False
-        #: One of the next two, or :attr:`deaf`: the handler must not wait for a message any more.
+        #: Whether :attr:`over`, :attr:`release` or :attr:`deaf` is set; receive() must not wait.
         self.attention = False
-        #: The connection is closing: no more messages are to be expected.
+        #: Whether the connection is closing; no more messages will come.
         self.over = False
-        #: Called when the handler comes back for more: answers the peer's close frame, which waits
-        #: for the handler's last reply; None if there is no such frame.
+        #: Answers the peer's close frame, which waits for the handler's last reply; called by the
+        #: handler's next receive(). None if no close frame waits.
         self.release: Callable[[], None] | None = None
         self._transport = transport
         self._resume_reading = resume
-        self._waiter: Waiter | None = None  # once the handler has waited
+        self._waiter: Waiter | None = None  # made when the handler first waits
         self._counters = counters
         self._buffer: float = limits.receive_buffer
-        self._queued = 0  # bytes ever put into the queue: the reader's; and taken: the handler's
-        self._taken = 0
-        self._counted = 0  # of the difference, what the budget knows of; its lock guards it
+        self._queued = 0  # bytes ever put into the queue; written by the reader
+        self._taken = 0  # bytes ever taken from the queue; written by the handler
+        self._counted = 0  # unread bytes that the budget has counted; the budget's lock guards this
         rate = limits.max_message_rate
         self._bucket = TokenBucket(rate, monotonic()) if rate else None
-        self._slowed: Timer | None = None  # until when reading is paused because of the rate
-        self._looking: Timer | None = None  # for a reset, while reading is paused
+        self._slowed: Timer | None = None  # ends a pause that the rate limit has caused
+        self._looking: Timer | None = None  # looks for a reset while reading is paused
 
     # -- the reader ------------------------------------------------------------------------
 
     def deliver(self, messages: list[Any], extra: int = 0) -> None:
-        """Hand messages over, or keep them.
+        """Pass messages to a waiting handler, or queue them.
 
-        :param extra: frames that came with them, and count like messages.
+        :param extra: number of other frames that the rate limit counts like messages.
         """
         self._counters.messages_in += len(messages)
         waiter = self._waiter
@@ -109,7 +108,7 @@ class Inbox:
             if self.deaf:
                 break
             if waiter is not None and waiter.waiting is not None and not self.messages:
-                self.handling = True  # now: its thread may be slower than a close frame behind it
+                self.handling = True  # now: a close frame may overtake the handler's thread
                 waiter.wake(message)
             else:
                 self._keep(message)
@@ -128,21 +127,21 @@ class Inbox:
             self._pause()
 
     def _count(self) -> None:
-        """Count what is unread; by the reader and by the handler, each after changing that."""
+        """Report the unread bytes to the budget; called by the reader and by the handler."""
         share = self._transport.share
         with share.budget.lock:
-            # The other one may change it in between, and then see that it was counted already.
+            # The other thread may change the sum here, and then finds its change already counted.
             while change := self._queued - self._taken - self._counted:
                 self._counted += change
                 share.count(change)
 
     def drop(self) -> None:
-        """Throw away what waits; by the reader."""
+        """Discard the unread messages, but not the end; called by the reader."""
         ended = False
         while self.messages:
             try:
                 message = self.messages.popleft()
-            except IndexError:  # the handler was faster
+            except IndexError:  # the handler has just taken the last message
                 break
             if message is None:
                 ended = True
@@ -153,32 +152,32 @@ class Inbox:
         self._count()
 
     def end(self) -> None:
-        """Put the end behind what is there."""
+        """Queue the end of the connection behind the unread messages."""
         if self.messages is None:
             self.messages = deque()
         self.messages.append(None)
 
     def _pause(self) -> None:
-        """The handler does not keep up: TCP tells the peer to wait."""
+        """Pause reading, since the handler does not keep up; TCP makes the peer wait."""
         self._pause_reading()
         budget = self._transport.share.budget
         if budget.tight:
             budget.call_when_relaxed(self._relaxed)
         if self._queued - self._taken <= self._buffer:
-            self.resume_when_caught_up()  # it has caught up just now, in another thread
+            self.resume_when_caught_up()  # the handler's thread has caught up just now
 
     def strain(self) -> None:
-        """Something is unsent, and all connections together hold much; under the lock."""
+        """Pause reading: bytes are unsent and the budget is tight; under the transport's lock."""
         if not self.paused and self._buffer != inf:
             self._pause()
 
     def _relaxed(self) -> None:
-        """All connections together hold less; by any thread."""
+        """Resume reading, since the budget is no longer tight; called by any thread."""
         transport = self._transport
         transport.clock.call_soon(lambda: transport.call_soon(self.resume_when_caught_up))
 
     def _slow_down(self, seconds: float) -> None:
-        """The peer has sent more than its rate allows: TCP tells it to wait."""
+        """Pause reading for some seconds, since the peer has exceeded its rate limit."""
         if seconds:
             if self._slowed is None:
                 self._counters.slowed += 1
@@ -192,7 +191,7 @@ class Inbox:
             self._looking = self._transport.call_later(_LOOK_INTERVAL, self._look)
 
     def _look(self) -> None:
-        """See whether the peer is still there, as long as nothing is read."""
+        """Look for a reset by the peer, again and again until reading resumes."""
         self._looking = None
         if self.paused and not self._transport.closed:
             self._looking = self._transport.call_later(_LOOK_INTERVAL, self._look)
@@ -203,7 +202,7 @@ class Inbox:
         self.resume_when_caught_up()
 
     def resume_when_caught_up(self) -> None:
-        """Have the peer read from, where neither the handler nor the peer is behind."""
+        """Resume reading if the handler has caught up and the rate limit allows it."""
         transport = self._transport
         most = self._buffer // 2
         if transport.share.budget.tight:
@@ -219,7 +218,7 @@ class Inbox:
             self._transport.call_soon(self._resume_reading)
 
     def stop(self) -> None:
-        """Read whatever still comes, and expect no more messages: the connection is closing."""
+        """Lift the limits on reading and expect no more messages: the connection is closing."""
         if self.over:
             return
         self.attention = self.over = True
@@ -239,22 +238,22 @@ class Inbox:
 
     @property
     def busy(self) -> bool:
-        """Whether the handler has messages to see to."""
+        """Whether the handler works on a message or has unread ones."""
         return self.handling or bool(self.messages)
 
     def has_unread(self) -> bool:
-        """Whether :meth:`receive` has anything to do but to wait."""
+        """Whether :meth:`receive` can return or act without waiting."""
         return bool(self.messages) or self.attention
 
     @property
     def waiting(self) -> Any:
-        """The greenlet or thread that waits for a message; None if there is none."""
+        """The greenlet or thread that waits for a message; None if none waits."""
         return None if self._waiter is None else self._waiter.waiting
 
     def receive(self, timeout: float | None) -> Any:
-        """Wait for the next message.
+        """Wait for the next message and return it.
 
-        :param timeout: seconds, None for no limit.
+        :param timeout: seconds to wait, None for no limit.
         :returns: the message, or None at the end of the connection.
         :raises TimeoutError: if no message came in time.
         :raises RuntimeError: if another greenlet or thread waits, or the handler has returned.
@@ -279,10 +278,10 @@ class Inbox:
                 return message
 
     def _attend(self) -> bool:
-        """Do what :attr:`attention` is for; return whether that is the end of the connection."""
+        """Act on :attr:`attention`; return whether the connection has ended."""
         if self.over:
             return True
-        release = self.release  # which the reader may take away meanwhile
+        release = self.release  # a copy, since the reader may reset the attribute
         if release is not None:
             release()
         elif self.deaf:
@@ -293,7 +292,7 @@ class Inbox:
         return False
 
     def hold(self, release: Callable[[], None]) -> None:
-        """Keep the peer's close frame back until the handler comes back for more.
+        """Delay the answer to the peer's close frame until the handler's next :meth:`receive`.
 
         :param release: answers the close frame.
         """
@@ -308,12 +307,12 @@ class Inbox:
             return self._waiter
 
     def wake(self) -> None:
-        """Have a handler that waits look again; under the lock."""
+        """Make a waiting handler check its inbox again; under the transport's lock."""
         if self._waiter is not None:
             self._waiter.wake_soon()
 
     def _took(self, message: Any) -> None:
-        """Count a message that the handler has taken."""
+        """Count a message that the handler has taken, and resume reading if possible."""
         self.handling = True
         self._taken += getsizeof(message)
         if counted := self._counted:
@@ -321,18 +320,18 @@ class Inbox:
             if not unread or counted - unread >= STEP:
                 self._count()
         if self.paused:
-            with self._transport.lock:  # the reader may be about to pause for another reason
+            with self._transport.lock:  # the reader may be pausing for another reason
                 self.resume_when_caught_up()
 
     def clear(self) -> None:
-        """Throw away what waits."""
+        """Discard the unread messages."""
         self.messages = None
         self._queued = self._taken = 0
         self._count()
         self.handling = False
 
     def leave(self) -> None:
-        """Throw away what waits and what comes: the handler has returned."""
+        """Discard unread and future messages: the handler has returned."""
         self.attention = self.deaf = True
         self.clear()
         self._resume()

@@ -1,11 +1,11 @@
-"""Keepalive: one timer for all connections that share a hub or a selector thread.
+"""Keepalive: one timer that pings all connections of a hub or a selector thread.
 
 Each connection is pinged every ``ping_interval`` seconds, so that routers which cut idle
-connections see traffic, in both directions. It fails with 1011 when nothing at all has come in the
-``ping_timeout`` seconds after a ping.
+connections see traffic, in both directions. A connection fails with 1011 if no bytes at all arrive
+within ``ping_timeout`` seconds after a ping.
 
-Connections with the same interval stand in one queue in the order in which they are due, so a tick
-looks at those that are due and at no other.
+Connections with the same interval share one queue, ordered by due time. So a tick looks only at
+connections that are due.
 """
 
 from __future__ import annotations
@@ -19,58 +19,58 @@ from ..transports.clock import Clock, Timer
 
 __all__ = ["Keepalive", "Kept", "keepalive_of"]
 
-_GRANULARITY = 0.5  # seconds; what is due within it is done in one tick
+_GRANULARITY = 0.5  # seconds; connections that are due this close together share a tick
 
 
 class Kept(Protocol):
-    """What is kept alive."""
+    """A connection, as far as the keepalive needs it."""
 
     @property
     def ping_interval(self) -> float | None:
-        """Seconds between two pings; None for none."""
+        """Seconds between two pings; None for no pings."""
 
     @property
     def ping_timeout(self) -> float | None:
-        """Seconds after a ping in which something must come; None for ever."""
+        """Seconds after a ping within which bytes must arrive; None for no limit."""
 
     def heard(self) -> int:
-        """A number that changes whenever something comes from the peer."""
+        """Return a number that changes whenever bytes come from the peer."""
 
     def keepalive_ping(self) -> None:
         """Send a ping."""
 
     def keepalive_failed(self) -> None:
-        """The peer is dead."""
+        """End the connection, since the peer has not answered."""
 
 
 class _Ping(NamedTuple):
-    """A ping: what had been heard when it was sent, and until when something must be."""
+    """A ping that awaits its answer: ``heard()`` when the ping was sent, and the deadline."""
 
     heard: int
     deadline: float
 
 
 class Keepalive:
-    """Pings connections and ends those that do not answer.
+    """Pings connections and ends the ones that do not answer.
 
-    :param call_later: of the hub or the selector thread, in which all of this runs.
+    :param call_later: method of the hub or the selector thread, in which all methods here run.
     """
 
     def __init__(self, call_later: Callable[[float, Callable[[], None]], Timer]) -> None:
         self._call_later = call_later
-        # By delay, who is due after it, first come first: the time, and the unanswered ping
+        # By delay: the connections in order of due time, each with that time and its open ping
         self._queues: dict[float, OrderedDict[Kept, tuple[float, _Ping | None]]] = {}
         self._timer: Timer | None = None
         self._timer_due = 0.0
         self._ticking = False
 
     def watch(self, connection: Kept) -> None:
-        """Keep a connection alive until it is closed."""
+        """Ping a connection from now on, until :meth:`forget`."""
         if connection.ping_interval:
             self._put(connection.ping_interval, connection, None)
 
     def forget(self, connection: Kept) -> None:
-        """Let go of a connection that has ended."""
+        """Remove a connection that has ended."""
         for queue in self._queues.values():
             queue.pop(connection, None)
 
@@ -88,7 +88,7 @@ class Keepalive:
 
     def _tick(self) -> None:
         self._timer = None
-        self._ticking = True  # the next tick is known only when all that is due was looked at
+        self._ticking = True  # the time of the next tick is known only at the end of this one
         try:
             self._look_at_due(monotonic())
         finally:
@@ -105,10 +105,10 @@ class Keepalive:
                 self._due(connection, ping, until)
 
     def _due(self, connection: Kept, ping: _Ping | None, now: float) -> None:
-        """See whether a connection has answered its ping, and send it the next when it is time.
+        """Check whether a connection has answered its ping, and send the next ping in time.
 
-        An answer that is due before the next ping is looked for by itself; one that is not, at
-        the pings in between.
+        If ``ping_timeout`` is shorter than ``ping_interval``, the check has a tick of its own.
+        Otherwise the check happens at the pings in between.
         """
         interval, timeout = connection.ping_interval, connection.ping_timeout
         if not interval:
@@ -127,7 +127,7 @@ class Keepalive:
 
 
 def keepalive_of(clock: Clock) -> Keepalive:
-    """Return the one keepalive of a hub or selector thread; only there it may be used."""
+    """Return the one keepalive of a hub or selector thread, for use in that thread only."""
     if clock.keepalive is None:
         clock.keepalive = Keepalive(clock.call_later)
     keepalive: Keepalive = clock.keepalive

@@ -1,6 +1,6 @@
-"""Lifecycle: one WebSocket from its request to its end, as servers and channels handle it.
+"""Lifecycle: one WebSocket from its request to its end, for servers and channels.
 
-A handler has the :class:`~flask_sockets2.Connection` of a lifecycle, and not the lifecycle itself.
+A handler works with the :class:`~flask_sockets2.Connection` of a lifecycle instead.
 
 States::
 
@@ -8,8 +8,8 @@ States::
          └─ refused with an HTTP response: the connection is never opened     ↑
                               OPEN ─ the peer vanishes ───────────────────────┘
 
-From the accept on there is a driver (``connection/driver.py``), which has the state. The hub or the
-selector thread feeds the driver, whatever the handler does.
+The accept makes a driver (``connection/driver.py``), which holds the state from then on. The hub or
+the selector thread calls the driver, even while the handler is busy.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ __all__ = ["ChannelService", "Keeper", "Lifecycle", "opened"]
 
 logger = logging.getLogger("flask_sockets2.connection")
 
-_LISTEN_STEP = 3600.0  # seconds; a wait that is meant to last for ever needs a number
+_LISTEN_STEP = 3600.0  # seconds; wait_closed() needs a number, so a wait without limit loops
 
 
 class ChannelService(Protocol_):
     """The channels of an application, to which its connections subscribe."""
 
     def check(self, channel: str) -> None:
-        """Raise what :meth:`subscribe` would, as far as that is known before the accept."""
+        """Raise the errors of :meth:`subscribe` that can be detected before the accept."""
 
     def subscribe(
         self,
@@ -70,35 +70,35 @@ class Keeper(Protocol_):
     """The server of a connection that outlives its request."""
 
     def forget(self, connection: Any) -> None:
-        """Take note that the connection has ended."""
+        """Stop tracking a connection, which has ended."""
 
 
-_opened: set[Lifecycle] = set()  # those that are open or closing, in this process
+_opened: set[Lifecycle] = set()  # open or closing, in this process
 
 if hasattr(os, "register_at_fork"):  # a forked child must not close or count its parent's
     os.register_at_fork(after_in_child=_opened.clear)
 
 
 def opened() -> list[Lifecycle]:
-    """Return all connections of this process that were accepted and have not ended."""
+    """Return the connections of this process that are accepted and have not ended."""
     return list(_opened)
 
 
 @lru_cache(maxsize=1024)
 def _bare_environ(path: str | None) -> Mapping[str, Any]:
-    """Return what a connection keeps of its environ at the end; one for all with this path."""
+    """Return the environ that an ended connection keeps, shared by all with this path."""
     return MappingProxyType({"PATH_INFO": path})
 
 
 class Lifecycle:
-    """One WebSocket, from the request for it to its end.
+    """Accepts, runs and ends one WebSocket.
 
     :param environ: WSGI environ of the request.
-    :param take: called once, when the connection is accepted, to take over the socket.
+    :param take: takes the socket over; called once, at the accept.
     """
 
     error: type[ConnectionClosed] = ConnectionClosed
-    """Raised after the end; a server mixes its own error in."""
+    """Error that is raised after the end; a server's subclass also inherits the server's error."""
 
     __slots__ = (
         "_announced",
@@ -118,28 +118,28 @@ class Lifecycle:
     )
 
     def __init__(self, environ: Mapping[str, Any], take: Take) -> None:
-        #: The Connection that a handler is given; Any, since its module is above this one.
+        #: The handler's Connection; typed Any, since its module is above this one.
         self.ws: Any = None
-        #: WSGI environ of the request; nothing but the path once the handler has ended.
+        #: WSGI environ of the request; reduced to the path when the handler has returned.
         self.environ = environ
-        #: The subprotocol agreed to; before accept, the one that the route prefers.
+        #: The negotiated subprotocol; before the accept, the one that the route prefers.
         self.subprotocol: str | None = None
-        #: Set by the server and the route; None once the connection is accepted.
+        #: Settings of the server and the route; None once the connection is accepted.
         self.opening: Opening | None = Opening(take)
-        #: Called with the connection when it has ended, if it was about to be accepted.
+        #: Called with the connection at its end, also if the accept fails after the admission.
         self.on_end: Callable[[Any], None] | None = None
         #: The channels that the connection can subscribe to.
         self.channels: ChannelService | None = None
-        #: Whether the connection may outlive the request; and the server to tell of the end then.
+        #: Whether the connection may outlive the request; if so, the end is reported to the keeper.
         self.detachable = False
         self.keeper: Keeper | None = None
-        #: Whether the handler has returned, without an exception.
+        #: Whether the handler has returned without an exception.
         self.returned = False
-        #: Drives the protocol, once the connection is accepted.
+        #: Runs the protocol; None before the accept.
         self.driver: ProtocolDriver | None = None
-        self._announced = False  # the end, to a handler that waits or looks at ws.closed
+        self._announced = False  # the handler's receive() and ws.closed show the end
         self._end_told = False  # receive() has returned None
-        self._finished = False  # it was open until its handler had returned
+        self._finished = False  # the connection was open until its handler returned
         self._upgrade: Upgrade | HandshakeError | None
         try:
             self._upgrade = parse_upgrade(environ)
@@ -161,7 +161,7 @@ class Lifecycle:
     @property
     def limits(self) -> Limits:
         """The limits that the route or the application has set."""
-        opening = self.opening  # which another thread that accepts may take away meanwhile
+        opening = self.opening  # a copy, since another thread's accept may reset the attribute
         if opening is not None:
             return opening.limits
         assert self.driver is not None
@@ -173,15 +173,15 @@ class Lifecycle:
         return self.driver is not None
 
     def check(self) -> None:
-        """See whether the request can be accepted.
+        """Check that the request is a valid WebSocket handshake.
 
-        :raises HandshakeError: when the request is no valid handshake.
+        :raises HandshakeError: if the request is not valid.
         """
         if isinstance(self._upgrade, HandshakeError):
             raise self._upgrade
 
     def accept(self, subprotocol: str | None, headers: Iterable[tuple[str, str]]) -> ProtocolDriver:
-        """Send the 101 response, unless it was sent; see :meth:`Connection.accept`."""
+        """Send the 101 response and return the driver; see :meth:`Connection.accept`."""
         if self.driver is not None:
             return self.driver
         self.check()
@@ -193,11 +193,11 @@ class Lifecycle:
             subprotocol=subprotocol, compression=opening.limits.compression, headers=headers
         )
         opening.admit(self.ws)
-        if self.driver is not None:  # by a receiver of connection_opened, which may send
+        if self.driver is not None:  # a receiver of connection_opened has accepted, by a send
             return self.driver
         try:
             response = opening.announced(response)
-            if self.driver is not None:  # meanwhile, in another greenlet
+            if self.driver is not None:  # another greenlet has accepted meanwhile
                 return self.driver
             transport, early = opening.take(opening.limits.send_timeout)
         except BaseException:
@@ -232,24 +232,24 @@ class Lifecycle:
 
     @property
     def open(self) -> bool:
-        """Whether it is accepted and its end has not begun."""
+        """Whether the connection is accepted and has not begun to close."""
         return self.driver is not None and self.driver.state is OPEN
 
     @property
     def transport(self) -> StreamTransport:
-        """What its bytes go through, once it is accepted."""
+        """The transport of an accepted connection."""
         assert self.driver is not None
         return self.driver.transport
 
     @property
     def window_bits(self) -> int | None:
-        """Window of permessage-deflate for what is sent; None if that was not agreed to."""
+        """Window size of permessage-deflate for sending; None without compression."""
         assert self.driver is not None
         return self.driver.protocol.window_bits
 
     @property
     def outlet(self) -> Outlet | None:
-        """The way that messages of channels go out, once it has subscribed to one."""
+        """Sends the messages of channels; None until the connection subscribes to one."""
         return None if self.driver is None else self.driver.outlet
 
     @outlet.setter
@@ -259,11 +259,11 @@ class Lifecycle:
 
     @property
     def subject(self) -> Any:
-        """What signals name as the connection."""
+        """The object that signals pass as the connection."""
         return self.ws
 
     def too_slow(self) -> None:
-        """Close it with 1013: it does not take the messages of its channels."""
+        """Close with 1013, since the client reads the messages of its channels too slowly."""
         WEBSOCKET_LOG.too_slow(self.path, self.limits.send_buffer)
         assert self.driver is not None
         self.driver.fail(1013, "too slow; connect again")
@@ -271,16 +271,16 @@ class Lifecycle:
     # -- when the handler has returned -----------------------------------------------------
 
     def listen(self) -> None:
-        """Leave it to what it subscribes to.
+        """Keep the connection open for its channels after the handler has returned.
 
-        Returns at once if it is detachable, else once it has ended.
+        Returns at once if the connection is detachable, otherwise when the connection has ended.
         """
         driver = self.driver
         assert driver is not None
         with driver.transport.lock:
             driver.inbox.leave()
             driver.release()
-            driver.inbox.wake()  # a receiver in another greenlet, to be told
+            driver.inbox.wake()  # another greenlet may still be in receive()
         if self.detachable:
             self.environ = _bare_environ(self.path)
             self._upgrade = None
@@ -294,16 +294,16 @@ class Lifecycle:
 
     @property
     def detached(self) -> bool:
-        """Whether it is to outlive its request, and has not ended yet."""
+        """Whether the connection outlives its request and has not ended."""
         driver = self.driver
         if driver is None or driver.state is CLOSED:
             return False
         return self.detachable and driver.inbox.deaf
 
     def finish(self, code: int = 1000, reason: str = "") -> None:
-        """Close it and wait until it is over.
+        """Close the connection and wait for its end.
 
-        :param code: close code, if no closing handshake has been started.
+        :param code: close code, unless a closing handshake was started before.
         """
         driver = self.driver
         if driver is None:
@@ -312,7 +312,7 @@ class Lifecycle:
         try:
             driver.close(code, reason)
             self.ws.closed = True
-            # The timers of closing and of a peer that takes nothing come first.
+            # This wait is a backstop: close_timeout and send_timeout end the connection first.
             driver.wait_closed(driver.limits.send_timeout + driver.limits.close_timeout + 1.0)
         finally:
             driver.abort()
@@ -322,10 +322,10 @@ class Lifecycle:
     # -- the end ---------------------------------------------------------------------------
 
     def tell_end(self) -> None:
-        """Note that the handler is told of the end, so that a loop that only looks at messages
-        ends, too.
+        """Record that the handler has seen the end. A second call raises, so that a loop which
+        ignores None ends, too.
 
-        :raises ConnectionClosed: when the handler was told before.
+        :raises ConnectionClosed: if the handler has already seen the end.
         """
         self.ws.closed = True
         if self._end_told:
@@ -333,7 +333,7 @@ class Lifecycle:
         self._end_told = True
 
     def closed_error(self) -> ConnectionClosed:
-        """Return the error for a handler that goes on after the end."""
+        """Return the error for a handler that uses the connection after its end."""
         driver = self.driver
         assert driver is not None
         error = self.error(self.ws, driver.close_code, driver.close_reason)
@@ -341,7 +341,7 @@ class Lifecycle:
         return error
 
     def _changed(self, driver: ProtocolDriver) -> None:
-        """See :class:`~flask_sockets2.connection.driver.ProtocolDriver`."""
+        """React to a change of the driver's state; under the transport's lock."""
         if not self._announced:
             self._announced = True
             self._announce_end(driver)
@@ -349,7 +349,7 @@ class Lifecycle:
             self.ended(driver)
 
     def _announce_end(self, driver: ProtocolDriver) -> None:
-        """Tell the handler, in the next turn: any greenlet may have closed the connection."""
+        """Wake the handler in the next turn, since any greenlet may have closed the connection."""
         inbox, ws = driver.inbox, self.ws
         if inbox.deaf:
             ws.closed = True
@@ -357,7 +357,7 @@ class Lifecycle:
             return
         if not inbox.messages or not inbox.handling:
             ws.closed = True
-        else:  # it sees what came before first, unless it never comes back for it
+        else:  # the handler reads its messages first; the timer is for one that never does
             driver.transport.call_later(driver.limits.send_timeout, self._set_closed)
         inbox.end()
         inbox.wake()
@@ -366,7 +366,7 @@ class Lifecycle:
         self.ws.closed = True
 
     def ended(self, driver: ProtocolDriver) -> None:
-        """Note that it is over; a server may add to this."""
+        """Record the end of the connection; a server's subclass may extend this."""
         _opened.discard(self)
         driver.counters.closed += 1
         path, code, reason = self.path, driver.close_code, driver.close_reason

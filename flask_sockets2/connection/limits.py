@@ -1,4 +1,4 @@
-"""Limits of one connection, each with its default."""
+"""Limits: sizes, timeouts and rates of one connection, each with its default."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..settings import BYTES, SECONDS, SWITCH, Kind, number, or_none, setting
 __all__ = ["MAX_BUFFERED", "Limits"]
 
 MAX_BUFFERED = 256 * 2**20
-"""Bytes that all connections of an application hold in a process, by default."""
+"""Default limit on the bytes that all connections of an application hold in a process."""
 
 _POLICY = Kind("policy", f"one of {', '.join(POLICIES)}", POLICIES.__contains__)
 # One read brings up to 64 messages, which take about a minute at the lowest rate.

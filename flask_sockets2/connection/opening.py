@@ -1,4 +1,4 @@
-"""Opening: what the server and the route of a connection set before it is accepted."""
+"""Opening: the settings of the server and the route that a connection needs until its accept."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .limits import MAX_BUFFERED, Limits
 __all__ = ["Opening", "Take"]
 
 Take = Callable[[float], tuple[StreamTransport, bytes]]
-"""Take the socket over: send_timeout -> transport, bytes that came behind the request's head."""
+"""Takes the socket over: send_timeout -> transport, bytes received behind the request's head."""
 
 _uncounted = RouteCounters()
-_budget = Budget(MAX_BUFFERED)  # of connections without an application of Flask's
+_budget = Budget(MAX_BUFFERED)  # for connections without a Flask application
 
 
 def _begin_anew() -> None:
-    """Count what a forked child's connections hold apart from the parent's."""
+    """Give a forked child a budget of its own."""
     global _budget
     _budget = Budget(MAX_BUFFERED)
 
@@ -32,16 +32,16 @@ if hasattr(os, "register_at_fork"):
 
 
 class Opening:
-    """The part of a connection that nothing needs once it is accepted.
+    """Holds the settings for the accept of one connection, which drops them afterwards.
 
-    :param take: called once, to take over the socket.
+    :param take: takes the socket over; called once.
 
-    :ivar limits: that the route or the application has set.
-    :ivar counters: of the route.
+    :ivar limits: limits that the route or the application has set.
+    :ivar counters: counters of the route.
     :ivar budget: counts the bytes that the connection holds.
-    :ivar announce: called with the header fields of the 101 response before that is sent.
-    :ivar fields: those of the response with what middleware has added; set by the server.
-    :ivar on_open: called with the connection when it is about to be accepted.
+    :ivar announce: called with the header fields of the 101 response before sending them.
+    :ivar fields: header fields of the response, middleware's included; set by the server.
+    :ivar on_open: called with the connection just before the accept; may raise to refuse.
     """
 
     __slots__ = ("announce", "budget", "counters", "fields", "limits", "on_open", "take")
@@ -56,7 +56,7 @@ class Opening:
         self.on_open: Callable[[Any], None] | None = None
 
     def admit(self, connection: object) -> None:
-        """Tell that the connection is about to open; again only if that was refused."""
+        """Call :attr:`on_open` once; if the call raises, the next accept calls again."""
         on_open, self.on_open = self.on_open, None
         if on_open is not None:
             try:
@@ -66,7 +66,7 @@ class Opening:
                 raise
 
     def announced(self, response: bytes) -> bytes:
-        """Tell the server of the response, through all middleware; return it with what they add."""
+        """Pass the 101 response through all middleware; return the response with their fields."""
         announce, self.announce = self.announce, None
         if announce is None and not self.fields:
             return response

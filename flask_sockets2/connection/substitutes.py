@@ -1,4 +1,4 @@
-"""Substitutes: what to use in place of attributes that other WebSocket packages have."""
+"""Substitutes: advice for attributes that other WebSocket packages have and this one has not."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _OF_HANDLER = {
 
 
 class NoHandler:
-    """Takes the place of a server's handler that is not there, or not any more; it is false."""
+    """Stands in, as a false value, if the server has no handler or its handler has returned."""
 
     __slots__ = ("__weakref__",)
 

@@ -1,1 +1,1 @@
-"""Bytes and sockets: one module for each way of waiting."""
+"""Transports: connected sockets on the hub of gevent or on a selector thread."""

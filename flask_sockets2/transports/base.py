@@ -1,7 +1,7 @@
-"""What every transport does, whichever way it waits: read when told to, write or keep, half-close.
+"""Base of the transports: buffered, non-blocking reads and writes on one connected socket.
 
-A transport owns a connected stream socket between the 101 response and the end. Whoever accepted
-the socket closes its descriptor; the transport only shuts it down.
+A transport owns a connected stream socket between the 101 response and the end. The server that
+accepted the socket closes its descriptor; the transport only shuts the socket down.
 
 The end of a connection::
 
@@ -31,27 +31,27 @@ __all__ = [
 ]
 
 READ_SIZE = 65536 + 1024
-"""Bytes asked for in one read: a frame of 64 KiB with its header comes in one."""
+"""Bytes requested in one read: enough for a frame of 64 KiB with its header."""
 
 READ_SIZE_LARGE = 256 * 1024
-"""The same in the middle of a larger frame."""
+"""Bytes requested in one read in the middle of a larger frame."""
 
 LIGHT = 256
-"""Bytes that are seen to at once, however many others have sent something."""
+"""Input of at most so many bytes is processed at once, even if the turn has no time left."""
 
-# What a socket that cannot go on now raises; the TLS ones are no BlockingIOError.
+# Errors of a socket that would block; the TLS ones are not subclasses of BlockingIOError.
 AGAIN = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 def read_ahead(reader: io.BufferedReader) -> bytes:
-    """Return what a buffered reader of a socket that does not block holds.
+    """Return the bytes that a buffered reader of a non-blocking socket holds.
 
-    The socket is read at most once, when the buffer is empty. A peer that sends without a pause
-    would otherwise never let this end; the transport reads what follows.
+    If the buffer is empty, the socket is read once. Further reads are left to the transport,
+    because with a peer that sends without a pause they would never end.
     """
     try:
         return reader.read(len(reader.peek(1)))
-    except OSError:  # so says a TLS socket that there is no more; a reset shows again at a read
+    except OSError:  # a TLS socket without data; after a reset, the next read fails again
         return b""
 
 
@@ -59,33 +59,33 @@ class ByteReceiver(Protocol):
     """The user of a transport; called by the hub or the selector thread."""
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes, never empty."""
+        """Process bytes from the peer; never empty."""
 
     @property
     def owes(self) -> bool:
-        """Whether something is to be written after the end of the peer's stream."""
+        """Whether bytes must still be written after the end of the peer's stream."""
 
     def eof_received(self) -> None:
-        """The peer's stream has ended, or an error ended both."""
+        """React to the end: the peer has closed its stream, or an error has ended both."""
 
     def write_drained(self) -> None:
-        """All that was kept back has been written; maybe within a write of the outlet's."""
+        """React to an empty send buffer; the call may come within a write of the outlet's."""
 
     def write_stalled(self) -> None:
-        """The peer has taken nothing for ``send_timeout`` seconds."""
+        """React to a peer that has read nothing for ``send_timeout`` seconds."""
 
     def write_strained(self) -> None:
-        """Something is kept back, and all connections together hold much; under the lock."""
+        """React to unsent bytes while the budget is tight; under the lock."""
 
 
 class StreamTransport:
-    """Base of the transports; a subclass waits.
+    """Reads and writes one connection; subclasses add waiting, by gevent or by threads.
 
     :param sock: connected stream socket, plain or TLS.
-    :param send_timeout: seconds that the peer may take nothing while something is kept back.
+    :param send_timeout: seconds that the peer may read nothing while bytes are buffered.
 
-    ``lock`` guards all of it where several threads use it; :meth:`write` never blocks and writes
-    whole what it is given, so frames never interleave.
+    ``lock`` guards all attributes if several threads use the transport. :meth:`write` never blocks
+    and never splits its data around another write, so frames do not interleave.
     """
 
     __slots__ = (
@@ -117,18 +117,18 @@ class StreamTransport:
         self.sock = sock
         self.send_timeout = send_timeout
         self.read_size = READ_SIZE
-        #: Bytes kept back because the kernel did not take them.
+        #: Bytes in the send buffer, because the kernel did not accept them yet.
         self.buffered = 0
         self.closed = False
         self.half_closed = False
-        #: What its connection holds of the memory of all; whoever owns the transport sets it.
+        #: Counts the memory of this connection in the budget; set by the owner of the transport.
         self.share: Share = UNCOUNTED
         self._finishing = False
         self._linger = True
-        self._out: deque[bytes | memoryview] | None = None  # made when it is needed
+        self._out: deque[bytes | memoryview] | None = None  # send buffer, made when needed
         self._timer: Timer | None = None
-        self._written = 0  # bytes written late, ever; and so many when progress was last checked
-        self._written_before = 0
+        self._written = 0  # bytes ever written from the send buffer
+        self._written_before = 0  # the same at the last check of progress
         self._receiver: ByteReceiver
         self._data_received: Callable[[bytes], None]
         self._recv: Callable[[int], bytes] = sock.recv
@@ -137,7 +137,7 @@ class StreamTransport:
         self._pending: Callable[[], int] | None = getattr(sock, "pending", None)
 
     def start(self, receiver: ByteReceiver, *, reading: bool = True) -> None:
-        """Begin, and begin to read; :param reading: False where :meth:`resume` will."""
+        """Start the transport; :param reading: False to read only after :meth:`resume`."""
         self._receiver = receiver
         self._data_received = receiver.data_received
         try:
@@ -147,53 +147,53 @@ class StreamTransport:
         if reading:
             self.resume()
 
-    # -- what a subclass adds --------------------------------------------------------------
+    # -- methods of subclasses -------------------------------------------------------------
 
     def resume(self) -> None:
-        """Read what comes."""
+        """Start or continue to read."""
         raise NotImplementedError
 
     def pause(self) -> None:
-        """Read nothing until :meth:`resume`; TCP tells the peer."""
+        """Stop reading until :meth:`resume`; TCP makes the peer wait."""
         raise NotImplementedError
 
     def call_soon(self, function: Callable[[], None]) -> None:
-        """Call a function in the hub or the selector thread, not before the next turn."""
+        """Call a function in the hub or the selector thread, in the next turn or later."""
         raise NotImplementedError
 
     def call_later(self, delay: float, function: Callable[[], None]) -> Timer:
-        """The same after so many seconds."""
+        """Call a function in the hub or the selector thread after ``delay`` seconds."""
         raise NotImplementedError
 
     def call_next(self, function: Callable[[], None]) -> Timer:
-        """The same when all sockets have been looked at; of many such calls, some each time."""
+        """Call a function there once all sockets have been polled; many calls are spread out."""
         return self.call_later(0.0, function)
 
     def call_inside(self, function: Callable[[], None]) -> None:
-        """Call a function where only the hub or the selector thread may, at once where that is
-        the same."""
+        """Call a function in the hub or the selector thread; at once if the caller runs in the
+        hub."""
         raise NotImplementedError
 
     def wait_progress(self, timeout: float | None) -> bool:
-        """Wait until something was written or the socket closed; False when time is over."""
+        """Wait until bytes are written or the socket is closed; False after the timeout."""
         raise NotImplementedError
 
     def _watch_writing(self, wanted: bool) -> None:
-        """Have :meth:`_write_ready` called when the kernel takes bytes again."""
+        """Start or stop calling :meth:`_write_ready` when the kernel accepts bytes again."""
         raise NotImplementedError
 
     def _progressed(self) -> None:
-        """Something was written or the socket closed: wake who waits for it."""
+        """Wake :meth:`wait_progress`: bytes were written, or the socket is closed."""
         raise NotImplementedError
 
     # -- reading ---------------------------------------------------------------------------
 
     def _read_ready(self) -> None:
-        # If others have used the time up, the rest stays in the kernel, which is bounded.
+        # If other sockets have used up the turn, the rest stays in the kernel's bounded buffer.
         self._read(self.read_size if self.clock.has_time() else LIGHT + 1)
 
     def read_now(self) -> None:
-        """Read at once what has come, in the turn of this connection."""
+        """Read at once, in the turn of this connection."""
         if not self.closed and self._reading:
             self._read(self.read_size)
 
@@ -202,11 +202,11 @@ class StreamTransport:
             data = self._recv(size)
         except AGAIN:
             return
-        except OSError:  # reset by the peer, or TLS broke: the same as its end of file
+        except OSError:  # a reset or a TLS error counts as end of file
             data = b""
         if not data:
             if self._receiver.owes:
-                self.pause()  # it ends when the rest is written, or cannot be
+                self.pause()  # the end follows when the rest is written, or the write fails
             else:
                 self._end()
             return
@@ -216,20 +216,20 @@ class StreamTransport:
             self.call_next(self._read_on)
 
     def _read_on(self) -> None:
-        """Read what TLS has decrypted already, unless reading stopped meanwhile."""
+        """Read the bytes that TLS has already decrypted, unless reading was paused meanwhile."""
         if not self.closed and self._reading:
             self._read_ready()
 
     def look_for_reset(self) -> None:
-        """End it in the next turn if the peer has reset the connection.
+        """End the connection in the next turn if the peer has reset it.
 
-        While nothing is read or written, a reset shows only in this way.
+        Without reads and writes, no other call shows a reset.
         """
         if self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self._lost()
 
     def _end(self) -> None:
-        """End of file: nothing more can come, so nothing more is waited for."""
+        """Close at once, since the peer's stream has ended."""
         receiver = self._receiver
         self.close()
         receiver.eof_received()
@@ -237,7 +237,7 @@ class StreamTransport:
     # -- writing ---------------------------------------------------------------------------
 
     def write(self, data: bytes) -> None:
-        """Write at once what the kernel takes and keep the rest; any greenlet or thread."""
+        """Write as much as the kernel accepts and buffer the rest; for any greenlet or thread."""
         if self._out:
             self._out.append(data)
             self.buffered += len(data)
@@ -255,7 +255,7 @@ class StreamTransport:
             self._hold(data)
 
     def flush(self) -> None:
-        """Write of what was kept back what the kernel takes now, without waiting for a turn."""
+        """Write buffered bytes now, as many as the kernel accepts, without waiting for a turn."""
         if self._out:
             self._write_ready()
 
@@ -267,24 +267,24 @@ class StreamTransport:
         self._timer = self.call_later(self.send_timeout, self._check_progress)
 
     def _hold(self, data: bytes) -> None:
-        """Count a chunk that was kept back: all of it is in memory until the last byte is sent."""
+        """Count a buffered chunk: all of its bytes stay in memory until the last one is sent."""
         self.share.hold(data)
         if self.share.budget.tight:
             self._receiver.write_strained()
 
     def _forget(self) -> None:
-        """Throw away what was kept back."""
+        """Discard the send buffer."""
         out, self._out = self._out, None
         self.buffered = 0
         for chunk in out or ():
             self.share.release(_whole(chunk))
 
     def cut(self, most: int) -> bool:
-        """Throw away what was kept back, but for the rest of a chunk that was begun: chunks are
-        whole frames, so another frame may follow it.
+        """Discard the send buffer, except the rest of a chunk that was begun. Chunks are whole
+        frames, so another frame may follow this rest.
 
-        :param most: bytes that such a rest may have.
-        :returns: False where it is larger, or cannot be told: TLS may have encrypted more.
+        :param most: size limit of the rest, in bytes.
+        :returns: False if the rest is larger, or unknown because TLS may have encrypted more.
         """
         if not self._out:
             return True
@@ -302,7 +302,7 @@ class StreamTransport:
         return True
 
     def _check_progress(self) -> None:
-        """A peer that takes nothing is given up; what waits for it must not wait for ever."""
+        """Report a peer that has read nothing since the last check: senders must not hang."""
         self._timer = None
         if self.closed or not self._out:
             return
@@ -339,14 +339,14 @@ class StreamTransport:
             self._finish()
 
     def _stop_writing(self) -> None:
-        """Wait no longer for the kernel to take bytes."""
+        """Stop waiting for the kernel to accept bytes."""
         self._watch_writing(False)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _lost(self) -> None:
-        """A write failed: the peer has gone. Told in the next turn, never inside a send."""
+        """End the connection in the next turn, never inside a send: a write has failed."""
         self._forget()
         self.call_soon(self._end_once)
 
@@ -357,9 +357,9 @@ class StreamTransport:
     # -- the end ---------------------------------------------------------------------------
 
     def finish(self, linger: bool = True) -> None:
-        """Half-close once all is written; what the peer sends from now on is thrown away.
+        """Half-close once the send buffer is written; later input is discarded.
 
-        :param linger: False where the peer has said its last word: close at once.
+        :param linger: False to close fully, if the peer will send nothing more.
         """
         if self.closed or self._finishing:
             return
@@ -381,20 +381,20 @@ class StreamTransport:
             self._notify_close()
             self.sock.shutdown(socket.SHUT_WR)
         except OSError:
-            self.call_soon(self._end_once)  # the peer was faster
+            self.call_soon(self._end_once)  # the peer has closed first
         self.resume()
 
     def _notify_close(self) -> None:
-        """Tell a TLS peer that no more comes; its own notice is not waited for."""
+        """Send TLS's close notify, without waiting for the peer's."""
         unwrap = getattr(self.sock, "unwrap", None)
         if unwrap is not None:
             try:
                 unwrap()
             except (OSError, ValueError):
-                pass  # it wants to read that notice
+                pass  # unwrap() wants to read the peer's notice
 
     def close(self) -> None:
-        """Shut the connection down at once; what was kept back is lost. Can be repeated."""
+        """Shut the connection down at once and discard the send buffer; repeated calls are safe."""
         if self.closed:
             return
         self.closed = True
@@ -402,19 +402,19 @@ class StreamTransport:
             self._timer.cancel()
             self._timer = None
         self._forget()
-        self._send = _discard  # so that no write has to look
+        self._send = _discard  # spares each write a check of `closed`
         try:
             self.sock.shutdown(socket.SHUT_RDWR)
         except OSError:
-            pass  # not connected any more
+            pass  # no longer connected
         self._progressed()
 
 
 def _discard(data: bytes | memoryview) -> int:
-    """Stand in for ``socket.send`` of a closed connection: nothing is sent, and nothing kept."""
+    """Replace ``socket.send`` of a closed connection: nothing is sent or buffered."""
     return len(data)
 
 
 def _whole(chunk: bytes | memoryview) -> bytes:
-    """Return the bytes that a chunk is the rest of."""
-    return chunk.obj if isinstance(chunk, memoryview) else chunk  # type: ignore[return-value]  # it is of bytes
+    """Return the complete bytes of a chunk that may be the rest of a partial write."""
+    return chunk.obj if isinstance(chunk, memoryview) else chunk  # type: ignore[return-value]  # a view of bytes

@@ -1,19 +1,19 @@
-"""Budget: the bytes that all connections of an application hold in this process, within a limit.
+"""Budget: a limit on the bytes that all connections of an application hold in this process.
 
 Each connection has limits of its own, but clients decide how many connections there are. A budget
 counts the bytes that clients make the process hold: messages that handlers have not taken, parts of
 messages that are still arriving, messages that handlers wait to send, and bytes that the kernel
-does not take. Bytes that several connections share count once, because they are in memory once.
+does not accept. Bytes that several connections share are in memory once and count once.
 
 As the total grows:
 
 from three quarters of the limit
-    A connection with unread or unsent bytes is not read from until those are gone.
+    If a connection has unread or unsent bytes, reading pauses until these are gone.
 above the limit
-    Connections are evicted until an eighth of the limit is free. A connection that holds more, and
-    that has made no progress for longer, is evicted before others.
+    Connections are evicted until an eighth of the limit is free. Connections that hold more, and
+    that have made no progress for longer, go first.
 
-As the total falls, memory goes back to the system: see :func:`give_back`.
+As the total falls, freed memory is returned to the system: see :func:`give_back`.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ __all__ = ["UNCOUNTED", "Budget", "Share", "give_back"]
 logger = logging.getLogger("flask_sockets2.transports")
 
 STEP = 4096
-"""Bytes: smaller changes of what a connection holds need not be counted one by one."""
+"""Bytes; smaller changes of a connection's memory may be counted together."""
 
-_LONGEST_STALL = 10.0  # seconds without progress; beyond them only the size matters
-_MUCH = 32 * 2**20  # bytes that the total has fallen by when memory is given back, at most
-_PAUSE = 1.0  # seconds until then: whatever ends meanwhile is given back, too
-_LOST = 5.0  # seconds after which a call is made again: a hub may end before it makes the call
+_LONGEST_STALL = 10.0  # seconds without progress; longer stalls weigh the same
+_MUCH = 32 * 2**20  # bytes; most that the total falls by before memory is given back
+_PAUSE = 1.0  # seconds until then, so that one call covers all connections that end meanwhile
+_LOST = 5.0  # seconds after which a call is repeated: a hub may end before it makes the call
 
 
 class Holder(Protocol):
@@ -49,18 +49,18 @@ class Holder(Protocol):
         """The hub or the selector thread that serves it."""
 
     def evict(self) -> None:
-        """End it and release all that it holds; called by its clock's thread."""
+        """End the connection and release its memory; called by its clock's thread."""
 
 
 class Share:
     """The bytes that one connection holds.
 
-    :param budget: that they count for.
-    :param holder: the connection, evicted when all connections hold too much.
+    :param budget: the budget that counts these bytes.
+    :param holder: the connection, which may be evicted if all connections hold too much.
 
-    :ivar held: bytes. A message that it shares with others counts in full here.
-    :ivar since: time of its last progress: when it released something, or began to hold bytes.
-    :ivar evicted: time at which the holder was told to end; None before.
+    :ivar held: bytes; a message that other connections share counts in full here.
+    :ivar since: time of the last progress: a release of bytes, or the first byte held.
+    :ivar evicted: time at which the eviction was ordered; None before.
     """
 
     __slots__ = ("budget", "evicted", "held", "holder", "since")
@@ -81,7 +81,7 @@ class Share:
             budget.add(self, size, size)
 
     def hold(self, data: bytes) -> None:
-        """Count bytes that other connections may hold, too; any number of times."""
+        """Count bytes that other connections may hold, too; each call needs a :meth:`release`."""
         budget = self.budget
         with budget.lock:
             times = budget.shared.get(id(data), 0)
@@ -89,7 +89,7 @@ class Share:
             budget.add(self, len(data), 0 if times else len(data))
 
     def release(self, data: bytes) -> None:
-        """Count the same bytes object once less."""
+        """Undo one :meth:`hold` of the same bytes object."""
         budget = self.budget
         with budget.lock:
             times = budget.shared[id(data)] - 1
@@ -101,52 +101,52 @@ class Share:
 
 
 class Budget:
-    """What the connections of one application hold in this process; any thread may count.
+    """Counts the bytes that one application's connections hold in this process; thread-safe.
 
     :param limit: bytes.
-    :param evicting: called with the number of connections that are being evicted, and the bytes
-        that they hold; by a hub or selector thread.
+    :param evicting: called before evictions with the number of connections and their bytes; by a
+        hub or selector thread.
 
-    :ivar total: bytes that are held.
-    :ivar shares: of the connections that hold something.
+    :ivar total: bytes that all connections hold.
+    :ivar shares: shares of the connections that hold any bytes.
     """
 
     def __init__(self, limit: float, evicting: Callable[[int, int], None] | None = None) -> None:
         self.limit = limit
         self.total = 0
         self.shares: set[Share] = set()
-        #: Guards all of it. Reentrant, since the garbage collector may end connections anywhere.
+        #: Guards all attributes. Reentrant: the garbage collector may end connections anywhere.
         self.lock = native_rlock()
-        #: How often bytes objects are held, by id: nobody frees an object that is held.
+        #: Number of holds of each bytes object, by id; a held object is not freed.
         self.shared: dict[int, int] = {}
         self._evicting = evicting
         self._waiting: set[Callable[[], None]] = set()
-        self._relieves_by = 0.0  # when a call that was asked for counts as lost; 0 without one
-        self._gives_back_by = 0.0
-        self._peak = 0  # of the total, since memory was given back
+        self._relieves_by = 0.0  # when the pending call counts as lost; 0 if none is pending
+        self._gives_back_by = 0.0  # the same
+        self._peak = 0  # highest total since memory was last given back
 
     @property
     def tight(self) -> bool:
-        """Whether connections with unread or unsent bytes have to wait."""
+        """Whether connections with unread or unsent bytes must pause reading."""
         return self.total > self.limit * 0.75
 
     def call_when_relaxed(self, function: Callable[[], None]) -> None:
-        """Call a function once the budget is not tight any more; it must not wait.
+        """Call a function once, when the budget is no longer tight.
 
-        :param function: called by any thread; a second request for it does nothing.
+        :param function: called by any thread, must not block; repeated requests count once.
         """
         with self.lock:
             self._waiting.add(function)
 
     def forget(self, function: Callable[[], None]) -> None:
-        """Take back a call of :meth:`call_when_relaxed`."""
+        """Cancel a request of :meth:`call_when_relaxed`."""
         self._waiting.discard(function)
 
     def add(self, share: Share, size: int, real: int) -> None:
         """Count bytes; under the lock.
 
-        :param size: bytes that the connection holds from now on.
-        :param real: of them those that nobody else holds.
+        :param size: bytes added to the share; negative if released.
+        :param real: of these bytes, the ones that no other connection holds.
         """
         held = share.held = share.held + size
         if size > 0:
@@ -179,7 +179,7 @@ class Budget:
             share.holder.clock.call_soon(self._relieve)
 
     def _relieve(self) -> None:
-        """Evict connections until there is room."""
+        """Evict connections until an eighth of the limit is free."""
         with self.lock:
             self._relieves_by = 0.0
             shares = self._chosen()
@@ -190,17 +190,17 @@ class Budget:
             if share.holder is not None:
                 _call(partial(_evict, share.holder))
         if shares:
-            with self.lock:  # others may hold the same bytes
+            with self.lock:  # other connections may still hold the same bytes
                 if self.total > self.limit:
                     self._relieve_soon(shares[-1])
 
     def _chosen(self) -> list[Share]:
-        """Choose whom to evict; under the lock."""
+        """Choose connections to evict; under the lock."""
         if self.total <= self.limit:
             return []
         now = monotonic()
         excess = self.total - self.limit * 0.875
-        for share in self.shares:  # some are about to end, in other threads
+        for share in self.shares:  # some are being evicted already, in other threads
             if share.evicted is not None and now - share.evicted < _LOST:
                 excess -= share.held
         chosen = []
@@ -230,7 +230,7 @@ class Budget:
 
 
 def _weight(share: Share, now: float) -> float:
-    """How much is gained by evicting a connection: its bytes count more the longer they stay."""
+    """Return the gain of an eviction: a connection's bytes, which count more if it stalls."""
     return share.held * (1.0 + min(now - share.since, _LONGEST_STALL))
 
 
@@ -244,7 +244,7 @@ def _evict(holder: Holder) -> None:
 def _call(function: Callable[[], None]) -> None:
     try:
         function()
-    except Exception:  # of a hub that has gone, for example; the others must not stay for it
+    except Exception:  # as from a hub that has ended; the other calls must still be made
         logger.exception("a connection could not be told of the memory that all of them hold")
 
 
@@ -252,30 +252,30 @@ _malloc_trim: Callable[[int], int] | None = None
 
 
 def give_back() -> None:
-    """Have the C library return freed memory to the system; a third of a millisecond for a MiB.
+    """Return freed memory to the system by glibc's ``malloc_trim``: a third of a ms for a MiB.
 
-    glibc keeps what was freed for later, and returns only the end of its heap by itself. Another
-    thread would spare the hub nothing: glibc locks the heap meanwhile, and the hub needs it.
+    glibc keeps freed memory for later use, and by itself returns only the end of its heap. The
+    call is not moved to another thread: glibc locks the heap meanwhile, and the hub needs the heap.
     """
     global _malloc_trim
     if _malloc_trim is None:
         try:
             _malloc_trim = _find_malloc_trim()
-        except (OSError, ImportError):  # clients have used up all descriptors; the next time
+        except (OSError, ImportError):  # all descriptors are in use; the next call tries again
             return
     _malloc_trim(0)
 
 
 def _find_malloc_trim() -> Callable[[int], int]:
-    """Return glibc's function; where there is another C library, one that does nothing."""
+    """Return glibc's function; with another C library, a function that does nothing."""
     if sys.platform == "linux":
-        from ctypes import CDLL  # not before it is needed: most processes never do
+        from ctypes import CDLL  # imported late: most processes never need this
 
         try:
             found: Callable[[int], int] = CDLL(None).malloc_trim
             return found
         except (OSError, AttributeError):
-            pass  # of musl, for example, which keeps little
+            pass  # musl, for example, which keeps little freed memory
     return _return_nothing
 
 
@@ -284,4 +284,4 @@ def _return_nothing(pad: int) -> int:
 
 
 UNCOUNTED = Share(Budget(float("inf")), None)
-"""The share of what is no application's."""
+"""The share of bytes that belong to no application."""

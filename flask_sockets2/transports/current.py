@@ -1,4 +1,4 @@
-"""Current: whether the caller is a greenlet or a thread, and the clock that serves it."""
+"""Current: the clock of the caller, and whether the caller is a greenlet or a thread."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def on_gevent() -> bool:
 
 
 def current_clock() -> Clock:
-    """Return the hub of the greenlet that calls, or the selector thread for any other thread."""
+    """Return the hub of the calling greenlet; for other threads, the selector thread."""
     if on_gevent():
         from .green import hub_clock
 

@@ -1,9 +1,8 @@
-"""gevent: the hub reads, one read watcher for each connection.
+"""gevent: transports that the hub reads for, with one read watcher for each connection.
 
-The hub calls :meth:`GreenTransport._read_ready` when bytes are there, whatever the handler does.
-A :class:`GreenWaiter` hands a message to the greenlet that waits for it, by a direct switch. One
-greenlet runs at a time and none is switched away from inside this module, so nothing here is
-locked.
+The hub calls :meth:`GreenTransport._read_ready` when bytes arrive, even while the handler is busy.
+A :class:`GreenWaiter` passes a message to the waiting greenlet by a direct switch. Only one
+greenlet runs at a time, and no code in this module switches away, so no lock is needed here.
 """
 
 from __future__ import annotations
@@ -31,13 +30,13 @@ __all__ = ["GreenTransport", "GreenWaiter", "hub_clock", "is_green"]
 _READ, _WRITE = 1, 2  # libev's event masks
 _get_ident = get_original("_thread", "get_ident")  # of the native thread
 _EXPIRED = object()
-_ROUND = 0.005  # seconds of calls between two looks at the sockets
+_ROUND = 0.005  # seconds of calls between two polls of the sockets
 
 
 class GreenTransport(StreamTransport):
-    """A transport on gevent's hub; made and used in one native thread.
+    """Reads and writes one connection on gevent's hub; made and used in one native thread.
 
-    :param sock: gevent's own socket, plain or TLS.
+    :param sock: gevent's socket, plain or TLS.
     """
 
     __slots__ = (
@@ -64,8 +63,8 @@ class GreenTransport(StreamTransport):
         if self._pending is not None:  # TLS
             sock.setblocking(False)
         else:
-            # gevent's recv() waits where the C socket says EAGAIN, and its send() asks for the
-            # socket's options each time; the hub must do neither.
+            # gevent's recv() waits if the C socket reports EAGAIN, and its send() reads the
+            # socket's options each time. The hub must do neither.
             raw = getattr(sock, "_sock", sock)
             self._recv = raw.recv
             self._send = raw.send
@@ -97,16 +96,16 @@ class GreenTransport(StreamTransport):
         function()
 
     def detach(self) -> None:
-        """Keep the socket beyond the request that it came with, whose server may close its own.
+        """Keep the socket open after the request, even if the server closes its own object.
 
-        A plain socket's descriptor is taken away from the object that the server holds; a TLS one
-        stays what it is, and the server must leave it open.
+        A plain socket's descriptor is moved from the server's object to one of our own. A TLS
+        socket cannot be moved, so the server must leave it open.
         """
         if self._pending is None:
             sock = self.sock
             raw = _socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
             raw.settimeout(0.0)
-            self.sock = raw  # type: ignore[assignment]  # all that is used of it is in the C class
+            self.sock = raw  # type: ignore[assignment]  # only methods of the C class are used
             self._recv, self._send = raw.recv, raw.send
         self._detached = True
 
@@ -142,14 +141,14 @@ class GreenTransport(StreamTransport):
 
 
 def is_green() -> bool:
-    """Whether who runs is a greenlet of gevent's, or a thread of a program that gevent patched."""
+    """Return whether the caller is a gevent greenlet or runs in a program that gevent patched."""
     return isinstance(getcurrent().parent, Hub) or bool(is_module_patched("threading"))
 
 
 class GreenWaiter:
-    """One greenlet of a hub that waits; see :class:`~flask_sockets2.transports.clock.Waiter`.
+    """Lets one greenlet wait; see :class:`~flask_sockets2.transports.clock.Waiter`.
 
-    :param clock: that hub's, whose thread this is made in.
+    :param clock: clock of the hub in whose thread the waiter is made.
     """
 
     __slots__ = ("_clock", "_switch", "waiting")
@@ -171,7 +170,7 @@ class GreenWaiter:
         self.waiting = getcurrent()
         try:
             return self._switch()
-        except BaseException:  # killed, or a gevent.Timeout: nobody waits here any more
+        except BaseException:  # a kill or a gevent.Timeout: this greenlet no longer waits
             self.waiting = None
             raise
 
@@ -190,7 +189,7 @@ class GreenWaiter:
         greenlet.switch(value)
 
     def wake_soon(self) -> None:
-        # Not at once: a greenlet that switched to another one would not run again.
+        # In a later turn: a greenlet that switches to another one here would not run again.
         if self.waiting is not None:
             self._clock.call_soon(self._retry)
 
@@ -204,7 +203,7 @@ class GreenWaiter:
 
 
 class _GreenClock:
-    """One hub's timers, without a connection that they would keep alive; made in its thread."""
+    """Clock of one hub, made in its thread; keeps no connection alive."""
 
     __slots__ = (
         "__weakref__",
@@ -224,7 +223,7 @@ class _GreenClock:
         self._loop = loop
         self._thread = _get_ident()
         self._calls: deque[_NextCall] = deque()
-        self._timer: _GreenTimer | None = None  # if there are calls
+        self._timer: _GreenTimer | None = None  # None without pending calls
         self._look = self._until = 0.0
         self.keepalive: Any = None
         self.blocks = not is_module_patched("socket")
@@ -248,8 +247,8 @@ class _GreenClock:
         return _GreenTimer(self._loop, delay, function)
 
     def has_time(self) -> bool:
-        """Whether what one socket has sent may be seen to now, or others have used the time up."""
-        look = self._loop.now()  # the time of this look at the sockets
+        """Whether the sockets of this turn have not yet used up its time."""
+        look = self._loop.now()  # the time of this poll of the sockets
         now = monotonic()
         if look != self._look:
             self._look = look
@@ -257,11 +256,10 @@ class _GreenClock:
         return now < self._until
 
     def call_next(self, function: Callable[[], None]) -> _NextCall:
-        """Call a function when all sockets have been looked at, in its turn.
+        """Call a function once all sockets have been polled, in the order of the requests.
 
-        The sockets are looked at again after 5 ms of such calls. The hub itself makes 50 calls
-        before it looks at the clock, and all that is due of a timer, and a call may take
-        milliseconds.
+        After 5 ms of these calls, the sockets are polled again. The hub itself makes 50 calls, and
+        the calls of all due timers, before a look at the clock. One call may take milliseconds.
         """
         call = _NextCall(function)
         self._calls.append(call)
@@ -273,7 +271,7 @@ class _GreenClock:
         calls = self._calls
         until = monotonic() + _ROUND
         try:
-            for _ in range(len(calls)):  # those that come meanwhile wait for the next look
+            for _ in range(len(calls)):  # calls that are added meanwhile wait for the next poll
                 calls.popleft().make()
                 if monotonic() > until:
                     break
@@ -282,7 +280,7 @@ class _GreenClock:
 
 
 class _NextCall:
-    """One call by the hub."""
+    """A call by the hub that can be cancelled."""
 
     __slots__ = ("_function",)
 
@@ -302,7 +300,7 @@ _clocks: WeakKeyDictionary[Any, _GreenClock] = WeakKeyDictionary()
 
 
 def hub_clock() -> _GreenClock:
-    """Return this thread's hub as the clock of its connections."""
+    """Return the clock of this thread's hub."""
     hub = get_hub()
     found = _clocks.get(hub)
     if found is None:
@@ -311,7 +309,7 @@ def hub_clock() -> _GreenClock:
 
 
 class _GreenTimer:
-    """One call by the hub, after a delay in seconds."""
+    """A call by the hub after a delay in seconds, which can be cancelled."""
 
     __slots__ = ("_function", "_timer")
 

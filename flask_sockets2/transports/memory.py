@@ -1,10 +1,9 @@
-"""Memory that no budget counts goes back to the system when connections and requests have ended.
+"""Memory: returns freed memory to the system after connections and requests have ended.
 
-A :class:`~.budget.Budget` counts the bytes that connections hold. It cannot count the message that
-a handler works on, the form of a request that has not come to its end, or the text of a page. When
-their clients have left, glibc keeps that memory, and does not tell how much of it is resident. So
-freed memory is returned a moment after connections or requests have ended: seldom, as long as that
-finds little, and again soon if it finds much.
+A :class:`~.budget.Budget` counts the bytes that connections hold. The budget cannot count messages
+in handlers, incomplete forms and texts of pages. When the clients have left, glibc keeps this
+memory and does not report how much of it is resident. So freed memory is returned a moment after
+connections or requests have ended. If a call finds much memory, the next call may follow sooner.
 """
 
 from __future__ import annotations
@@ -18,19 +17,19 @@ from .clock import Clock
 __all__ = ["ended"]
 
 _MUCH = 8 * 2**20  # bytes
-_MOMENT = 1.0  # seconds after an end: whatever ends meanwhile is returned, too
-_SOON = 5.0  # seconds after much was found
-_SELDOM = 10.0  # seconds after little was found
-_LOST = 5.0  # seconds after which a call is made again: a hub may end before it makes the call
+_MOMENT = 1.0  # seconds after an end, so that one call covers all ends meanwhile
+_SOON = 5.0  # seconds after a call that found much memory
+_SELDOM = 10.0  # seconds after a call that found little
+_LOST = 5.0  # seconds after which a call is repeated: a hub may end before it makes the call
 
-_due_by = 0.0  # when a call that was asked for counts as lost; 0 without one
+_due_by = 0.0  # when the pending call counts as lost; 0 if none is pending
 _not_before = 0.0  # the time of the next call, at the earliest
 
 
 def ended(clock: Clock) -> None:
-    """Note that a connection or a request has ended; any thread.
+    """Schedule the return of memory, since a connection or request has ended; from any thread.
 
-    :param clock: of the hub or selector thread that served it.
+    :param clock: hub or selector thread that served the connection or request.
     """
     global _due_by
     now = monotonic()
@@ -51,7 +50,7 @@ def _give_back() -> None:
 
 
 def _resident() -> int:
-    """Return the bytes of this process that are in memory; 0 where the system does not tell."""
+    """Return the resident memory of this process in bytes; 0 if the system does not report it."""
     try:
         with open("/proc/self/statm", "rb") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -1,6 +1,6 @@
 """Plain threads: one selector thread in the process reads and writes for all connections.
 
-A handler keeps its own thread, as the server gave it; only waiting for bytes costs none.
+Each handler runs in the thread that the server gave it. Waiting for bytes needs no extra thread.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NOTHING = object()
 
 
 class _Timer:
-    """One call by the selector thread, at a time of :func:`time.monotonic`."""
+    """A call by the selector thread at a time of :func:`time.monotonic`."""
 
     __slots__ = ("due", "function")
 
@@ -45,7 +45,7 @@ class _Timer:
 
 
 class _Reactor:
-    """The selector thread. Only it touches the selector and the timers; others queue calls."""
+    """The selector thread. Other threads queue calls and never touch selector or timers."""
 
     threaded = True
     blocks = False
@@ -55,7 +55,7 @@ class _Reactor:
         self._selector = selectors.DefaultSelector()
         self._calls: deque[Callable[[], object]] = deque()
         self._timers: list[_Timer] = []
-        self._owners: dict[int, object] = {}  # whose the descriptor is that the selector watches
+        self._owners: dict[int, object] = {}  # the transport that watches each descriptor
         self._waker, self._woken = socket.socketpair()
         self._waker.setblocking(False)
         self._woken.setblocking(False)
@@ -70,7 +70,7 @@ class _Reactor:
         try:
             self._waker.send(b"\0")
         except BlockingIOError:
-            pass  # so many wake it already
+            pass  # the buffer is full of wake-ups already
 
     def inside(self) -> bool:
         return threading.current_thread() is self._thread
@@ -92,10 +92,10 @@ class _Reactor:
         return timer
 
     def watch(self, fd: int, events: int, owner: object, ready: Callable[[int], None]) -> None:
-        """Watch a descriptor for events, 0 for none; in the selector thread only.
+        """Watch a descriptor for events, 0 to stop; in the selector thread only.
 
-        A descriptor that was closed may be another connection's by now: its former owner, late,
-        must not take it away.
+        After a close, the descriptor may already belong to another connection. A late call of the
+        former owner must not stop that connection's events.
         """
         if fd in self._owners and (events or self._owners[fd] is owner):
             self._selector.unregister(fd)
@@ -112,7 +112,7 @@ class _Reactor:
                 else:
                     self._call(key.data, events)
             self._run_timers()
-            for _ in range(len(self._calls)):  # those queued meanwhile wait for the next turn
+            for _ in range(len(self._calls)):  # calls queued meanwhile wait for the next turn
                 self._call(self._calls.popleft())
 
     def _until_next_timer(self) -> float | None:
@@ -141,7 +141,7 @@ _reactor_lock = threading.Lock()
 
 
 def selector_clock() -> _Reactor:
-    """The process's selector thread, started at its first use."""
+    """Return the selector thread of the process, started at the first use."""
     global _reactor
     with _reactor_lock:
         if _reactor is None:
@@ -150,7 +150,7 @@ def selector_clock() -> _Reactor:
 
 
 def _forget_reactor() -> None:
-    """A forked child has the parent's selector but not its thread."""
+    """Reset the module in a forked child, which has the parent's selector but not its thread."""
     global _reactor, _reactor_lock
     _reactor = None
     _reactor_lock = threading.Lock()
@@ -161,17 +161,17 @@ if hasattr(os, "register_at_fork"):
 
 
 def at_exit(function: Callable[[], None]) -> None:
-    """Call a function when the main thread ends, before the other threads are waited for.
+    """Call a function when the main thread ends, before the interpreter joins other threads.
 
-    ``atexit`` comes too late: concurrent.futures joins a handler's thread before that, and it
-    waits in receive() for a peer that has no reason to leave.
+    ``atexit`` comes too late: concurrent.futures joins the handlers' threads before. A handler
+    that waits in receive() for its peer would then block the exit.
     """
     register = getattr(threading, "_register_atexit", atexit.register)
     register(function)
 
 
 class ThreadedTransport(StreamTransport):
-    """A transport on the selector thread; any thread may use it, under :attr:`lock`."""
+    """Reads and writes one connection on the selector thread; :attr:`lock` makes it thread-safe."""
 
     __slots__ = (
         "_changed",
@@ -193,12 +193,12 @@ class ThreadedTransport(StreamTransport):
         self._reading = False
         self._writing = False
         self.lock = threading.RLock()
-        self._changed: threading.Condition | None = None  # once something waits for progress
+        self._changed: threading.Condition | None = None  # made by the first wait_progress()
 
     # -- the selector thread ---------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Have the selector thread watch for what is wanted now."""
+        """Make the selector thread update the events that it watches for."""
         self._reactor.call_soon(self._update)
 
     def _update(self) -> None:
@@ -276,7 +276,7 @@ class ThreadedTransport(StreamTransport):
 
 
 class ThreadedWaiter:
-    """One thread that waits; see :class:`~flask_sockets2.transports.clock.Waiter`."""
+    """Lets one thread wait; see :class:`~flask_sockets2.transports.clock.Waiter`."""
 
     __slots__ = ("_changed", "_receiving", "_unread", "_value", "lock", "waiting")
 
@@ -285,7 +285,7 @@ class ThreadedWaiter:
         self.waiting: Any = None
         self._unread = unread
         self._value: Any = _NOTHING
-        self._receiving = False  # until the thread has taken what it was handed
+        self._receiving = False  # True until the waiting thread has taken its value
         self._changed = threading.Condition(lock)
 
     def wait(self, timeout: float | None = None) -> Any:
