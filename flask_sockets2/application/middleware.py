@@ -35,7 +35,7 @@ class SocketMiddleware:
 
     The middleware calls ``start_response`` of the server, or of middleware in between, once
     (PEP 3333). That call comes just before the 101 is sent, so other middleware sees the 101 when
-    the connection begins, not hours later. Our own handler sends header fields of such middleware.
+    the connection begins, not hours later. Our own handler sends the header fields it has added.
 
     :param wsgi_app: the application's ``wsgi_app``.
     :param socket: the application's :class:`~flask_sockets2.Sockets`, kept as :attr:`ws`.

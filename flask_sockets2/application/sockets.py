@@ -269,7 +269,7 @@ class Sockets:
         """
 
         def register(app: Flask) -> None:
-            blueprint.register(WebSocketRules(app), options)  # type: ignore[arg-type]  # stands in for it
+            blueprint.register(WebSocketRules(app), options)  # type: ignore[arg-type]  # stands in for app
 
         name = options.get("name", blueprint.name)
         apps = self._served()
