@@ -286,9 +286,9 @@ class Sockets:
     def user_id(self, f: UserFunction) -> UserFunction:
         """Register a function that returns the id of the current user, None if there is no user.
 
-        Each request for a WebSocket or an event stream calls the function before the accept. If
-        the function raises an error or returns a refusal, that becomes the response. An id is a
-        non-empty ``str``, an ``int`` or a ``UUID``; any other value is a TypeError.
+        Each request for a WebSocket or an event stream calls the function before the accept. An
+        error or a refusal by the function becomes the response. An id is a non-empty ``str``, an
+        ``int`` or a ``UUID``; any other value is a TypeError.
         :meth:`disconnect` and ``SOCKETS_MAX_CONNECTIONS_PER_USER`` use the id. If the application
         has a Turbo, ``@turbo.user_id`` serves as well, but this function takes precedence.
 
@@ -333,7 +333,7 @@ class Sockets:
         Connections of this process end even if the broker cannot be reached. Parameters and
         errors are those of :meth:`flask_sockets2.Publisher.disconnect`.
 
-        :raises RuntimeError: if no function returns the user, as :meth:`user_id` registers one.
+        :raises RuntimeError: if neither :meth:`user_id` nor ``@turbo.user_id`` has a function.
         """
         app = self._app()
         if not state_of(app).identifies():
@@ -369,9 +369,9 @@ class Sockets:
     def position(self, channel: str) -> Position:
         """Return the position of a channel's newest message, to render into a page.
 
-        A client that subscribes with ``ws.subscribe(channel, since=position)`` receives all
-        messages published since the page was rendered. If the broker cannot be reached, the
-        position is ``NOWHERE``, and the client receives a gap message.
+        A client that subscribes with ``ws.subscribe(channel, since=position)`` receives the
+        messages published since the page was rendered, or a gap message if some are lost. If the
+        broker cannot be reached, the position is ``NOWHERE``: the client receives a gap message.
         """
         return self.positions([channel])[0]
 
