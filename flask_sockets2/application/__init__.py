@@ -1,1 +1,1 @@
-"""What a Flask application gets: its extension, routes, settings and streams."""
+"""The extension of a Flask application, with its routes, settings and event streams."""

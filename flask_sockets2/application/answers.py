@@ -1,4 +1,4 @@
-"""Answers of the application's own functions, which authorize a request or return its user.
+"""Calls the application's functions that authorize a request or return its user.
 
 ===============================  ===================================================================
 answer                           of a yes-or-no function, as that of ``@sse.authorize``
@@ -6,18 +6,18 @@ answer                           of a yes-or-no function, as that of ``@sse.auth
 ``True``                         yes
 ``False``, ``None``              no: a function that ends without ``return`` permits nothing
 a response that refuses          no, and the client gets that response: a ``Response``, an
-                                 ``HTTPException`` or a tuple as ``("forbidden", 403)``, as a view
-                                 returns them, with a status from 300 to 599
-anything else                    no, and :class:`WrongAnswer` is raised: nothing is judged by its
-                                 truth, which a coroutine, ``"False"`` or a response has, too
+                                 ``HTTPException`` or a tuple such as ``("forbidden", 403)``, as in
+                                 a view, with a status from 300 to 599
+anything else                    no, and :class:`WrongAnswer` is raised; truth does not count, since
+                                 a coroutine, ``"False"`` and a response are true, too
 ===============================  ===================================================================
 
-A function that returns the user, as that of ``@sockets.user_id``, answers with an id, or with
-``None`` if there is no user; the last two rows hold for this function as well.
+A function that returns the user, as for ``@sockets.user_id``, returns an id, or ``None`` if there
+is no user. The last two rows apply to this function as well.
 
-Flask handles what a function raises, as in a view. ``async def`` functions run by Flask's
-``ensure_sync``, which needs ``flask[async]``. Under gevent one of them runs at a time: asyncio has
-one running loop for each thread of the system, and a second greenlet's would be an error there.
+Flask handles errors of these functions as in a view. ``async def`` functions run in Flask's
+``ensure_sync``, which needs ``flask[async]``. Under gevent they run one at a time: asyncio allows
+one running loop for each native thread, and the loop of a second greenlet would be an error.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 Refusal = Response | HTTPException | tuple[Any, int] | tuple[Any, int, Any]
-"""A response that refuses; the values of a tuple are those that a view may return."""
+"""A response that refuses; a tuple has the form of a view's return value."""
 
 PermitAnswer = bool | Refusal | Awaitable[bool | Refusal | None] | None
 Permit = Callable[..., PermitAnswer]
@@ -59,18 +59,18 @@ Permit = Callable[..., PermitAnswer]
 Identify = Callable[[], UserId | Refusal | Awaitable[UserId | Refusal | None] | None]
 """A function that returns the user, ``async def`` or not."""
 
-_TURN = 10.0  # seconds that an async function waits for another one under gevent
+_TURN = 10.0  # seconds that an async function waits for its turn under gevent
 _RETRY_AFTER = 5  # seconds
 
-_turns: dict[int, Any] = {}  # a lock by process: what a parent held at the fork is not the child's
+_turns: dict[int, Any] = {}  # one lock for each process: a parent may hold its lock at the fork
 
 
 class WrongAnswer(TypeError):
-    """A function of the application answered with something that is no answer."""
+    """A function of the application returned a value that is no answer."""
 
 
 class _AnswerResponse(HTTPException):
-    """A response that a function answered with."""
+    """Raised to send the response that a function returned."""
 
     response: Response
 
@@ -79,12 +79,12 @@ class _AnswerResponse(HTTPException):
 
 
 def permits(app: Flask, function: Permit, *args: str, by: str) -> bool:
-    """Ask a yes-or-no function.
+    """Call a yes-or-no function, and return its answer.
 
-    :param args: that it is called with.
-    :param by: what registered it, for the error: ``"@sse.authorize"``.
-    :raises WrongAnswer: when the answer is neither of those above.
-    :raises werkzeug.exceptions.HTTPException: the response that it refuses with.
+    :param args: arguments of the function.
+    :param by: name of the decorator for the error text, such as ``"@sse.authorize"``.
+    :raises WrongAnswer: if the answer is not in the table above.
+    :raises werkzeug.exceptions.HTTPException: if the function refuses with a response.
     """
     answer = _ask(app, function, args, by)
     if answer is True:
@@ -99,11 +99,11 @@ def permits(app: Flask, function: Permit, *args: str, by: str) -> bool:
 
 
 def identity(app: Flask, function: Identify, *, by: str) -> str | None:
-    """Ask who the user of the current request is.
+    """Call a function that returns the user of the current request.
 
     :param by: as for :func:`permits`.
-    :returns: the id as text, None for nobody.
-    :raises WrongAnswer: when the answer is no id of a user.
+    :returns: the id as text, None if there is no user.
+    :raises WrongAnswer: if the answer is no user id.
     :raises werkzeug.exceptions.HTTPException: as :func:`permits`.
     """
     answer = _ask(app, function, (), by)
@@ -114,13 +114,13 @@ def identity(app: Flask, function: Identify, *, by: str) -> str | None:
 
 
 def call(app: Flask, function: Callable[..., Any], *args: Any, by: str) -> Any:
-    """Call a function of the application, ``async def`` or not, and return what it does.
+    """Call a function of the application, ``async def`` or not, and return its result.
 
     :param by: as for :func:`permits`.
-    :raises WrongAnswer: when it has not run, since nothing awaits or iterates what it returned.
-    :raises RuntimeError: Flask's, when it is ``async def`` and ``flask[async]`` is not installed.
-    :raises werkzeug.exceptions.ServiceUnavailable: when another ``async def`` does not end, under
-        gevent.
+    :raises WrongAnswer: if the result is a coroutine or a generator, so the function did not run.
+    :raises RuntimeError: Flask's, if an ``async def`` needs ``flask[async]``.
+    :raises werkzeug.exceptions.ServiceUnavailable: if another ``async def`` does not end in time
+        under gevent.
     """
     made = app.ensure_sync(function)
     if made is function:
@@ -129,7 +129,7 @@ def call(app: Flask, function: Callable[..., Any], *args: Any, by: str) -> Any:
         with _turn():
             answer = made(*args)
     if iscoroutine(answer):
-        answer.close()  # else Python warns of it later, and far from here
+        answer.close()  # else Python warns of the coroutine later, far from here
         raise WrongAnswer(
             f"{_called(function, by)} returned a coroutine, which nothing awaits; make the "
             "function async def, and await it there"
@@ -143,7 +143,7 @@ def call(app: Flask, function: Callable[..., Any], *args: Any, by: str) -> Any:
 
 
 def _ask(app: Flask, function: Callable[..., Any], args: tuple[Any, ...], by: str) -> Any:
-    """Call a function, and raise what it answers with if that is a response."""
+    """Call a function and return its answer; raise the answer if it is a response."""
     answer = call(app, function, *args, by=by)
     if isinstance(answer, LocalProxy):
         answer = answer._get_current_object()
@@ -153,13 +153,13 @@ def _ask(app: Flask, function: Callable[..., Any], args: tuple[Any, ...], by: st
 
 
 def _refusal(app: Flask, function: Callable[..., Any], answer: Any, by: str) -> Exception:
-    """Return what to raise for a response, or for a tuple that may be one."""
+    """Return the exception for a response, or for a tuple that may be a response."""
     try:
         if isinstance(answer, HTTPException):
             response: Any = answer.get_response(request.environ)
         else:
             response = app.make_response(answer)
-    except Exception as exc:  # of a tuple anything may be wrong
+    except Exception as exc:  # anything may be wrong with a tuple
         wrong = WrongAnswer(
             f"{_called(function, by)} returned {_kind(answer)}, which is no response; it must "
             'return a single value, or a response that refuses, as ("forbidden", 403)'
@@ -172,17 +172,17 @@ def _refusal(app: Flask, function: Callable[..., Any], answer: Any, by: str) -> 
             f"{_called(function, by)} returned a response of status {response.status_code}, "
             "which refuses nothing; return True to permit, or a status from 300 to 599 to refuse"
         )
-    # Raised as it is, an exception gets the error handlers that it would get in a view.
+    # An unchanged HTTPException reaches the same error handlers as in a view.
     return answer if isinstance(answer, HTTPException) else _AnswerResponse(response=response)
 
 
 @contextmanager
 def _turn() -> Iterator[None]:
-    """Wait until no other async function runs, where there is one loop for all greenlets."""
+    """Under gevent, wait until no other async function runs."""
     if not on_gevent():
         yield
         return
-    # Made late: gevent may have patched threading after this module was imported.
+    # The lock is made late: gevent may patch threading after this module was imported.
     lock = _turns.get(os.getpid()) or _turns.setdefault(os.getpid(), threading.Lock())
     if not lock.acquire(timeout=_TURN):
         raise ServiceUnavailable(
@@ -195,7 +195,7 @@ def _turn() -> Iterator[None]:
 
 
 def _called(function: Any, by: str) -> str:
-    """Return what the application calls a function, and what it is there for."""
+    """Return the function's name and its decorator, for an error text."""
     while isinstance(function, partial):
         function = function.func
     name = getattr(function, "__qualname__", type(function).__qualname__)
@@ -203,7 +203,7 @@ def _called(function: Any, by: str) -> str:
 
 
 def _kind(answer: Any) -> str:
-    """Return what an answer is; never its value, which may be anybody's."""
+    """Return the type of an answer for an error text; its value may be confidential."""
     kind = type(answer)
     name = kind.__qualname__
     if kind.__module__ != "builtins":

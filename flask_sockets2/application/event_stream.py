@@ -1,8 +1,8 @@
 """Server-Sent Events (WHATWG HTML §9.2) over channels, as a response of any WSGI server.
 
-A stream is the same for its channels as a WebSocket that resumes: each event is one of the JSON
-envelopes of ``fanout/encoding.py``, in a ``data`` field and without a type. It is encoded once for
-all clients::
+A stream carries the same messages as a WebSocket that resumes. Each event holds a JSON envelope of
+``fanout/encoding.py`` in a ``data`` field, without a type. An event is encoded once for all
+clients::
 
     data: {"event": "streams", "channels": ["news"]}
 
@@ -12,11 +12,11 @@ all clients::
 
     :
 
-The last is a heartbeat, a comment. It keeps routers from cutting the connection, and finds peers
-that have left without a word.
+The last line is a heartbeat, a comment. Heartbeats keep routers from cutting an idle connection,
+and detect peers that left without closing the connection.
 
-Under our own handler a stream costs no greenlet and ends as soon as its peer leaves. Everywhere
-else the server gives it a greenlet or a thread for as long as it lasts.
+Under our own handler a stream costs no greenlet and ends as soon as its peer leaves. On other
+servers a stream occupies a greenlet or a thread until the stream ends.
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ Attach = Callable[[str, Encoding, Any], Subscription]
 
 
 def event(data: bytes) -> bytes:
-    """Return an event that has nothing but data (WHATWG HTML §9.2.6).
+    """Return an event that has only data (WHATWG HTML §9.2.6).
 
-    :param data: UTF-8, of any number of lines; it arrives with LF between them. That of JSON is
-        one line, unless whoever published it has set it in several.
+    :param data: UTF-8 of any number of lines; the client receives LF between them. JSON is one
+        line, unless the publisher has spread it over several.
     """
     if b"\n" in data or b"\r" in data:
         data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").replace(b"\n", b"\ndata: ")
@@ -82,14 +82,14 @@ def event(data: bytes) -> bytes:
 
 
 class Events:
-    """The encoding of envelopes as events; the one there is, is :data:`EVENTS`."""
+    """Encodes messages as events; use the only instance, :data:`EVENTS`."""
 
     __slots__ = ()
 
     presence = False
 
     def encode(self, message: Message) -> bytes:
-        """Return the event of a message, made once; empty where it is not for such clients."""
+        """Return the event of a message, made once; empty if streams do not get the message."""
         made: bytes | None = message.encoded.get(self)
         if made is None:
             made = message.encoded[self] = self._make(message)
@@ -97,11 +97,11 @@ class Events:
 
     @staticmethod
     def _make(message: Message) -> bytes:
-        if message.event and message.event != GAP:  # who joins and leaves
+        if message.event and message.event != GAP:  # presence: joins and leaves
             return b""
         try:
             return event(_ENVELOPES.text(message).encode())
-        except ValueError:  # another program's: no UTF-8; the others must not suffer for it
+        except ValueError:  # another program published no UTF-8; other messages still pass
             logger.exception("a message of channel %.200r cannot be sent", message.channel)
             return b""
 
@@ -111,9 +111,9 @@ EVENTS = Events()
 
 
 class _StreamOwner:
-    """Who writes to one stream: the owner of its outlet.
+    """Connects a stream to its outlet and to the limits, and counts the stream.
 
-    :ivar path: of its request.
+    :ivar path: path of the request.
     """
 
     __slots__ = ("_state", "limits", "outlet", "path", "stream")
@@ -126,20 +126,20 @@ class _StreamOwner:
         self.outlet: Outlet | None = None
 
     def open(self, stream: Stream, guest: Guest | None) -> Outlet:
-        """Write to a stream from now on.
+        """Start to write to a stream, and count the stream.
 
-        :param guest: of its request, None where it is not counted.
-        :raises HandshakeError: when there is no room for it.
+        :param guest: guest of the request; None if the stream does not count.
+        :raises HandshakeError: if there are too many connections.
         """
         self.outlet = self._state.channels.outlet_of(stream, self, self.limits)
-        self.stream = stream  # before it is counted, for then it may be ended at any time
+        self.stream = stream  # before the count: a counted stream may be ended at any time
         if guest is not None:
             self._state.admit_stream(stream, guest)
         return self.outlet
 
     @property
     def subject(self) -> _StreamOwner:
-        """What signals name as the connection."""
+        """The object that signals name as the connection."""
         return self
 
     def too_slow(self) -> None:
@@ -172,29 +172,29 @@ def stream_response(
     limits: Limits | None = None,
     guest: Guest | None = None,
 ) -> Response:
-    """Answer the current request with a stream of what is published to some channels.
+    """Answer the current request with a stream of the messages of some channels.
 
-    It begins with ``streams``, then comes ``subscribed`` for each channel, in their order, then
-    what each channel brings from its position on. It lasts until its client leaves or the server
-    stops; the request context does not.
+    The stream begins with the event ``streams``, then ``subscribed`` for each channel in order.
+    The messages of each channel follow, from its position on. The stream lasts until the client
+    leaves or the server stops; the request context ends before.
 
     :param app: the application, with :class:`~flask_sockets2.Sockets`.
-    :param subscriptions: channels that the client may have, each once, and the position that it
-        has seen everything of the channel up to: text of its own, whatever it is; None for what
-        comes from now on.
-    :param told: channels that ``streams`` names, for a client that has asked for some twice; by
-        default each once.
+    :param subscriptions: pairs of a channel, each once, and a position. The client receives the
+        messages after the position, which may be any text that the client sent; None for new
+        messages only.
+    :param told: channels that ``streams`` names, if the client has named some twice; by default
+        each once.
     :param heartbeat: seconds between two heartbeats.
-    :param limits: of which ``send_buffer``, ``send_timeout``, ``close_timeout``, ``slow_client``
-        and ``max_connection_age`` hold; by default the application's.
-    :param guest: of :func:`expect`, for a view that does more before this.
-    :raises werkzeug.exceptions.Forbidden: when a page asks that may not connect.
-    :raises werkzeug.exceptions.NotAcceptable: when a browser asks for something to show.
-    :raises werkzeug.exceptions.ServiceUnavailable: 503 with ``Retry-After``, when the broker
-        cannot be reached or there are too many connections; nothing stays subscribed.
-    :raises werkzeug.exceptions.TooManyRequests: 429 with ``Retry-After``, when there are too many
-        of its address or user.
-    :raises ValueError: when a channel is no name of one, or comes twice.
+    :param limits: limits of the stream, by default the application's. Only ``send_buffer``,
+        ``send_timeout``, ``close_timeout``, ``slow_client`` and ``max_connection_age`` apply.
+    :param guest: result of :func:`expect`, if the view has called it before.
+    :raises werkzeug.exceptions.Forbidden: if the requesting page may not connect.
+    :raises werkzeug.exceptions.NotAcceptable: if a browser wants a page, image or the like.
+    :raises werkzeug.exceptions.ServiceUnavailable: 503 with ``Retry-After``, if the broker cannot
+        be reached or there are too many connections; nothing stays subscribed.
+    :raises werkzeug.exceptions.TooManyRequests: 429 with ``Retry-After``, if a rate limit or quota
+        of the address or user is reached.
+    :raises ValueError: if a channel's name is invalid, or occurs twice.
     """
     wanted = list(subscriptions)
     channels = [channel for channel, _ in wanted] if told is None else list(told)
@@ -210,16 +210,16 @@ def stream_response(
 
 
 def expect(app: Flask, limits: Limits | None = None) -> Guest:
-    """See whether the current request may have a stream, before what it asks for costs anything.
+    """Check early whether the current request may have a stream, before expensive work.
 
-    One by HEAD is asked the same, though it takes no place: its answer is that of a GET (RFC 9110
-    §9.3.2), and to find that out may cost as much.
+    A HEAD request is checked as well, although it takes no place: its response is that of a GET
+    (RFC 9110 §9.3.2), and may cost as much.
 
-    :param limits: that the stream will have, by default the application's.
-    :returns: for :func:`answer` and :func:`stream_response`.
+    :param limits: limits of the later stream, by default the application's.
+    :returns: the guest, for :func:`answer` and :func:`stream_response`.
     :raises werkzeug.exceptions.HTTPException: 403, 406, 429 and 503 as :func:`stream_response`.
     """
-    check_stream(app)  # first: a request of a page of another site does not count
+    check_stream(app)  # first: requests from pages of other sites do not count
     with refusals():
         return state_of(app).expect(limits or read(Limits, app.config), _WHAT)
 
@@ -234,11 +234,11 @@ def answer(
 ) -> Response:
     """Answer the current request with a stream; see :func:`open_body`.
 
-    :param guest: of :func:`expect`; without it that is asked here.
+    :param guest: result of :func:`expect`; if None, this function calls it.
     :raises werkzeug.exceptions.HTTPException: 403, 406, 429 and 503 as :func:`stream_response`.
     """
     guest = guest or expect(app, limits)
-    if request.method == "HEAD":  # its body is never asked for
+    if request.method == "HEAD":  # no server reads its body
         return respond(())
     with refusals():
         body = open_body(
@@ -249,7 +249,7 @@ def answer(
 
 @contextmanager
 def refusals() -> Iterator[None]:
-    """Answer the current request with why it has no stream, where the block says so."""
+    """Turn errors of the block into HTTP responses that refuse the stream."""
     try:
         yield
     except HandshakeError as exc:
@@ -275,15 +275,15 @@ def open_body(
     limits: Limits | None = None,
     guest: Guest | None = None,
 ) -> Body:
-    """Subscribe a new stream, and let how that began come before all that it brings.
+    """Return a body for a new stream; its first bytes come before all messages.
 
-    :param environ: WSGI environ of its request.
-    :param fill: subscribes it to what it is to have, and returns its first bytes.
+    :param environ: WSGI environ of the request.
+    :param fill: subscribes the stream to its channels, and returns its first bytes.
     :param heartbeat: seconds between two heartbeats.
-    :param beat: bytes of one.
-    :param guest: of its request; None where it is no client's, and is not counted.
-    :raises BrokerError: when the broker cannot be reached; nothing stays subscribed.
-    :raises HandshakeError: when there is no room for it any more.
+    :param beat: bytes of a heartbeat.
+    :param guest: guest of the request; None if the stream has no client and does not count.
+    :raises BrokerError: if the broker cannot be reached; nothing stays subscribed.
+    :raises HandshakeError: if there are meanwhile too many connections.
     """
     limits = limits or read(Limits, state.app.config)
     client = _StreamOwner(state, environ["PATH_INFO"], limits)
@@ -315,10 +315,10 @@ def _told(**fields: Any) -> bytes:
 
 
 def respond(body: Iterable[bytes]) -> Response:
-    """Return a response of ``text/event-stream`` with what keeps it from being held back."""
-    # Passed through, so that our own handler is given the body itself.
+    """Return a ``text/event-stream`` response with header fields against buffering by proxies."""
+    # direct_passthrough: our own handler needs the body itself.
     response = Response(body, content_type=_CONTENT_TYPE, direct_passthrough=True)
-    # Nobody on the way may compress it, for that keeps events back.
+    # no-transform: a proxy that compresses the response would delay events.
     response.headers["Cache-Control"] = "no-cache, no-transform"
-    response.headers["X-Accel-Buffering"] = "no"  # of nginx; it would keep events back
+    response.headers["X-Accel-Buffering"] = "no"  # nginx would delay events
     return response

@@ -1,13 +1,13 @@
-"""Health: what a load balancer asks before it sends somebody here (``SOCKETS_HEALTH_ROUTE``).
+"""Health check for load balancers (``SOCKETS_HEALTH_ROUTE``).
 
-200 says *serving*, 503 *draining*: send nobody new, those who are here stay until they are closed.
-A worker that has begun to stop says so by itself, but a second later it accepts nothing any more.
-So that the balancer knows before that, ``SOCKETS_DRAIN_FILE`` names a file that announces it: a
-file since it reaches every worker of a machine, under every server, and gunicorn has a meaning of
-its own for each signal.
+The response is 200 while the worker serves, and 503 while it drains: the balancer then sends no
+new clients, and open connections stay until they are closed. A stopping worker answers 503 by
+itself, but accepts no connections a second later. To warn the balancer earlier, create the file
+that ``SOCKETS_DRAIN_FILE`` names. A file reaches every worker of a machine under every server;
+gunicorn has a meaning of its own for each signal.
 
-A broker that is away is told in the body, and still 200: it is away for all servers at once, and a
-balancer that took all of them out would turn a disturbance into an outage.
+If the broker cannot be reached, the body says so, but the status stays 200. All servers lose the
+broker at once, and a balancer that removed them all would turn a disturbance into an outage.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ __all__ = ["serve_health"]
 
 logger = logging.getLogger("flask_sockets2.sockets")
 
-# Flask would answer OPTIONS by itself, always with 200, and it is what HAProxy asks by default.
+# HAProxy sends OPTIONS by default, and Flask itself would always answer OPTIONS with 200.
 _METHODS = ("GET", "HEAD", "OPTIONS")
 
 
 class _DrainFile:
-    """The file that announces the end; it counts as absent where it cannot be looked at.
+    """The file that makes the worker drain; an inaccessible path counts as absent.
 
-    That is told by the log, and once: the answer is for all servers that have the same mistake, and
-    a balancer that took all of them out would make an outage of it.
+    An error is logged once, and does not drain: all servers may share the wrong setting, and a
+    balancer that removed them all would cause an outage.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -64,7 +64,7 @@ class _DrainFile:
 def serve_health(state: State) -> None:
     """Add the route that ``SOCKETS_HEALTH_ROUTE`` names.
 
-    :raises ValueError: when there is ``SOCKETS_DRAIN_FILE``, and no route to say so.
+    :raises ValueError: if ``SOCKETS_DRAIN_FILE`` is set without ``SOCKETS_HEALTH_ROUTE``.
     """
     values = read(AppSettings, state.app.config)
     route, path = values.health_route, values.drain_file
@@ -77,7 +77,7 @@ def serve_health(state: State) -> None:
         return
     file = None if path is None else _DrainFile(path)
     if file is not None:
-        file.is_there()  # what is wrong is logged at the start
+        file.is_there()  # logs a wrong path at the start
 
     def flask_sockets2_health() -> Response:
         stopping = STOPPING in request.environ
@@ -86,7 +86,7 @@ def serve_health(state: State) -> None:
         response.headers["Cache-Control"] = "no-store"
         if draining:
             response.status_code = 503
-        if stopping:  # only our worker says so; other servers may not take it, PEP 3333
+        if stopping:  # only under our worker; other servers may reject the field, PEP 3333
             response.headers["Connection"] = "close"
         return response
 

@@ -1,8 +1,8 @@
-"""Prometheus metrics of what is counted (``SOCKETS_METRICS_ROUTE``, extra ``metrics``).
+"""Prometheus metrics of the counters (``SOCKETS_METRICS_ROUTE``, extra ``metrics``).
 
-Under a server with several processes set ``PROMETHEUS_MULTIPROC_DIR`` to an empty directory, as
-prometheus_client asks for; every process then writes its counts there, once a second and when it
-ends, and whichever is asked answers for all.
+If the server has several processes, set ``PROMETHEUS_MULTIPROC_DIR`` to an empty directory, as
+prometheus_client requires. Every process writes its counts there, once a second and when it ends,
+and any process answers for all.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ _CHANNELS = {
 
 
 class Metrics:
-    """The metrics of one application.
+    """Exports the counters of one application to Prometheus.
 
-    :param counters: returns what has been counted in this process.
+    :param counters: returns the counters of this process.
     :param held: returns the bytes that connections hold.
-    :param requests: returns how many HTTP requests are under way in it.
-    :param cut_off: returns how many of them were cut off, ever.
-    :raises RuntimeError: when the directory that processes are to share is none.
+    :param requests: returns the number of HTTP requests under way in this process.
+    :param cut_off: returns the number of requests cut off since the process began.
+    :raises RuntimeError: if ``PROMETHEUS_MULTIPROC_DIR`` is no directory.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Metrics:
         self._under_way = requests
         self._cut_off = cut_off
         self._registry = CollectorRegistry()
-        self._lock = threading.Lock()  # guards what has been passed on
+        self._lock = threading.Lock()  # guards _passed_on
         self._passed_on: dict[tuple[str, str, str], int] = {}
         self._warned = False
         self._thread_of = 0  # the process that writes its counts regularly
@@ -143,7 +143,7 @@ class Metrics:
         return Counter(f"{_PREFIX}{name}", documentation, [label], registry=self._registry)
 
     def start(self) -> None:
-        """Write the counts for other processes regularly, where there may be such."""
+        """Write the counts regularly if the server may have other processes."""
         if _DIRECTORY in os.environ and self._thread_of != os.getpid():
             self._thread_of = os.getpid()
             atexit.register(self.update)
@@ -155,12 +155,12 @@ class Metrics:
             self.update()
 
     def forked(self) -> None:
-        """Begin anew in a child, whose counts begin at 0."""
+        """Start at 0 in a forked child."""
         self._lock = threading.Lock()
         self._passed_on.clear()
 
     def warn_of_processes(self) -> None:
-        """Say once that these are the metrics of one process of several."""
+        """Warn once that the metrics cover only one of several processes."""
         if _DIRECTORY not in os.environ and not self._warned:
             self._warned = True
             logger.warning(
@@ -171,7 +171,7 @@ class Metrics:
             )
 
     def update(self) -> None:
-        """Pass on to prometheus_client what has been counted since the last time."""
+        """Pass the growth since the last call on to prometheus_client."""
         with self._lock:
             counters = self._counters()
             for rule, route in list(counters.routes.items()):
@@ -211,7 +211,7 @@ class Metrics:
 
 
 def _forget_dead(directory: Path) -> None:
-    """Count the connections of processes that were killed no longer."""
+    """Remove killed processes from the gauges, so their connections no longer count."""
     for path in directory.glob("gauge_live*_*.db"):
         match = re.search(r"_(\d+)\.db$", path.name)
         if match and not _is_alive(int(match[1])):

@@ -1,4 +1,4 @@
-"""What stands around the application: a request for a WebSocket gets its connection and its end."""
+"""WSGI middleware around the application: opens and ends the connection of each WebSocket."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ _seldom = ThrottledLog(logger)
 
 
 _SWITCHING = "101 Switching Protocols"
-# Middleware expects one of every response, and wsgiref's validator demands it. It is not sent.
+# Other middleware and wsgiref's validator expect a Content-Type. The field is not sent.
 _CONTENT_TYPE = ("Content-Type", "application/octet-stream")
 
 
 class SocketMiddleware:
-    """What stands around the application: it gives a request for a WebSocket its connection and
-    ends it when the application has returned. Once that connection is accepted, the request saves
-    no session.
+    """Gives each WebSocket request its connection, and ends it when the application has returned.
 
-    ``start_response`` of the server, or of middleware in between, is called once (PEP 3333): with
-    the 101 before that is sent, so that middleware sees it when the connection begins and not hours
-    later. Our own handler sends the header fields that middleware has added.
+    Once a connection is accepted, its request saves no session.
+
+    The middleware calls ``start_response`` of the server, or of middleware in between, once
+    (PEP 3333). That call comes just before the 101 is sent, so other middleware sees the 101 when
+    the connection begins, not hours later. Our own handler sends the header fields it has added.
 
     :param wsgi_app: the application's ``wsgi_app``.
-    :param socket: its :class:`~flask_sockets2.Sockets`, kept as :attr:`ws`.
+    :param socket: the application's :class:`~flask_sockets2.Sockets`, kept as :attr:`ws`.
     """
 
     def __init__(self, wsgi_app: Any, app: Flask, socket: object) -> None:
@@ -63,7 +63,7 @@ class SocketMiddleware:
             try:
                 return self.wsgi_app(environ, start_response)
             finally:
-                if ws is not None:  # gevent-websocket's, which takes it out of the environ
+                if ws is not None:  # gevent-websocket removes its own from the environ
                     mark_ended(environ)
 
     def _serve(
@@ -93,7 +93,7 @@ class SocketMiddleware:
                 return _swallow
             headers = [*headers, ("Connection", "close")]  # frames may follow, not requests
             close_after(environ, start_response)
-            if announced and not exc_info:  # the 101 was not sent after all
+            if announced and not exc_info:  # after all, the 101 was not sent
                 exc_info = (HandshakeError, HandshakeError(503, "the 101 was not sent"), None)
             write: Callable[[bytes], Any] = (
                 start_response(given, headers, exc_info)
@@ -103,7 +103,7 @@ class SocketMiddleware:
             return write
 
         opening = lifecycle.opening
-        if opening is not None:  # else middleware has accepted it
+        if opening is not None:  # else middleware has accepted the connection
             opening.announce = announce
         try:
             body = self.wsgi_app(environ, start)
@@ -118,7 +118,7 @@ class SocketMiddleware:
             if environ.get(RAISE):
                 raise
             logger.error("exception in the handler of %.200r", ws.path, exc_info=exc)
-        except BaseException:  # the server kills its workers: there is no time to say goodbye
+        except BaseException:  # the server kills the worker: no time for a closing handshake
             if lifecycle.accepted:
                 ws.abort()
             raise
@@ -147,15 +147,15 @@ class SocketMiddleware:
                 mark_ended(environ)
         if taken is not None:
             taken.release()
-        if not announced:  # middleware has accepted it before the application was asked
+        if not announced:  # middleware accepted the connection before the application ran
             announce([])
         return []
 
 
 class _Begun(Iterator[bytes]):
-    """A body of which the first piece has been asked for.
+    """A response body whose first piece is already read.
 
-    Middleware that is a generator calls the application no sooner than that.
+    Only then does middleware that is a generator call the application.
     """
 
     def __init__(self, body: Iterable[bytes]) -> None:
@@ -163,7 +163,7 @@ class _Begun(Iterator[bytes]):
         try:
             self._rest = iter(body)
             self._first = list(islice(self._rest, 1))
-        except BaseException:  # no server gets it, so none would close it
+        except BaseException:  # the server does not get the body, so it cannot close it
             _close(body)
             raise
 
@@ -175,7 +175,7 @@ class _Begun(Iterator[bytes]):
 
 
 def _exhaust(body: Iterable[bytes]) -> None:
-    """Do with a body what a server does, and send nothing."""
+    """Iterate and close a body as a server does, but send nothing."""
     try:
         for _ in body:
             pass
@@ -190,10 +190,10 @@ def _close(body: Any) -> None:
 
 
 def _refuse_mount_point(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
-    """Answer a request whose SCRIPT_NAME would lead all URLs of its page to another host.
+    """Refuse a request if its SCRIPT_NAME would lead all URLs of the page to another host.
 
-    gunicorn's own workers take it from each client that reaches them through a proxy on the same
-    machine, if that proxy passes header fields with underscores on.
+    gunicorn's own workers accept SCRIPT_NAME from a client if a proxy on the same machine passes
+    header fields with underscores on.
     """
     _seldom.warning(
         "SCRIPT_NAME",
@@ -212,7 +212,7 @@ def _swallow(data: bytes) -> None:
 
 
 def _close_code(status: str) -> tuple[int, str]:
-    """Say with a close code what the application meant to say with an HTTP status."""
+    """Return the close code and reason for an HTTP status of the application."""
     if status.startswith("4"):
         code = status[:3]
         return 1008, f"{code} {HTTP_STATUS_CODES.get(int(code), '')}".strip()

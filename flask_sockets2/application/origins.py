@@ -1,14 +1,14 @@
-"""Which pages may connect, and which requests may have an event stream.
+"""Origin checks: the pages that may connect, and the requests that may have an event stream.
 
 A browser sends ``Origin`` with a WebSocket, and with a request to another origin in mode cors. The
-request of an ``EventSource`` of the same origin has none, nor has that of an ``<iframe>``. For
-these two headers tell the pages apart:
+request of an ``EventSource`` of the same origin has no ``Origin``, nor has that of an
+``<iframe>``. Two headers tell these pages apart:
 
-- ``Sec-Fetch-Site``, which browsers send to ``https://`` and to this machine;
-- ``Referer``, which is all that there is over plain HTTP. A page can leave its own out. So a
-  request of a browser that has neither is refused.
+- ``Sec-Fetch-Site``, if the URL is ``https://`` or on the browser's machine;
+- ``Referer``, the only one over plain HTTP. A page can suppress its ``Referer``, so a browser's
+  request with neither header is refused.
 
-Other clients send none of the three, and may connect.
+Clients other than browsers send none of the three, and may connect.
 """
 
 from __future__ import annotations
@@ -46,24 +46,24 @@ __all__ = [
 logger = logging.getLogger("flask_sockets2.sockets")
 
 ANY_HOST = "<flask_sockets2_host>"
-"""Of our own rules in an application that matches hosts: it is for each host that has a page."""
+"""Host of our own rules if an application matches hosts: any host that has a page."""
 
 _SETTING = "SOCKETS_ALLOWED_ORIGINS"
 _SCRIPT = "empty"  # the Sec-Fetch-Dest of an EventSource, and of fetch()
 _EVENTS = "text/event-stream"
 _ELEMENTS = ("text/html", "text/css", "image/", "video/", "audio/")
-"""Types that browsers name for what is shown: pages, style sheets, images, films and sounds."""
+"""Types in ``Accept`` if a browser loads a page, style sheet, image, film or sound."""
 
 _without_state = ThrottledLog(logger)
-"""Of applications that have no channels."""
+"""The log of applications without ``Sockets``."""
 
 
 def entries(given: Iterable[str] | str, called: str) -> tuple[str, ...]:
-    """Return the entries of a list of origins; a text may hold several, as of the environment.
+    """Return the entries of a list of origins; a text, as in the environment, may hold several.
 
-    :param called: the user's name of the list.
-    :raises ValueError: when the list is empty, or an entry can match no page, naming the list and
-        the entry.
+    :param called: name of the list in errors.
+    :raises ValueError: if the list is empty, or an entry can match no page. The error names the
+        list and the entry.
     """
     found = tuple(given.replace(",", " ").split()) if isinstance(given, str) else tuple(given)
     if not found:
@@ -75,7 +75,7 @@ def entries(given: Iterable[str] | str, called: str) -> tuple[str, ...]:
         for entry in found:
             if not isinstance(entry, str):
                 raise ValueError(f"{entry!r} is no origin; expected 'https://example.com'")
-            if "@" in entry:  # the URL of a server, maybe, whose password no log may hold
+            if "@" in entry:  # perhaps a URL with a password, which must not be logged
                 raise ValueError(
                     "an entry with an @ is no origin; expected it without a user, as in "
                     "'https://example.com'"
@@ -87,16 +87,16 @@ def entries(given: Iterable[str] | str, called: str) -> tuple[str, ...]:
 
 
 def origins_of(app: Flask) -> Origins | None:
-    """Return the origins that may connect to an application; None for those of its own host.
+    """Return the origins that may connect to an application; None for its own host only.
 
-    :raises ValueError: when the setting is not what is expected, naming it and the entry.
+    :raises ValueError: if the setting is invalid; the error names the setting and the entry.
     """
     given = read(AppSettings, app.config).allowed_origins
     return None if given is None else parse_origins(entries(given, _SETTING))
 
 
 def warn_of_every_site(app: Flask) -> None:
-    """Say once that the setting lets the pages of every site connect, if it does."""
+    """Warn once if the setting lets the pages of every site connect."""
     state: State | None = app.extensions.get(EXTENSION)
     if state is None or state.warned_of_every_site:
         return
@@ -117,17 +117,17 @@ def warn_of_every_site(app: Flask) -> None:
 def check_origin(app: Flask, allowed: Origins | None = None) -> None:
     """Check that the page that sent the current request may connect.
 
-    :param allowed: of its route, in place of the application's setting.
-    :raises werkzeug.exceptions.Forbidden: when it may not.
+    :param allowed: origins of the route, in place of the application's setting.
+    :raises werkzeug.exceptions.Forbidden: if the page may not connect.
     """
     origin = request.environ.get("HTTP_ORIGIN")
-    if origin is None:  # it is no browser, or a page of this origin that asks by GET
+    if origin is None:  # not a browser, or a GET by a page of the same origin
         return
     setting = "origins= of its route"
     if allowed is None:
         setting, allowed = _SETTING, origins_of(app)
         if allowed is not None and (allowed.every or allowed.opaque):
-            warn_of_every_site(app)  # the setting may have come after init_app()
+            warn_of_every_site(app)  # the setting may have changed after init_app()
     if allowed is not None and allowed.include(origin):
         return
     by_default = allowed is None or allowed.same
@@ -137,14 +137,14 @@ def check_origin(app: Flask, allowed: Origins | None = None) -> None:
 
 
 def check_stream(app: Flask) -> None:
-    """Check that the current request may have an event stream, as far as pages are concerned.
+    """Check that the page that sent the current request may have an event stream.
 
-    CORS keeps a page of another site from reading a stream. It does not keep the page from holding
-    the stream open with its visitor's cookies, and from using up the visitor's limits.
+    CORS keeps a page of another site from reading a stream. CORS does not keep the page from
+    holding a stream open with the visitor's cookies, and from using up the visitor's limits.
 
-    :raises werkzeug.exceptions.Forbidden: when a page asks that may not connect.
-    :raises werkzeug.exceptions.NotAcceptable: when the browser wants something to show, as a page
-        or an image, or fetches in advance. No script asks then.
+    :raises werkzeug.exceptions.Forbidden: if the page may not connect.
+    :raises werkzeug.exceptions.NotAcceptable: if the browser loads a page or an image, or
+        prefetches. A script sends no such request.
     """
     environ = request.environ
     if "HTTP_ORIGIN" in environ:
@@ -157,17 +157,17 @@ def check_stream(app: Flask) -> None:
 
 
 def _is_browser(environ: Mapping[str, Any]) -> bool:
-    """Tell whether a browser sent a request, which no page can hide: it sets neither field."""
+    """Tell whether a browser sent a request; a page can set neither header field."""
     return "HTTP_SEC_FETCH_SITE" in environ or environ.get("HTTP_USER_AGENT", "").startswith(
         "Mozilla/"
     )
 
 
 def _check_page(app: Flask, environ: Mapping[str, Any]) -> None:
-    """Check the page of a request without an origin."""
+    """Check the page of a request without an ``Origin``."""
     site, referer = environ.get("HTTP_SEC_FETCH_SITE"), environ.get("HTTP_REFERER")
     if site is not None:
-        if site not in ("same-origin", "none"):  # none: no page asks, but the user
+        if site not in ("same-origin", "none"):  # none: the user entered the URL
             _refuse_page(app, "pages of other sites have to ask in mode cors, with an Origin")
         return
     allowed = origins_of(app)
@@ -185,29 +185,29 @@ def _check_page(app: Flask, environ: Mapping[str, Any]) -> None:
 
 
 def _check_purpose(environ: Mapping[str, Any]) -> None:
-    """Check that a browser wants a stream, and nothing to show."""
+    """Check that a browser's request is for a stream, not for a page or an image."""
     early = environ.get("HTTP_SEC_PURPOSE") or environ.get("HTTP_PURPOSE") or ""
     if "prefetch" in early:
         abort(406, "an event stream cannot be fetched in advance")
     accept = environ.get("HTTP_ACCEPT", "").lower()
     if _EVENTS in accept:
         return
-    # Over plain HTTP a <video> of Chromium differs from fetch() by nothing but its Range.
+    # Over plain HTTP, only Range tells a <video> of Chromium from fetch().
     shown = "HTTP_RANGE" in environ or any(each in accept for each in _ELEMENTS)
     if shown or environ.get("HTTP_SEC_FETCH_DEST", _SCRIPT) != _SCRIPT:
         abort(406, "this is an event stream: open it with new EventSource(url), or with curl -N")
 
 
 def _host() -> str:
-    """Return the ``Host`` of the current request; Werkzeug has none that holds an underscore."""
+    """Return the ``Host`` of the current request; Werkzeug's is empty if it has an underscore."""
     return request.host or request.environ.get("HTTP_HOST", "")
 
 
 def _check_host(app: Flask) -> None:
     """Check that the current request is for one of the application's hosts, if these are known.
 
-    A stranger can bind a name to our address (DNS rebinding). Pages of that name are of the same
-    origin as what they ask for.
+    An attacker can bind a name to our address (DNS rebinding). For a browser, pages of that name
+    and this application then have the same origin.
     """
     names, setting = app.config.get("TRUSTED_HOSTS"), "TRUSTED_HOSTS"  # Flask's from 3.1 on
     if names:
@@ -228,7 +228,7 @@ def _check_host(app: Flask) -> None:
 
 
 def _has_page_at(app: Flask, host: str) -> bool:
-    """Tell whether rules of an application, other than ours, are for a host."""
+    """Tell whether an application has rules for a host, other than our own rules."""
     hosts = {rule.host for rule in app.url_map.iter_rules() if rule.host} - {ANY_HOST}
     rules = [Rule("/", endpoint=each, host=each) for each in hosts]
     alone = Map(rules, converters=app.url_map.converters, host_matching=True)

@@ -1,12 +1,12 @@
-"""Reports of each process, for ``flask sockets top``.
+"""The report of each process for ``flask sockets top``.
 
-``top`` publishes a request to one channel, once a second, and each process answers on another.
+Once a second ``top`` publishes a request to one channel, and each process answers on another.
 These messages are transient, so no broker keeps them, and a process that has died does not answer.
 While ``top`` does not run, reports cost each process one subscription. A process answers twice a
 second at most, even if several people run ``top``.
 
-A process takes part from its first connection on. A process that only publishes, such as Celery's,
-does not listen.
+A process answers from its first connection on. A process that only publishes, such as a Celery
+worker, does not answer.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Report:
 
 
 def _count(value: Any) -> int:
-    """:raises ValueError: if the value is negative or too large."""
+    """Parse a count; :raises ValueError: if it is negative or too large."""
     count = int(value)
     if not 0 <= count < _MOST:
         raise ValueError(f"expected a count, got {count}")
@@ -114,7 +114,7 @@ def _count(value: Any) -> int:
 
 
 def _seconds(value: Any) -> float:
-    """:raises ValueError: if the value is NaN or infinite, which Python's JSON allows."""
+    """Parse seconds; :raises ValueError: if NaN or infinite, which Python's JSON allows."""
     seconds = float(value)
     if not isfinite(seconds):
         raise ValueError(f"expected seconds, got {seconds}")
@@ -126,11 +126,11 @@ class Reporter:
 
     :param counters: counters of the application.
     :param admission: the open connections and streams.
-    :param budget: the bytes that they hold.
+    :param budget: the bytes that connections and streams hold.
     :param requests: returns the number of HTTP requests under way.
     :param key: returns a digest that differs if the ``SECRET_KEY`` differs.
 
-    :ivar begun: the process answers, or the broker is its own and nobody can ask.
+    :ivar begun: the process answers, or no other process can ask, as with ``memory://``.
     """
 
     def __init__(
@@ -153,7 +153,7 @@ class Reporter:
         self._soon = DelayedCalls(0.0)
 
     def begin(self, channels: AppChannels, clock: Clock) -> None:
-        """Answer from now on, if other processes can ask. Does not wait and never fails.
+        """Start to answer if other processes can ask. This method never waits or fails.
 
         :param clock: clock of the calling connection.
         """
@@ -185,7 +185,7 @@ class Reporter:
             logger.debug("could not tell who looks: %s", exc)
 
     def report(self, channels: int) -> Report:
-        """Return the report of this moment."""
+        """Return the current report, with a given number of channels."""
         return Report(
             process=self._process,
             host=socket.gethostname(),
@@ -204,7 +204,7 @@ class Reporter:
 def look(broker: Broker) -> None:
     """Ask all processes for their reports.
 
-    :raises BrokerError: when the broker cannot be reached.
+    :raises BrokerError: if the broker cannot be reached.
     """
     _publish(broker, LOOKS, b"{}")
 

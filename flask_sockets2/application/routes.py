@@ -1,16 +1,15 @@
-"""Routes: WebSocket rules with their handlers, and what becomes of them in an application.
+"""Routes: WebSocket rules with their handlers, and their registration in applications.
 
-Two routes are for the same rule when all of it is the same: the URL, the name of the endpoint and
-Werkzeug's options, as ``host`` and ``subdomain``. A factory registers its routes each time that it
-makes an application, so a rule may be registered again. Where its route comes from decides what
-that means:
+Two routes have the same rule if the URL, the name of the endpoint and Werkzeug's options, such as
+``host`` and ``subdomain``, are the same. An application factory registers its routes on each call,
+so the same rule may be registered again. The origin of the known route decides the effect:
 
 =============  =======================================  ========================================
 origin         the route was registered                 another handler for the same rule
 =============  =======================================  ========================================
-``INHERITED``  for an application made before           takes its place
-``RECORDED``   before the application had its turn      is for an application to come, if it is
-                                                        the same function of the source again
+``INHERITED``  for an earlier application               takes its place
+``RECORDED``   before ``init_app()``                    is for a later application, if both are
+                                                        the same function in the source
 ``OWN``        in this application                      is an ``AssertionError``, as in Flask
 =============  =======================================  ========================================
 """
@@ -36,7 +35,7 @@ from .view import OPTIONS, View
 
 __all__ = ["Origin", "Route", "WebSocketRules", "has_rule", "is_open", "overwriting", "source_of"]
 
-# What add_url_rule() of Flask and Rule of Werkzeug know.
+# Options of Flask's add_url_rule() and Werkzeug's Rule.
 _RULE_OPTIONS = {*signature(Rule).parameters, "provide_automatic_options"} - {
     "string",
     "endpoint",
@@ -45,7 +44,7 @@ _RULE_OPTIONS = {*signature(Rule).parameters, "provide_automatic_options"} - {
 
 
 class Origin(Enum):
-    """Where a route of an application comes from."""
+    """The origin of a route in an application; see the table above."""
 
     INHERITED = auto()
     RECORDED = auto()
@@ -53,16 +52,16 @@ class Origin(Enum):
 
 
 class Route:
-    """A WebSocket rule and its handler, for applications that are there and those to come.
+    """A WebSocket rule with its handler, for current and later applications.
 
     :param rule: URL rule.
-    :param endpoint: None for the handler's name.
-    :param handler: called with ``ws``.
-    :param options: of the rule and of :class:`~flask_sockets2.application.view.View`.
+    :param endpoint: endpoint; None for the handler's name.
+    :param handler: function called with ``ws``.
+    :param options: options of the rule and of :class:`~flask_sockets2.application.view.View`.
 
-    :ivar name: the endpoint; without one the handler's name.
-    :ivar taken: whether an application has had the chance to take it.
-    :raises TypeError: when an option is unknown, or the handler is a coroutine function.
+    :ivar name: the endpoint, or the handler's name if there is no endpoint.
+    :ivar taken: whether the route was offered to an application.
+    :raises TypeError: if an option is unknown, or the handler is a coroutine function.
     """
 
     def __init__(
@@ -72,20 +71,20 @@ class Route:
         self.endpoint = endpoint
         self.name = endpoint or _name_of(handler)
         self.view = _make_view(handler, options)
-        self.options = options  # of the rule: the view's are taken out
+        self.options = options  # only the rule's: _make_view() has removed the view's
         self.taken = False
 
     @property
     def origin(self) -> Origin:
-        """What it is in the next application."""
+        """The origin of the route in the next application."""
         return Origin.INHERITED if self.taken else Origin.RECORDED
 
     def same_rule(self, other: Route) -> bool:
-        """Tell whether another route is for the same rule."""
+        """Tell whether another route has the same rule."""
         return self.rule == other.rule and self.name == other.name and self.options == other.options
 
     def conflicts(self, other: Route) -> bool:
-        """Tell whether no application can have both."""
+        """Tell whether an application cannot have both routes."""
         if self.view is other.view:
             return False
         return self.same_rule(other) or (
@@ -93,12 +92,12 @@ class Route:
         )
 
     def register(self, app: Flask, origin: Origin = Origin.OWN) -> bool:
-        """Add it to an application, or put its handler into the place of another one.
+        """Add the route to an application, or replace the handler of an inherited route.
 
-        :returns: False when it is not for this application, but for one to come.
-        :raises AssertionError: when another handler has its rule or its endpoint.
-        :raises TypeError: when the handler cannot be called as it would.
-        :raises ValueError: when one connection may hold more than SOCKETS_MAX_BUFFERED.
+        :returns: False if the route is not for this application, but for a later one.
+        :raises AssertionError: if another handler has the rule or the endpoint.
+        :raises TypeError: if the handler does not take the arguments.
+        :raises ValueError: if one connection may buffer more than SOCKETS_MAX_BUFFERED.
         """
         rules = state_of(app).rules
         known = next((each for each in rules if each.route.same_rule(self)), None)
@@ -132,7 +131,7 @@ class Route:
 
 
 class _Registered:
-    """A route in one application."""
+    """The registration of a route in one application."""
 
     __slots__ = ("endpoint", "origin", "route")
 
@@ -143,12 +142,12 @@ class _Registered:
 
 
 def has_rule(app: Flask, route: Route) -> bool:
-    """Tell whether an application has the rule of a route, with whatever handler."""
+    """Tell whether an application has the rule of a route, with any handler."""
     return any(each.route.same_rule(route) for each in state_of(app).rules)
 
 
 def is_open(app: Flask) -> bool:
-    """Tell whether rules can still be added: Flask refuses once a request was served."""
+    """Tell whether rules can still be added; Flask refuses after the first request."""
     return not getattr(app, "_got_first_request", False)
 
 
@@ -161,17 +160,17 @@ def overwriting(endpoint: str) -> AssertionError:
 
 
 def _add(app: Flask, rule: str, endpoint: str, view: View, options: dict[str, Any]) -> None:
-    """Add a rule; all that can be wrong with it is found before."""
+    """Add a rule after all checks, so that an error leaves nothing behind."""
     view.check_arguments(_bound_rule(app, rule, options))
     max_buffered_of(app.config, read(Limits, app.config, view.limits))
-    # Flask finds it too, but has added the rule by then, which would run the other function.
+    # Flask raises as well, but only after it has added the rule, which would run the other view.
     if app.view_functions.get(endpoint, view) is not view:
         raise overwriting(endpoint)
     app.add_url_rule(rule, endpoint, view, websocket=True, **options)
 
 
 def _bound_rule(app: Flask, rule: str, options: dict[str, Any]) -> Rule:
-    """Return a rule that knows its variables, in a map of its own."""
+    """Return a rule bound to a map of its own, so that its variables are known."""
     given = {**options}
     given.pop("provide_automatic_options", None)
     made = app.url_rule_class(rule, websocket=True, **given)
@@ -182,8 +181,8 @@ def _bound_rule(app: Flask, rule: str, options: dict[str, Any]) -> Rule:
 
 
 def _free_endpoint(app: Flask, name: str, view: View) -> str:
-    """Return the name, or one like it when another function has it: a page and a WebSocket may be
-    functions of the same name, as Flask-Sockets allowed."""
+    """Return an endpoint: the name, with a suffix if another function has that name. As in
+    Flask-Sockets, a page and a WebSocket may be functions of the same name."""
     free, number = name, 1
     while app.view_functions.get(free, view) is not view:
         number += 1
@@ -192,9 +191,9 @@ def _free_endpoint(app: Flask, name: str, view: View) -> str:
 
 
 def _make_view(handler: Any, options: dict[str, Any]) -> View:
-    """Take our options out of those of a rule, and refuse what is unknown or cannot run.
+    """Return a view for a handler, and remove the view's options from ``options``.
 
-    :raises TypeError: saying what was probably meant.
+    :raises TypeError: if an option is unknown (the error suggests a name) or the handler async.
     """
     known = OPTIONS | _RULE_OPTIONS
     for name in options.keys() - known:
@@ -219,8 +218,8 @@ def _name_of(handler: Any) -> str:
 
 
 def _parts(handler: Any) -> Iterator[Any]:
-    """Walk through a handler: itself, then what a decorator, ``partial``, a method or a callable
-    object calls."""
+    """Yield a handler, then the functions called by a decorator, ``partial``, method or callable
+    object."""
     seen: list[Any] = []
     waiting = [handler]
     while waiting:
@@ -242,12 +241,12 @@ def _parts(handler: Any) -> Iterator[Any]:
 
 
 def source_of(f: Callable[..., Any]) -> list[Any]:
-    """Return what is the same of a function that a factory defines each time."""
+    """Return the code of a function, which is the same each time that a factory defines it."""
     return [getattr(part, "__code__", type(part)) for part in _parts(f)]
 
 
 class WebSocketRules:
-    """An application to a blueprint, but its rules become WebSocket rules."""
+    """Stands in for an application when a blueprint registers: rules become WebSocket rules."""
 
     _app: Flask
     _views: list[View]
@@ -274,7 +273,7 @@ class WebSocketRules:
                 "of their own and register it with app.register_blueprint()"
             )
         made = _make_view(view_func, options)
-        # One handler may have several rules, and Flask knows functions by identity.
+        # One handler may have several rules, and Flask compares views by identity.
         view = next((each for each in self._views if each.same(made)), made)
         self._views.append(view)
         _add(self._app, rule, endpoint or _name_of(view_func), view, options)

@@ -1,19 +1,18 @@
-"""Sessions of requests that have become WebSockets: nothing of them is saved.
+"""Keeps requests that became WebSockets from saving their sessions.
 
-The session of such a request holds the values that it had when the client connected. If Flask saved
-that session when the connection ends, perhaps hours later, the save would undo what pages have
-changed in the meantime, such as a logout. A cookie could not be sent either, because the response
-was the 101.
+The session of a WebSocket holds the values from the time of the handshake. If Flask saved the
+session when the connection ends, perhaps hours later, the save would undo later changes by pages,
+such as a logout. A cookie could not be sent either, because the response was the 101.
 
 So the session interface of the application is changed, not replaced: extensions and applications
-look at its class, and an ``after_request`` or teardown function may call ``save_session`` as well
-as Flask does. Extensions may set another interface at any time. Therefore the guard is put in place
-at each handshake, and again when the handler has returned.
+look at its class. An ``after_request`` or teardown function may call ``save_session``, as Flask
+does. Extensions may set another interface at any time, so the guard is put in place at each
+handshake, and again when the handler has returned.
 
-A refused request for a connection saves its session as any other, but no message that was flashed
-in it: no page shows the answer. A page whose user has to log in asks for a WebSocket and for an
-event stream, and then loads itself again. ``login_required`` flashes each time, and the login page
-should show that message once.
+A refused request for a connection saves its session like any other, but without the messages
+flashed in that request, because no page shows the response. If a user must log in, a page asks for
+a WebSocket and for an event stream, and then reloads. ``login_required`` flashes each time, and the
+login page should show that message once.
 """
 
 from __future__ import annotations
@@ -30,19 +29,17 @@ from ..connection.connection import Connection
 
 __all__ = ["drop_flashes_of_connections", "guard_sessions", "mark_ended", "serving"]
 
-_ENDED = "flask_sockets2.was_websocket"  # in the environ, when its connection is not there any more
+_ENDED = "flask_sockets2.was_websocket"  # in the environ after the connection was removed from it
 
-_FLASHED = "flask_sockets2.flashed"  # in the environ: how many messages were flashed
+_FLASHED = "flask_sockets2.flashed"  # in the environ: number of flashed messages
 
-# The environ of the WebSocket that is being served. Functions of ``teardown_appcontext`` run when
-# there is no request any more.
+# The environ of the WebSocket that is being served, for functions of ``teardown_appcontext``: they
+# run after the request context.
 _serving: ContextVar[dict[str, Any] | None] = ContextVar("flask_sockets2.serving", default=None)
 
 
 def drop_flashes_of_connections(app: Flask) -> None:
-    """Have an application keep no message that it flashes in a request that it then refuses, if the
-    request is for a WebSocket or an event stream.
-    """
+    """Drop messages flashed in a request for a WebSocket or an event stream if it is refused."""
     message_flashed.connect(_count_flash, app)
     app.after_request(_drop_flashes)
 
@@ -69,7 +66,7 @@ def _is_for_connection() -> bool:
 
 @contextmanager
 def serving(environ: dict[str, Any]) -> Iterator[None]:
-    """Serve a request for a WebSocket within the block.
+    """Mark a request for a WebSocket as being served within the block.
 
     :param environ: WSGI environ of the request.
     """
@@ -81,19 +78,19 @@ def serving(environ: dict[str, Any]) -> Iterator[None]:
 
 
 def mark_ended(environ: dict[str, Any]) -> None:
-    """Remember that a request became a WebSocket, when its connection is no longer in the environ.
+    """Remember that a request became a WebSocket after its connection leaves the environ.
 
-    A copy of the request's context may be used for longer than the request.
+    A copy of the request context may outlive the request.
     """
     environ[_ENDED] = True
 
 
 def guard_sessions(app: Flask) -> None:
-    """Have the session interface of an application save nothing for WebSockets; can be repeated.
+    """Keep an application's session interface from saving sessions of WebSockets; can be repeated.
 
-    Within the request, because an application may have an interface for each of its tenants.
+    Call it within the request, because an application may have one interface for each tenant.
 
-    :raises RuntimeError: when the interface cannot be changed.
+    :raises RuntimeError: if the interface cannot be changed.
     """
     if _is_guarded(app):
         return
@@ -104,7 +101,7 @@ def guard_sessions(app: Flask) -> None:
         pass  # the object takes no attributes
     if _is_guarded(app):
         return
-    # Or the application makes a new object each time that it is asked for one.
+    # The application may return a new object on each access, so the class is changed.
     kind = interface.__class__  # not type(): the interface may be a LocalProxy
     try:
         kind.save_session = _SaveMethod(getattr_static(kind, "save_session"))  # type: ignore[method-assign, assignment]  # see above
@@ -125,7 +122,7 @@ def _is_guarded(app: Flask) -> bool:
 class _SaveSession:
     """Stands in for ``save_session`` of a session interface.
 
-    :param save: the interface's own.
+    :param save: the interface's own method.
     """
 
     def __init__(self, save: Callable[..., Any]) -> None:
@@ -138,7 +135,7 @@ class _SaveSession:
 class _SaveMethod:
     """Stands in for ``save_session`` of a class of session interfaces.
 
-    :param save: what the class has under that name: a function, or another descriptor.
+    :param save: the class's own attribute: a function, or another descriptor.
     """
 
     def __init__(self, save: Any) -> None:
@@ -157,5 +154,5 @@ def _is_websocket() -> bool:
     if _ENDED in environ:
         return True
     ws = environ.get("wsgi.websocket")
-    # gevent-websocket's has been accepted before the application was asked.
+    # gevent-websocket has accepted its connection before the application ran.
     return ws.accepted if isinstance(ws, Connection) else ws is not None

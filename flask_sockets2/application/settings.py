@@ -74,10 +74,10 @@ class AppSettings:
 
 
 def max_buffered_of(config: Mapping[str, Any], limits: Limits) -> int | None:
-    """Return how many bytes all connections of an application may hold; None if it is not set.
+    """Return the bytes that all connections of an application may buffer; None if not set.
 
-    :param limits: of one of them.
-    :raises ValueError: if the value is not what it must be, naming the key.
+    :param limits: limits of one connection, which must fit.
+    :raises ValueError: if the value is invalid; the error names the key.
     """
     row = ROWS["SOCKETS_MAX_BUFFERED"]
     value: int | None = row.check(config.get(row.key))
@@ -94,7 +94,7 @@ def max_buffered_of(config: Mapping[str, Any], limits: Limits) -> int | None:
 def broker_options_of(config: Mapping[str, Any]) -> BrokerOptions:
     """Return the settings for the broker.
 
-    :raises ValueError: if a value is not what it must be, naming its key.
+    :raises ValueError: if a value is invalid; the error names the key.
     """
     options = read(BrokerOptions, config)
     return options if options.prefix else replace(options, prefix=BrokerOptions().prefix)
@@ -102,18 +102,18 @@ def broker_options_of(config: Mapping[str, Any]) -> BrokerOptions:
 
 # -- misspelt keys ---------------------------------------------------------------------------------
 
-_MISSPELT = "flask_sockets2.misspelt"  # in app.extensions: keys that the log has named
+_MISSPELT = "flask_sockets2.misspelt"  # in app.extensions: keys already logged
 
 _AREAS = ("SOCKETS", "TURBO", "SSE", "FIREHOSE")
 
 _BROKERS = frozenset(("BROKER", "BROKER_URL", "REDIS_URL"))
-"""What others call the setting ``SOCKETS_BROKER_URL``, after any of our prefixes."""
+"""Other names of the setting ``SOCKETS_BROKER_URL``, after any of our prefixes."""
 
 
 def warn_of_misspelt(config: Mapping[str, Any], extensions: dict[str, Any]) -> None:
-    """Log once each key of an application's configuration that is none, and close to one of ours.
+    """Log each key of an application's configuration once if it looks like a misspelt setting.
 
-    :param extensions: of the application.
+    :param extensions: the application's extensions.
     """
     named: set[str] = extensions.setdefault(_MISSPELT, set())
     for key, meant in misspelt(config).items():
@@ -127,22 +127,22 @@ def warn_of_misspelt(config: Mapping[str, Any], extensions: dict[str, Any]) -> N
 
 
 def misspelt(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the keys that are close to one of ours and are none, with the one that is meant.
+    """Return the keys that look like misspelt settings, each with the likely setting.
 
-    An application's own keys, and those of other extensions, may begin as ours do. So the rest of
-    a name has to be close to the rest of ours. If the beginning is misspelt, the rest has to be
-    right.
+    Keys of the application and of other extensions may have the same prefix as ours. So the rest
+    of a key must be close to the rest of a setting. If the prefix is misspelt, the rest must be
+    exact.
     """
     found = {key: _meant(key) for key in config if key not in ROWS}
     return {key: meant for key, meant in found.items() if meant is not None}
 
 
 def _meant(key: str) -> str | None:
-    """Return the key of ours that a key may stand for, None for none."""
+    """Return the setting that a key may be meant for, None if there is none."""
     upper = key.upper()
-    if upper == "REDIS_URL":  # in small letters it is an application's own
+    if upper == "REDIS_URL":  # redis_url in small letters is an application's own key
         return upper if upper in ROWS and key != "redis_url" else None
-    upper = upper.removeprefix("FLASK_")  # of environment variables
+    upper = upper.removeprefix("FLASK_")  # the prefix of environment variables
     if upper in ROWS:
         return upper
     area, _, name = upper.partition("_")
@@ -160,7 +160,7 @@ def _meant(key: str) -> str | None:
 
 
 def _close(name: str, names: Sequence[str]) -> str | None:
-    """Return the one of some names of which a name differs by a letter or two, None if none does.
+    """Return the name that differs by a letter or two; None if there is none.
 
     In a short name one letter is a greater part.
     """

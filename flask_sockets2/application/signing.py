@@ -1,11 +1,11 @@
-"""Signed names: what a page carries, as a permission to have what they name.
+"""Signed names: permissions in a page to subscribe to the channels that they name.
 
-A name says from which position on its page may have messages: the position that the page was
-rendered at. A client sends positions unsigned, and :func:`not_before` holds them against that one.
+A name holds the position at which its page was rendered; the client may have messages from there
+on. Clients send positions unsigned, and :func:`not_before` compares them with the signed position.
 
-A name may be bound to the user or to the session of the page. Any other client that has a name may
-use it until the name is too old. A name can be read, so no secret belongs in it: what it holds of
-its user or session is a keyed hash.
+A name may be bound to the user or to the session of the page. An unbound name may be used by any
+client until the name expires. Clients can read a name, so no secret belongs in a name: of the user
+or session it holds a keyed hash.
 """
 
 from __future__ import annotations
@@ -47,24 +47,24 @@ __all__ = [
 ]
 
 MAX_AGE = 86400.0
-"""Seconds that a name counts, where the application does not say."""
+"""Seconds until a name expires, by default."""
 
 START = "start"
-"""In place of a position: all that is kept. The text of ``NOWHERE`` is a gap."""
+"""In place of a position: the whole history. The text of ``NOWHERE`` is a gap."""
 
 
 def not_before(position: str, earliest: str, *, one_log: bool) -> str:
-    """Return a client's position if its page may ask for it, else :data:`.NOWHERE`, a gap.
+    """Return a client's position if its page permits the position, else :data:`.NOWHERE`, a gap.
 
-    A client of ours never asks for an earlier one. One that has another page's position is told of
-    the gap, and is not sent less than it believes.
+    Our own client never sends an earlier position. A client with another page's position receives
+    a gap message, so that it does not miss messages unknowingly.
 
-    :param position: as the client sent it; empty for what comes from now on, which anybody may
-        ask for. ``START`` is the earliest that is permitted.
-    :param earliest: as the name carries it; ``START`` permits all.
-    :param one_log: whether there is one log at a time. Then a log that the page does not know has
-        begun after the page was rendered, and a position in it is in order. The log of another
-        process may be older than the page.
+    :param position: position as the client sent it. ``START`` stands for the earliest permitted
+        position. Empty means new messages only, which every client may have.
+    :param earliest: position in the name; ``START`` permits all.
+    :param one_log: whether all processes share one log. Then a log unknown to the page has begun
+        after the page was rendered, and a position in that log is permitted. Otherwise the log of
+        another process may be older than the page.
     """
     if not position or earliest == START:
         return position
@@ -81,29 +81,29 @@ def not_before(position: str, earliest: str, *, one_log: bool) -> str:
 # -- to whom a name is bound -------------------------------------------------------------------
 
 USER, SESSION = "user", "session"
-"""What a name may be bound to; in it the first letter, and a hash."""
+"""Kinds of binding; a bound name holds the first letter of the kind, and a hash."""
 
 UNKNOWN_USER = USER[0]
-"""In a name: bound to a user that could not be told, so that nobody can use the name."""
+"""In a name if the user is unknown because of an error: no client can use the name."""
 
 _TOKEN = "_flask_sockets2"
-"""In the session: what names are bound to, a random text."""
+"""Key in the session of the random token to which names are bound."""
 
 _HOLDER_SALT = b"flask_sockets2.holder:"
 _HOLDER_SIZE = 12  # bytes
 
 
 def check_bind(bind: Any) -> None:
-    """See that ``bind=`` is one.
+    """Check the value of ``bind=``.
 
-    :raises ValueError: when it is none.
+    :raises ValueError: if the value is invalid.
     """
     if bind not in (USER, SESSION, None):
         raise ValueError(f'bind= must be "user", "session" or None, got {bind!r}')
 
 
 def bound_to(app: Flask, kind: str, text: str) -> str:
-    """Return what a name holds of the user or session that it is bound to.
+    """Return the keyed hash that binds a name to a user or session.
 
     :param kind: ``USER`` or ``SESSION``.
     :param text: the id of the user, or the token of the session.
@@ -112,7 +112,7 @@ def bound_to(app: Flask, kind: str, text: str) -> str:
 
 
 def is_bound_to(app: Flask, holder: str, kind: str, text: str) -> bool:
-    """Whether a name is bound to a user or session, by any of the application's keys."""
+    """Tell whether a name is bound to a user or session, with any of the application's keys."""
     keys = [app.secret_key, *fallbacks_of(app)]
     return any(hmac.compare_digest(_hashed(key, kind, text), holder) for key in keys)
 
@@ -125,10 +125,10 @@ def _hashed(key: Any, kind: str, text: str) -> str:
 
 
 def session_token(*, make: bool = False) -> str | None:
-    """Return the token of the current request's session, None if it has none.
+    """Return the token of the current request's session, None if there is no token.
 
-    :param make: it if there is none, for a page. The response then sets the session's cookie.
-    :raises RuntimeError: when there is no request whose session could have one.
+    :param make: make a missing token, for a page. The response then sets the session's cookie.
+    :raises RuntimeError: if a token is to be made and there is no request.
     """
     if make and not has_request_context():
         raise RuntimeError(
@@ -144,9 +144,9 @@ def session_token(*, make: bool = False) -> str | None:
 
 
 def check_keys(app: Flask) -> None:
-    """See that the keys of an application are some, if it has any.
+    """Check the keys of an application, if there are any.
 
-    :raises ValueError: when ``SECRET_KEY`` or ``SECRET_KEY_FALLBACKS`` is not what is expected.
+    :raises ValueError: if ``SECRET_KEY`` or ``SECRET_KEY_FALLBACKS`` is invalid.
     """
     if not isinstance(app.secret_key, str | bytes | None):
         raise ValueError(
@@ -157,11 +157,11 @@ def check_keys(app: Flask) -> None:
 
 
 def fallbacks_of(app: Flask) -> list[Any]:
-    """Return the old keys of an application, with which names are no longer signed but still count.
+    """Return the old keys of an application: they verify names, but do not sign new ones.
 
-    Anybody can sign with an empty key, or with one letter of a text that was given as the list.
+    Anybody could sign with an empty key, or with one letter of a text in place of the list.
 
-    :raises ValueError: when ``SECRET_KEY_FALLBACKS`` is no list of keys.
+    :raises ValueError: if ``SECRET_KEY_FALLBACKS`` is no list of keys.
     """
     given = app.config.get("SECRET_KEY_FALLBACKS")
     if given is None or given == "":
@@ -176,7 +176,7 @@ def fallbacks_of(app: Flask) -> list[Any]:
 
 
 def key_mark(app: Flask) -> str:
-    """Return a text that differs where the keys of applications do; empty without a key."""
+    """Return a digest that differs if the ``SECRET_KEY`` differs; empty without a key."""
     return _hashed(app.secret_key, "mark", "") if app.secret_key else ""
 
 
@@ -184,7 +184,7 @@ def key_mark(app: Flask) -> str:
 
 
 class InvalidName(ValueError):
-    """A name, as a client gave it, is no permission."""
+    """A name from a client is not valid."""
 
 
 _OTHER_KEY = (
@@ -194,31 +194,31 @@ _OTHER_KEY = (
 
 
 class Forged(InvalidName):
-    """It was not signed with any of the application's keys."""
+    """A name was not signed with any of the application's keys."""
 
 
 class Expired(InvalidName):
-    """It was, longer ago than the setting allows."""
+    """A name was signed longer ago than the setting allows."""
 
 
 class Plain(URLSafeTimedSerializer):
-    """Compresses nothing, so that the script of a page can read what was signed."""
+    """A serializer without compression, so that the script of a page can read the payload."""
 
     def dump_payload(self, obj: Any) -> bytes:
         return base64_encode(Serializer.dump_payload(self, obj))
 
 
 class Signer:
-    """Signs names with ``SECRET_KEY``; old ones of ``SECRET_KEY_FALLBACKS`` count.
+    """Signs names with ``SECRET_KEY``, and verifies them also with ``SECRET_KEY_FALLBACKS``.
 
     :param app: the application.
-    :param salt: keeps names of one kind from being taken for those of another.
-    :param max_age: seconds that a name counts, None for any age.
-    :param setting: where the application has set that.
-    :param clock: seconds since the epoch.
-    :param kind: of the serializer.
-    :raises RuntimeError: when it has no ``SECRET_KEY``.
-    :raises ValueError: when a key is none.
+    :param salt: text that keeps one kind of names apart from other kinds.
+    :param max_age: seconds until a name expires, None for never.
+    :param setting: name of the setting for ``max_age``, for error texts.
+    :param clock: returns seconds since the epoch.
+    :param kind: class of the serializer.
+    :raises RuntimeError: if the application has no ``SECRET_KEY``.
+    :raises ValueError: if a key is invalid.
     """
 
     def __init__(
@@ -243,24 +243,24 @@ class Signer:
         self._clock = clock
 
     def sign(self, name: Any) -> str:
-        """Return a name as a page carries it; :param name: text, or lists of such."""
+        """Return the signed form of a name; :param name: text, or nested lists of text."""
         signed = self._serializer.dumps(name)
         return signed.decode() if isinstance(signed, bytes) else signed
 
     def unsign(self, signed: str, *, any_age: bool = False) -> Any:
-        """Return the name that came from a client.
+        """Verify a signed name from a client, and return the name.
 
-        :param any_age: also of one that is too old.
-        :raises Forged: when it was not signed here.
-        :raises Expired: when it was, too long ago.
+        :param any_age: accept expired names as well.
+        :raises Forged: if the signature is wrong.
+        :raises Expired: if the name has expired.
         """
         try:
             name, signed_at = self._serializer.loads(signed, return_timestamp=True)
         except (BadData, UnicodeEncodeError) as exc:
-            # One that has a time, though its signature is wrong, may come from another process.
+            # If a name has a time but a wrong signature, another process may have signed it.
             dated = isinstance(exc, BadTimeSignature) and exc.date_signed is not None
             raise Forged(_OTHER_KEY if dated else "not signed by this application") from exc
-        # Not by max_age=: a page of another host, whose clock is ahead, has a negative age.
+        # max_age= of loads() would refuse a negative age, as if another host's clock is ahead.
         age = self._clock() - signed_at.timestamp()
         if self._max_age is not None and age > self._max_age and not any_age:
             raise Expired(f"{age:.0f} seconds old, and {self._setting} is {self._max_age:g}")

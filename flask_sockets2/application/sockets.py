@@ -1,14 +1,14 @@
 """Sockets: WebSocket routes for Flask.
 
-The rules live in the application's own ``url_map``, so that converters, ``url_for``, hooks of
-blueprints, error handlers and ``request.endpoint`` work as they do for pages, and one URL may
-serve a page and a WebSocket.
+The rules live in the application's own ``url_map``. Converters, ``url_for``, hooks of blueprints,
+error handlers and ``request.endpoint`` work as they do for pages. One URL may serve a page and a
+WebSocket.
 
-Differences from Flask-Sockets: ``before_request`` functions run, and after_request functions when
-the handler has ended; a ``KeyError`` of a handler is an error like any other; a WebSocket route
-asked for over plain HTTP, with no page beside it, answers 426 instead of 404; a blueprint is
-registered in the application, under its name, once; options of rules count; the endpoint is the
-function's name instead of the function.
+Differences from Flask-Sockets: ``before_request`` functions run, and ``after_request`` functions
+run when the handler has ended. A ``KeyError`` in a handler is an error like any other. If no page
+shares the URL of a WebSocket route, a plain HTTP request gets 426 instead of 404. A blueprint is
+registered once in the application, under its name. Options of rules have an effect. The endpoint
+is the function's name instead of the function.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _PUBLISH = (
     "ws.subscribe(channel)"
 )
 _ROUTE = "register a handler with @sockets.route(path); it gets messages by ws.receive()"
-_INSTEAD = {  # of what Flask-SocketIO and Quart have
+_INSTEAD = {  # attributes of Flask-SocketIO and Quart: the remedy
     "broadcast": _PUBLISH,
     "emit": _PUBLISH,
     "event": _ROUTE,
@@ -72,15 +72,15 @@ _INSTEAD = {  # of what Flask-SocketIO and Quart have
 
 Handler = TypeVar("Handler", bound=Callable[Concatenate[Connection, ...], object])
 OneHandler = Callable[[Connection], object] | Callable[Concatenate[Connection, ...], object]
-"""The same without a name; the first of the two is there for lambdas, whose type mypy infers."""
+"""A handler without a type variable; mypy needs the first of the two to infer lambdas."""
 
 UserFunction = TypeVar("UserFunction", bound=Identify)
 
 
 class Sockets:
-    """WebSocket routes of one or several applications.
+    """Adds WebSocket routes and channels to one or several applications.
 
-    :param app: the application, or None to call :meth:`init_app` later.
+    :param app: the application; if None, call :meth:`init_app` later.
 
     ::
 
@@ -93,31 +93,31 @@ class Sockets:
     """
 
     def __init__(self, app: Flask | None = None) -> None:
-        self._routes: list[Route] = []  # for applications to come, as what follows
+        self._routes: list[Route] = []  # for later applications, as are the recorded functions
         self._recorded: dict[Any, Callable[[Flask], None]] = {}
-        self._apps: list[ref[Flask]] = []  # in the order in which they came
-        self._map = Map()  # stands for the application's until there is one
-        #: Blueprints that were registered here, by name.
+        self._apps: list[ref[Flask]] = []  # in the order of init_app()
+        self._map = Map()  # the url_map until there is an application
+        #: Blueprints registered with :meth:`register_blueprint`, by name.
         self.blueprints: dict[str, Blueprint] = {}
         if app is not None:
             self.init_app(app)
 
-    if not TYPE_CHECKING:  # for type checkers it has what is written here, and no more
+    if not TYPE_CHECKING:  # type checkers know only the attributes that are defined here
 
         def __getattr__(self, name: str) -> NoReturn:
-            """Name what to use in place of an attribute that another package has."""
+            """Name the replacement of an attribute that another package has."""
             instead = f": {_INSTEAD[name]}" if name in _INSTEAD else ""
             raise AttributeError(f"sockets have no {name!r}{instead}", name=name, obj=self)
 
     def init_app(self, app: Flask) -> None:
-        """Serve an application: the handlers recorded so far are registered in it.
+        """Serve an application, and register the handlers recorded so far in it.
 
-        :raises AssertionError: when the application has served a request already, as in Flask.
-        :raises BrokerError: when the broker of ``SOCKETS_BROKER_URL`` needs an extra.
-        :raises ValueError: when a setting is not what is expected, naming it.
+        :raises AssertionError: if the application has already served a request, as in Flask.
+        :raises BrokerError: if the broker of ``SOCKETS_BROKER_URL`` needs an extra.
+        :raises ValueError: if a setting is invalid; the error names the setting.
         """
         routes = [(route, route.origin) for route in self._routes]
-        for route in self._routes:  # now, for a factory may be called again after an error
+        for route in self._routes:  # now, because a factory may be called again after an error
             route.taken = True
         read(Rules, app.config)
         max_buffered_of(app.config, read(Limits, app.config))
@@ -125,16 +125,16 @@ class Sockets:
         warn_of_misspelt(app.config, app.extensions)
         check_broker(app)
         if EXTENSION not in app.extensions:
-            # First, for Flask refuses it once a request was served: then nothing is left behind
-            # that a second call would take for done.
+            # First: Flask refuses if a request was served. Then no half-done state stays behind
+            # that would make a second call skip the rest.
             app.register_error_handler(WebsocketMismatch, mismatch)
             state = make_state(app)
             warn_of_every_site(app)
             serve_metrics(state)
             serve_health(state)
             drop_flashes_of_connections(app)
-            # The bound method: calling an object that has __call__ goes through C, whose stack
-            # each waiting greenlet keeps a copy of.
+            # The bound method: a call of an object with __call__ goes through C, and each waiting
+            # greenlet keeps a copy of the C stack.
             app.wsgi_app = SocketMiddleware(app.wsgi_app, app, self).__call__  # type: ignore[method-assign]  # as Flask documents it
         _unserved.discard(self)
         if not _unserved:
@@ -150,15 +150,15 @@ class Sockets:
             self._apps.append(ref(app))
 
     def _served(self) -> list[Flask]:
-        """The applications that are still there, the newest last."""
+        """The applications that still exist, the newest last."""
         self._apps = [app for app in self._apps if app() is not None]
         return [served for app in self._apps if (served := app()) is not None]
 
     @property
     def url_map(self) -> Map:
-        """The application's ``url_map``; before there is one, a map to add converters to.
+        """The application's ``url_map``; before :meth:`init_app`, a map to add converters to.
 
-        :raises RuntimeError: when there is more than one application.
+        :raises RuntimeError: if there is more than one application.
         """
         apps = self._served()
         if len(apps) > 1:
@@ -171,12 +171,12 @@ class Sockets:
     # -- registration ----------------------------------------------------------------------
 
     def route(self, rule: str, **options: Any) -> Callable[[Handler], Handler]:
-        """Register a handler, called with ``ws`` and the variables of the rule.
+        """Register a WebSocket handler, called with ``ws`` and the variables of the rule.
 
-        :param rule: URL rule, as Flask's.
-        :param options: of :meth:`add_url_rule`.
-        :returns: a decorator that returns the handler as it is.
-        :raises TypeError: when the rule is missing, as in ``@sockets.route`` without parentheses.
+        :param rule: URL rule, as in Flask.
+        :param options: options of :meth:`add_url_rule`.
+        :returns: a decorator that returns the handler unchanged.
+        :raises TypeError: if the rule is missing, as in ``@sockets.route`` without parentheses.
         """
         _check_rule(rule)
         endpoint = options.pop("endpoint", None)
@@ -194,22 +194,22 @@ class Sockets:
         f: OneHandler | None = None,
         **options: Any,
     ) -> None:
-        """Register a handler in the applications that are served, and in those to come.
+        """Register a WebSocket handler in the current and all later applications.
 
-        The whole rule counts, so one URL may have a handler for each host or subdomain. A factory
-        may register its handlers each time that it makes an application: the newest gets the
-        newest handler, the others keep theirs.
+        One URL may have a handler for each host or subdomain. An application factory may register
+        its handlers on each call: the newest application gets the newest handler, and earlier
+        applications keep theirs.
 
-        :param endpoint: by default the handler's name; when another function has that, as a page
-            or a handler of another rule, the name with ``_websocket`` behind it.
-        :param options: ``accept=False`` leaves accepting to the handler; ``subprotocols`` in order
-            of preference; ``origins`` that may connect; limits as
-            ``max_message_size`` or ``compression``; all others are Werkzeug's options of a rule.
-        :raises AssertionError: when another handler has the endpoint or the same rule, as in Flask.
-        :raises TypeError: when an option is unknown, the handler cannot be called as it would, or
-            it is a coroutine function.
-        :raises ValueError: when a limit is not what is expected, or one connection may hold more
-            than ``SOCKETS_MAX_BUFFERED``.
+        :param endpoint: endpoint, by default the handler's name. If another function has that
+            name, such as a page, ``_websocket`` is appended.
+        :param options: ``accept=False`` if the handler itself calls ``ws.accept()``;
+            ``subprotocols`` in order of preference; ``origins`` of the pages that may connect;
+            limits such as ``max_message_size`` or ``compression``; Werkzeug's options of a rule.
+        :raises AssertionError: if another handler has the endpoint or the same rule, as in Flask.
+        :raises TypeError: if an option is unknown, the handler does not take the arguments, or
+            the handler is a coroutine function.
+        :raises ValueError: if a limit is invalid, or one connection may buffer more than
+            ``SOCKETS_MAX_BUFFERED``.
         """
         _check_rule(rule)
         if f is None:
@@ -229,9 +229,9 @@ class Sockets:
         self._record(route)
 
     def _record(self, route: Route) -> None:
-        """Keep a route for applications to come, in place of an earlier one for the same rule.
+        """Keep a route for later applications, in place of an earlier route of the same rule.
 
-        :raises AssertionError: when it conflicts with another one that waits for the same
+        :raises AssertionError: if the route conflicts with one that waits for the same
             application.
         """
         if not route.taken:
@@ -246,13 +246,13 @@ class Sockets:
             self._routes[self._routes.index(known)] = route
 
     def _wait(self) -> None:
-        """Wait for an application, if there has been none."""
+        """Warn of a missing ``init_app()`` on requests, if there has been no application."""
         if not self._apps:
             _unserved.add(self)
             request_finished.connect(_tell_of_unserved)
 
     def _names(self) -> list[str]:
-        """Return the rules of the handlers that were registered, and the names of blueprints."""
+        """Return the rules of the registered handlers, and the names of blueprints."""
         rules = dict.fromkeys(route.rule for route in self._routes)
         return [*rules, *(f"the blueprint {name!r}" for name in self.blueprints)]
 
@@ -260,16 +260,16 @@ class Sockets:
         return [route for route in self._routes if route.name == name]
 
     def register_blueprint(self, blueprint: Blueprint, **options: Any) -> None:
-        """Register a blueprint, each rule of it and of those nested in it as a WebSocket rule.
+        """Register a blueprint: its rules, also those of nested blueprints, become WebSocket rules.
 
-        Before there is an application it is recorded for those to come; later it goes to those
-        that are served and do not have it.
+        The blueprint is added to the applications that do not have it. If there is no application
+        yet, the blueprint is recorded for later ones.
 
-        :param options: of :meth:`flask.Flask.register_blueprint`.
+        :param options: options of :meth:`flask.Flask.register_blueprint`.
         """
 
         def register(app: Flask) -> None:
-            blueprint.register(WebSocketRules(app), options)  # type: ignore[arg-type]  # stands in for it
+            blueprint.register(WebSocketRules(app), options)  # type: ignore[arg-type]  # stands in for app
 
         name = options.get("name", blueprint.name)
         apps = self._served()
@@ -284,17 +284,17 @@ class Sockets:
     # -- users -----------------------------------------------------------------------------
 
     def user_id(self, f: UserFunction) -> UserFunction:
-        """Register what returns the id of the user of the current request, None for nobody.
+        """Register a function that returns the id of the current user, None if there is no user.
 
-        It is asked in the request of each WebSocket and event stream, before that is accepted;
-        what it raises becomes the response, and so does a response that refuses. An id is a ``str``
-        that is not empty, an ``int`` or a ``UUID``; all else is a TypeError. :meth:`disconnect` and
-        ``SOCKETS_MAX_CONNECTIONS_PER_USER`` go by it. Where an application has a Turbo,
-        ``@turbo.user_id`` does as well, and this one wins.
+        Each request for a WebSocket or an event stream calls the function before the accept. An
+        error or a refusal by the function becomes the response. An id is a non-empty ``str``, an
+        ``int`` or a ``UUID``; any other value is a TypeError.
+        :meth:`disconnect` and ``SOCKETS_MAX_CONNECTIONS_PER_USER`` use the id. If the application
+        has a Turbo, ``@turbo.user_id`` serves as well, but this function takes precedence.
 
-        Of several applications each is asked by it, those to come as well. Of a further one the
-        newest application is, as of a factory that registers its own each time, and the others
-        keep theirs; where that is another function in the source, a warning says so.
+        The first function serves all applications, also later ones. If an application factory
+        registers a function on each call, only the newest application gets it. A warning is logged
+        if that leaves other applications with a function from another place in the source.
 
         ::
 
@@ -302,7 +302,7 @@ class Sockets:
             def user_id():
                 return session.get("user")
 
-        :returns: the function as it is.
+        :returns: the function, unchanged.
         """
 
         def register(app: Flask) -> None:
@@ -330,10 +330,10 @@ class Sockets:
     def disconnect(self, *, user: UserId, code: int = 1008, reason: str = "") -> None:
         """Close the WebSockets and end the event streams of a user, in all processes.
 
-        Those of this process end whether or not the broker can be reached. Takes and raises what
-        :meth:`flask_sockets2.Publisher.disconnect` does.
+        Connections of this process end even if the broker cannot be reached. Parameters and
+        errors are those of :meth:`flask_sockets2.Publisher.disconnect`.
 
-        :raises RuntimeError: when no function says who the user of a connection is.
+        :raises RuntimeError: if neither :meth:`user_id` nor ``@turbo.user_id`` has a function.
         """
         app = self._app()
         if not state_of(app).identifies():
@@ -349,55 +349,55 @@ class Sockets:
     def publish(
         self, channel: str, data: Any, *, key: str = "", transient: bool = False
     ) -> Position:
-        """Publish a message to all who subscribe to a channel, in all processes.
+        """Publish a message to all subscribers of a channel, in all processes.
 
-        From handlers, views, other greenlets and threads; does not wait for any client. Takes and
-        raises what :meth:`flask_sockets2.Publisher.publish` does. With ``SOCKETS_PUBLISH_ERRORS``
-        set to ``"log"`` no :class:`~flask_sockets2.BrokerError` is raised: the message is lost, and
-        the position is that of no log.
+        Call it from any handler, view, greenlet or thread: it never waits for a client. Parameters
+        and errors are those of :meth:`flask_sockets2.Publisher.publish`. If
+        ``SOCKETS_PUBLISH_ERRORS`` is ``"log"``, an unreachable broker raises no
+        :class:`~flask_sockets2.BrokerError`: the message is lost, and its position is ``NOWHERE``.
         """
         return self.publisher.publish(channel, data, key=key, transient=transient)
 
     def publish_many(self, messages: Iterable[tuple[str, Any]], *, key: str = "") -> list[Position]:
-        """Publish many messages at the cost of few round trips.
+        """Publish many messages in few round trips to the broker.
 
-        :param messages: pairs of a channel and the data.
-        :param key: of each, as for :meth:`publish`; so is the end of it while the broker is away.
+        :param messages: pairs of channel and data.
+        :param key: key of each message. Errors are those of :meth:`publish`.
         """
         return self.publisher.publish_many(messages, key=key)
 
     def position(self, channel: str) -> Position:
-        """Return the position of a channel's newest message, for a page to carry.
+        """Return the position of a channel's newest message, to render into a page.
 
-        A client that comes with it, ``ws.subscribe(channel, since=position)``, gets everything
-        published after the page was rendered. If the broker cannot be reached, the position is that
-        of no log, and the client is told of a gap.
+        A client that subscribes with ``ws.subscribe(channel, since=position)`` receives the
+        messages published since the page was rendered, or a gap message if some are lost. If the
+        broker cannot be reached, the position is ``NOWHERE``: the client receives a gap message.
         """
         return self.positions([channel])[0]
 
     def positions(self, channels: Sequence[str]) -> list[Position]:
-        """Return the position of each channel, at the cost of one round trip where that can be."""
+        """Return the positions of several channels, in one round trip if the broker can."""
         names, own = [check_channel(channel) for channel in channels], self._channels()
         return list(own.for_page(len(names), partial(own.publisher.positions, names)))
 
     def subscribers(self, channel: str) -> int:
-        """Return how many connections subscribe to a channel, in all processes.
+        """Return the number of connections subscribed to a channel, in all processes.
 
-        :raises BrokerError: when the broker cannot be reached.
+        :raises BrokerError: if the broker cannot be reached.
         """
         return self.publisher.subscribers(channel)
 
     def present(self, channel: str) -> list[str]:
-        """Return the identities that are in a channel, in all processes, sorted.
+        """Return the identities present in a channel, in all processes, sorted.
 
-        :raises BrokerError: when the broker cannot be reached.
+        :raises BrokerError: if the broker cannot be reached.
         """
         return self.publisher.present(channel)
 
     def stats(self) -> dict[str, Any]:
-        """Return what has been counted in this process, by route and channel prefix.
+        """Return the counters of this process, by route and channel prefix.
 
-        See :mod:`flask_sockets2.stats` for the names.
+        :mod:`flask_sockets2.stats` explains the names.
         """
         state = state_of(self._app())
         return {
@@ -410,9 +410,9 @@ class Sockets:
 
     @property
     def publisher(self) -> Publisher:
-        """What publishes for the current application, or the one that is served.
+        """The publisher of the current application, or of the only application.
 
-        It needs no context, so that another thread may be handed it.
+        The publisher needs no context, so you can pass it to another thread.
         """
         return self._channels().publisher
 
@@ -420,7 +420,7 @@ class Sockets:
         return state_of(self._app()).channels
 
     def _app(self) -> Flask:
-        """The current application, else the one that is served."""
+        """The current application, else the only application."""
         apps = self._served()
         if current_app:
             current: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # a proxy, as Flask documents it
@@ -438,7 +438,7 @@ class Sockets:
     # -- testing ---------------------------------------------------------------------------
 
     def test_client(self, app: Flask | FlaskClient) -> SocketsClient:
-        """Return a client that opens WebSockets without a server.
+        """Return a test client that opens WebSockets without a server.
 
         :param app: the application, or a client of ``app.test_client()`` to share its cookies.
         """
@@ -448,13 +448,13 @@ class Sockets:
 
 
 _unserved: WeakSet[Sockets] = WeakSet()
-"""Those with handlers whose ``init_app`` has not been called."""
+"""Sockets that have handlers, but whose ``init_app`` has not been called."""
 
 _seldom = ThrottledLog(logger)
 
 
 def unserved() -> list[str]:
-    """Return what to say of sockets with handlers whose ``init_app`` has not been called."""
+    """Return a warning for each Sockets with handlers whose ``init_app`` was not called."""
     return [
         f"sockets with {', '.join(sockets._names()[:5])} serve no application; call their "
         "init_app(app)"
@@ -463,7 +463,7 @@ def unserved() -> list[str]:
 
 
 def _tell_of_unserved(app: Flask, **_: Any) -> None:
-    """Log why there may be no rule for a WebSocket, in an application that no sockets serve."""
+    """Log a likely reason why no rule matches a WebSocket: a forgotten ``init_app()``."""
     missing = isinstance(request.routing_exception, NotFound | WebsocketMismatch)
     if missing and is_upgrade(request.environ) and (said := unserved()):
         _seldom.warning(
@@ -472,9 +472,9 @@ def _tell_of_unserved(app: Flask, **_: Any) -> None:
 
 
 def _check_rule(rule: Any) -> None:
-    """See that it is one, and no handler.
+    """Check that a rule is text, not a handler.
 
-    :raises TypeError: when it is not, saying how routes are written.
+    :raises TypeError: if the rule is not text; the error shows how to write a route.
     """
     if not isinstance(rule, str):
         raise TypeError(

@@ -1,4 +1,4 @@
-"""What the package keeps about one application, in this process."""
+"""The package's state of one application in this process."""
 
 from __future__ import annotations
 
@@ -69,40 +69,40 @@ logger = logging.getLogger("flask_sockets2.sockets")
 EXTENSION = "flask_sockets2"
 
 # In the environ:
-_USER = "flask_sockets2.user"  # text of the id of who connects, None for nobody
-_HOLDER = "flask_sockets2.holder"  # what the names of a page are bound to
+_USER = "flask_sockets2.user"  # text of the id of the connecting user, None if there is no user
+_HOLDER = "flask_sockets2.holder"  # the user or session that the names of a page are bound to
 
 
 class EventStream(Protocol):
-    """One that is counted.
+    """An event stream that counts as a connection.
 
-    :ivar path: of its request.
+    :ivar path: path of the request.
     """
 
     path: Any
 
     def end(self) -> None:
-        """End it soon; any thread."""
+        """End the stream soon; call from any thread."""
 
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
 class State:
-    """What the package keeps about one application, in this process.
+    """The package's state of one application in this process.
 
-    :ivar app: that application, which owns the state.
-    :ivar rules: its WebSocket rules; see ``application/routes.py``, which has their class.
-    :ivar broker_settings: further settings with the broker's URL, where ``SOCKETS_BROKER_URL`` is
-        not there.
-    :ivar user_id: returns the id of the user of the current request, None for nobody.
-    :ivar turbo_user_id: the same of pages with Turbo, as text; asked where there is no
+    :ivar app: the application, which owns the state.
+    :ivar rules: the application's WebSocket rules; ``application/routes.py`` has their class.
+    :ivar broker_settings: keys of other settings that hold the broker's URL if there is no
+        ``SOCKETS_BROKER_URL``.
+    :ivar user_id: returns the id of the user of the current request, None if there is no user.
+    :ivar turbo_user_id: returns the user of a page with Turbo, as text; used if there is no
         :attr:`user_id`.
-    :ivar turbo_page_user: the same for a page that is rendered; raises what the application does.
+    :ivar turbo_page_user: the same while a page is rendered; raises errors of the application.
     :ivar turbo_identifies: tells whether :attr:`turbo_user_id` knows any users.
-    :ivar warned_of_every_site: the log has said that pages of every site may connect.
-    :ivar admission: who is here.
-    :ivar reporter: tells who looks.
+    :ivar warned_of_every_site: the log has warned that pages of every site may connect.
+    :ivar admission: open connections and streams, and their limits.
+    :ivar reporter: answers ``flask sockets top``.
     :ivar budget: counts the bytes that all connections hold.
-    :ivar was_server: the process from which this one was forked served clients.
+    :ivar was_server: this process was forked from a process that served clients.
     """
 
     app: Flask
@@ -122,7 +122,7 @@ class State:
     _channels: AppChannels | None = None
     _logs: dict[str, ThrottledLog] = field(default_factory=dict)  # by name of the logger
     _lock: Lock = field(default_factory=Lock)  # guards making the channels
-    _obeying: bool = False  # orders are listened to
+    _obeying: bool = False  # the process listens to disconnect orders
 
     def __post_init__(self) -> None:
         self._begin()
@@ -139,7 +139,7 @@ class State:
         )
 
     def _evicting(self, connections: int, held: int) -> None:
-        """Say that connections are evicted, since all of them hold too much."""
+        """Count and log connections evicted because all connections together hold too much."""
         self.counters.evicted += connections
         self.seldom_log(logger).warning(
             "evicted",
@@ -152,7 +152,7 @@ class State:
         )
 
     def seldom_log(self, logger: logging.Logger) -> ThrottledLog:
-        """Return where to log what strangers bring about; of any thread."""
+        """Return a rate-limited log for events that clients can cause; call from any thread."""
         return self._logs.setdefault(logger.name, ThrottledLog(logger))
 
     @property
@@ -167,28 +167,28 @@ class State:
 
     @property
     def requests(self) -> dict[str, int]:
-        """HTTP requests of this process, whichever application they are for."""
+        """Numbers of HTTP requests of this process, for all applications."""
         return {"requests": under_way.requests(), "requests_cut": under_way.cut_off()}
 
     @property
     def broker_away(self) -> bool | None:
-        """Whether the broker is known to be out of reach; None where nobody knows."""
+        """Whether the broker is out of reach; None if unknown."""
         return None if self._channels is None else self._channels.broker.away()
 
     @property
     def one_log(self) -> bool:
-        """Whether all pages of the current request's server have the same log of a channel.
+        """Whether all processes of the current request's server share the log of a channel.
 
-        With ``memory://`` each process has its own.
+        With ``memory://`` each process has its own log.
         """
         return self.channels.broker.shared or not request.environ.get("wsgi.multiprocess")
 
     @property
     def channels(self) -> AppChannels:
-        """The application's channels, made when they are first needed.
+        """The application's channels, made on first use.
 
-        :raises BrokerError: when no broker serves ``SOCKETS_BROKER_URL``.
-        :raises ValueError: when a setting is not what is expected, naming it.
+        :raises BrokerError: if no broker serves ``SOCKETS_BROKER_URL``.
+        :raises ValueError: if a setting is invalid; the error names the setting.
         """
         if self._channels is None:
             with self._lock:
@@ -200,11 +200,11 @@ class State:
 
     @property
     def publisher(self) -> Publisher:
-        """Publishes to the application's channels; raises what :attr:`channels` does."""
+        """The publisher to the application's channels; raises the errors of :attr:`channels`."""
         return self.channels.publisher
 
     def forked(self) -> None:
-        """Begin anew in a child: connections, counts and channels are the parent's."""
+        """Reset a forked child: connections, counters and channels belong to the parent."""
         served = getattr(self.app, "_got_first_request", False)
         self.was_server = served and is_listening()  # not a test that starts a server
         self.counters = Counters()
@@ -216,17 +216,17 @@ class State:
             self.metrics.forked()
 
     def close(self) -> None:
-        """Let go of the broker."""
+        """Close the connections to the broker."""
         if self._channels is not None:
             self._channels.close()
 
     def expect(self, limits: Limits, what: str = "a WebSocket") -> Guest:
-        """See whether the current request may have a connection, before that costs anything.
+        """Check early whether the current request may have a connection, before expensive work.
 
-        :param limits: that the connection will have.
-        :param what: is asked for, for the log.
-        :raises BrokerError: when it has a user, and nobody could be told to disconnect it.
-        :raises HandshakeError: when it may not; 429 or 503.
+        :param limits: limits of the later connection.
+        :param what: kind of connection, for the log.
+        :raises BrokerError: if there is a user, and the broker cannot deliver disconnect orders.
+        :raises HandshakeError: if a limit refuses the request, with 429 or 503.
         """
         rules = read(Rules, self.app.config)
         budget = self.budget
@@ -243,7 +243,7 @@ class State:
                     ORDERS, admission.obey, clock, request.environ, missed=admission.orders_lost
                 )
                 self._obeying = True
-                user = user_id()  # again: an order may have come before
+                user = user_id()  # again: an order may have been missed before listen()
             if user is not None:
                 guest.user = user
                 self.admission.check(guest)
@@ -251,7 +251,7 @@ class State:
         return guest
 
     def identifies(self) -> bool:
-        """Tell whether the application says who its users are."""
+        """Tell whether the application has a function that returns its users."""
         return self.user_id is not None or (
             self.turbo_identifies is not None and self.turbo_identifies()
         )
@@ -261,11 +261,11 @@ class State:
         return identity(self.app, self.user_id, by="@sockets.user_id")
 
     def holder(self, bind: str | None) -> str:
-        """Return what binds a name in the page that is rendered; empty if any client may use it.
+        """Return the binding of a name in the current page; empty if any client may use the name.
 
         :param bind: ``"user"`` for the user if there is one, ``"session"``, or None for no binding.
-        :raises RuntimeError: when there is no session to bind it to.
-        :raises ValueError: when it is something else.
+        :raises RuntimeError: if there is no session to bind the name to.
+        :raises ValueError: if ``bind`` is invalid.
         """
         check_bind(bind)
         if bind is None or (bind == USER and not has_request_context()):
@@ -285,7 +285,7 @@ class State:
             user = user_id()
         except WrongAnswer:  # a mistake in the program
             raise
-        except HTTPException:  # as abort(401): nobody
+        except HTTPException:  # such as abort(401): no user
             return ""
         except Exception as exc:
             self.seldom_log(logger).error(
@@ -297,9 +297,9 @@ class State:
         return "" if user is None else bound_to(self.app, USER, user)
 
     def holds(self, holder: str) -> bool:
-        """Whether the client of the current request may use a name; once it was expected.
+        """Tell whether the client of the current request may use a name; call after ``expect``.
 
-        :param holder: what the name holds of that, as :meth:`holder` returned it.
+        :param holder: the binding in the name, as returned by :meth:`holder`.
         """
         if not holder:
             return True
@@ -308,10 +308,10 @@ class State:
         return text is not None and is_bound_to(self.app, holder, kind, text)
 
     def admit(self, connection: Connection, guest: Guest) -> None:
-        """Count a connection.
+        """Count a new connection.
 
-        :param guest: of its request.
-        :raises HandshakeError: when there is no room for it any more.
+        :param guest: guest of the request.
+        :raises HandshakeError: if there are meanwhile too many connections.
         """
         close = partial(_close, connection)
         self.admission.enter(self.connections, connection, guest, _clock_of(guest), close)
@@ -323,17 +323,17 @@ class State:
             raise
 
     def _report(self) -> None:
-        """Have who looks told of this process: it has somebody."""
+        """Start to answer ``flask sockets top``: the process has a connection."""
         if not self.reporter.begun:
             self.reporter.begin(self.channels, current_clock())
 
     def ended(self, connection: Connection) -> None:
-        """Count a connection no longer."""
+        """Remove a connection from the count."""
         self.admission.leave(self.connections, connection)
         tell(connection_closed, self.app, connection=connection)
 
     def admit_stream(self, stream: EventStream, guest: Guest) -> None:
-        """Count an event stream; as :meth:`admit`."""
+        """Count a new event stream; see :meth:`admit`."""
         end = partial(_end, stream)
         self.admission.enter(self.streams, stream, guest, _clock_of(guest), end)
         try:
@@ -345,9 +345,9 @@ class State:
         tell(stream_opened, self.app, stream=stream)
 
     def stream_ended(self, stream: EventStream, *, works: bool = False) -> None:
-        """Count an event stream no longer, where it was counted.
+        """Remove an event stream from the count, if it was counted.
 
-        :param works: only its client has left; see :meth:`Admission.leave`.
+        :param works: only the client has left; see :meth:`Admission.leave`.
         """
         if self.admission.leave(self.streams, stream, works=works):
             self.counters.streams_closed += 1
@@ -359,7 +359,7 @@ def _clock_of(guest: Guest) -> Clock | None:
 
 
 def _close(connection: Connection, code: int, reason: str) -> bool:
-    """Close a connection; False where it is just being accepted."""
+    """Close a connection; return False if the connection is not accepted yet."""
     if not connection.accepted:
         return False
     connection.close(code, reason)
@@ -367,7 +367,7 @@ def _close(connection: Connection, code: int, reason: str) -> bool:
 
 
 def _end(stream: EventStream, code: int, reason: str) -> bool:
-    """End a stream, which has no room for a reason."""
+    """End a stream; event streams have no close code or reason."""
     stream.end()
     return True
 
@@ -386,15 +386,15 @@ if hasattr(os, "register_at_fork"):
 
 @atexit.register
 def _leave() -> None:
-    """Tell the broker at once who is here no longer; else others find it out after a while."""
+    """Tell the broker at once that this process ends; otherwise its presence stays for a while."""
     for state in list(_states):
         state.close()
 
 
 def make_state(app: Flask) -> State:
-    """Give an application its state.
+    """Make the state of an application.
 
-    :raises ValueError: when a setting of the server is not what is expected, naming it.
+    :raises ValueError: if a setting of the server is invalid; the error names the setting.
     """
     register(app.config)
     state = app.extensions[EXTENSION] = State(app)
@@ -405,7 +405,7 @@ def make_state(app: Flask) -> State:
 def serve_metrics(state: State) -> None:
     """Add the route that ``SOCKETS_METRICS_ROUTE`` names.
 
-    :raises RuntimeError: when prometheus_client is not installed.
+    :raises RuntimeError: if prometheus_client is not installed.
     """
     route = read(AppSettings, state.app.config).metrics_route
     if route is None:
@@ -446,7 +446,7 @@ def _make_channels(state: State) -> AppChannels:
 
 
 def _warn_of_environment(app: Flask) -> None:
-    """Say that the environment names a broker which the application has not read."""
+    """Warn if the environment names a broker, but the application does not read the variable."""
     setting = BROKER_URL
     if setting in app.config or broker_url_of(app) != "memory://":
         return
@@ -466,15 +466,15 @@ def _warn_of_environment(app: Flask) -> None:
 
 
 def broker_url_of(app: Flask) -> str:
-    """Return where the broker is.
+    """Return the URL of the broker.
 
-    :raises ValueError: when the setting is no URL, naming it.
+    :raises ValueError: if the setting is no URL; the error names the setting.
     """
     return _broker_setting(app)[1]
 
 
 def _broker_setting(app: Flask) -> tuple[str, str]:
-    """Return the setting that says where the broker is, and its URL."""
+    """Return the key of the setting that holds the broker's URL, and the URL."""
     state: State | None = app.extensions.get(EXTENSION)
     further = [] if state is None else state.broker_settings
     keys = (BROKER_URL, *(key for key in further if app.config.get(key)))
@@ -483,11 +483,11 @@ def _broker_setting(app: Flask) -> tuple[str, str]:
 
 
 def check_broker(app: Flask, setting: str | None = None) -> None:
-    """See that there is a broker for the URL that is set; it is not connected to.
+    """Check that a broker serves the URL in the settings, without a connection to the broker.
 
-    :param setting: that holds the URL; by default the one that says where the channels are.
-    :raises BrokerError: when what serves it is not installed.
-    :raises ValueError: when a setting is not what is expected, naming it.
+    :param setting: key of the setting with the URL; by default the URL of the channels.
+    :raises BrokerError: if the package for the URL is not installed.
+    :raises ValueError: if a setting is invalid; the error names the setting.
     """
     setting, url = (setting, ROWS[setting].of(app.config)) if setting else _broker_setting(app)
     options = broker_options_of(app.config)

@@ -1,6 +1,6 @@
 """The view of a WebSocket rule: it checks the request, accepts it and calls the handler.
 
-Whatever refuses does so before the 101 response, as an ordinary HTTP error of Flask's.
+A refusal comes before the 101 response, as an ordinary HTTP error of Flask.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ logger = logging.getLogger("flask_sockets2.sockets")
 
 _LIMITS = rows_of(Limits)
 OPTIONS = frozenset(("accept", "subprotocols", "origins")) | _LIMITS.keys()
-"""Options of a route that are ours; all others are Werkzeug's."""
+"""Our options of a route; all others are Werkzeug's."""
 
 _NO_BROKER = "messages cannot be delivered just now; connect again"
 _LATER = (("Retry-After", "5"),)
@@ -58,11 +58,11 @@ _COROUTINE = (
 class View:
     """The view of a WebSocket rule.
 
-    :param handler: called with ``ws`` and the variables of the rule.
-    :param accept: accept before the handler is called; else it does, or refuses.
-    :param subprotocols: that the application speaks, in order of preference.
-    :param origins: whose pages may connect, None for the application's setting.
-    :param limits: of :class:`~flask_sockets2.Limits`, in place of the application's.
+    :param handler: function called with ``ws`` and the variables of the rule.
+    :param accept: accept before the handler is called; if False, the handler accepts or refuses.
+    :param subprotocols: subprotocols that the application speaks, in order of preference.
+    :param origins: origins of the pages that may connect, None for the application's setting.
+    :param limits: fields of :class:`~flask_sockets2.Limits`, in place of the application's.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class View:
         self.origins = None if origins is None else entries(origins, "origins")
         self._allowed = None if self.origins is None else parse_origins(self.origins)
         self.limits = {name: _LIMITS[name].check(value, name) for name, value in limits.items()}
-        self._warned = False  # that its handler writes into the session
+        self._warned = False  # the log has warned that the handler writes into the session
 
     def same(self, other: View) -> bool:
         """Tell whether another view calls the same handler in the same way."""
@@ -96,11 +96,11 @@ class View:
         )
 
     def check_arguments(self, rule: Rule) -> None:
-        """See that the handler takes ``ws`` first, and variables of the rule by name after it.
+        """Check that the handler takes ``ws`` first, then variables of the rule by name.
 
-        One that it does not take is no error: a ``url_value_preprocessor`` may keep it.
+        A variable may be missing in the handler: a ``url_value_preprocessor`` may remove it.
 
-        :raises TypeError: when it does not, saying how it is called.
+        :raises TypeError: if the handler does not; the error shows how the handler is called.
         """
         names = sorted(rule.arguments)
         try:
@@ -114,7 +114,7 @@ class View:
                 f"the handler of {rule} is called as {name}({called}), but: {exc}"
             ) from exc
         except ValueError:
-            pass  # written in C, it has no signature to look at
+            pass  # a handler written in C has no signature
 
     def __call__(self, **values: Any) -> Any:
         app, environ = current_app._get_current_object(), request.environ  # type: ignore[attr-defined]  # a proxy, as Flask documents it
@@ -134,13 +134,13 @@ class View:
                 logger.warning("%s", _foreign(ws))
             if app.debug and not self._warned:
                 before = _copy_of_session()
-            # A call with ** goes through C, whose stack each waiting greenlet keeps a copy of.
+            # A call with ** goes through C, and each waiting greenlet keeps a copy of the C stack.
             result = handler(ws, **values) if values else handler(ws)
             if iscoroutine(result):
                 result.close()
                 raise TypeError(_COROUTINE)
             if ours and not ws.accepted:
-                if result is not None:  # a response: it does not want the connection
+                if result is not None:  # a response: the handler refuses
                     return result
                 ws.accept()
         except HandshakeError as exc:
@@ -163,7 +163,7 @@ class View:
             if not _is_end_of(ws, exc):
                 raise
         finally:
-            guard_sessions(app)  # again: the application may have set another interface meanwhile
+            guard_sessions(app)  # again: the application may have set another interface
             if before is not None and (not ours or ws.accepted):
                 self._check_session(before)
         if result is not None:
@@ -174,11 +174,11 @@ class View:
             )
         if ours:
             lifecycle_of(ws).returned = True
-        # It is not sent, but hooks and middleware are told of it as of any other response.
+        # Hooks and middleware see the 101 like any other response, but the server does not send it.
         return app.response_class(status=101, headers=(("Content-Type", _NO_TYPE),))
 
     def _check_session(self, before: tuple[dict[str, Any], bool]) -> None:
-        """Warn once of a handler that writes into the session: nothing of that is saved."""
+        """Warn once if a handler writes into the session, because nothing of that is saved."""
         (values, was_modified), (now, modified) = before, _copy_of_session()
         if now == values and modified == was_modified:
             return
@@ -197,15 +197,15 @@ class View:
         )
 
     def _prepare(self, app: Flask, ws: Connection) -> None:
-        """See that the request is in order, and accept it where the handler need not."""
+        """Check the request and prepare the connection; accept unless the handler does."""
         ws.check()
         lifecycle = lifecycle_of(ws)
-        lifecycle.environ = request.environ  # middleware may have copied the server's
+        lifecycle.environ = request.environ  # middleware may have copied the server's environ
         limits = read(Limits, app.config, self.limits)
         state = state_of(app)
         guest = state.expect(limits)
         opening = lifecycle.opening
-        if opening is not None:  # else middleware has accepted it
+        if opening is not None:  # else middleware has accepted the connection
             opening.limits = limits
             opening.on_open = lambda connection: state.admit(connection, guest)
             opening.budget = state.budget
@@ -221,12 +221,12 @@ class View:
 
 
 def _copy_of_session() -> tuple[dict[str, Any], bool]:
-    """Return what is in the session, and whether it counts as modified."""
+    """Return a copy of the session's values, and whether the session counts as modified."""
     return dict(session), getattr(session, "modified", True)
 
 
 def _as_tuple(value: Iterable[str] | str) -> tuple[str, ...]:
-    """What may be given as one or as several."""
+    """Return one value or several values as a tuple."""
     return (value,) if isinstance(value, str) else tuple(value)
 
 
@@ -238,7 +238,7 @@ def _foreign(ws: Any) -> str:
 
 
 class Refusal(HTTPException):
-    """A request that is no valid handshake, as Flask's error handlers know errors."""
+    """Refuses a handshake as an HTTP error, so that Flask's error handlers apply."""
 
     def __init__(self, error: HandshakeError) -> None:
         super().__init__(error.description)
@@ -254,9 +254,9 @@ class Refusal(HTTPException):
 
 
 def mismatch(error: WebsocketMismatch) -> Any:
-    """Answer a WebSocket rule asked for over HTTP, and the other way round.
+    """Answer a plain HTTP request for a WebSocket rule, or a handshake for a page's rule.
 
-    The application's error handlers for what the answer is, 426 for one, apply.
+    The application's error handlers for the status of the answer apply, for example for 426.
     """
     if request.headers.get("Upgrade") is None:
         upgrade = (("Upgrade", "websocket"), ("Connection", "Upgrade"))
@@ -273,7 +273,7 @@ def mismatch(error: WebsocketMismatch) -> Any:
 
 
 def _is_end_of(ws: Any, exc: OSError) -> bool:
-    """Tell whether an exception says no more than that this connection, no other, has ended."""
+    """Tell whether an exception only means that this connection, not another one, has ended."""
     if isinstance(exc, ConnectionClosed):
         return exc.connection is ws
     foreign = type(exc).__module__.startswith("geventwebsocket")

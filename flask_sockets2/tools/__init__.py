@@ -1,1 +1,1 @@
-"""The commands of flask sockets."""
+"""The commands of ``flask sockets``."""

@@ -1,7 +1,7 @@
 """Commands: ``flask sockets routes``, ``publish``, ``listen``, ``top`` and ``doctor``.
 
-``publish``, ``listen`` and ``top`` read the settings of the application. With ``--url`` they need
-no application, and neither does ``doctor``.
+``publish``, ``listen`` and ``top`` read the settings of the application. If ``--url`` is given,
+these commands need no application. ``doctor`` never needs one.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def routes() -> None:
 
 
 def _options(view: Any) -> str:
-    """Return the options of a route that differ from the application's; none for a foreign view."""
+    """Return the options of a route that differ from the application's; none if foreign."""
     options: dict[str, Any] = {}
     if isinstance(view, View):
         if not view.accept:
@@ -78,9 +78,9 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def _of_channels(command: Command) -> Command:
-    """Give a command the options that replace an application; :func:`_publisher` takes them.
+    """Add ``--url`` and ``--prefix`` to a command; :func:`_publisher` takes both options.
 
-    Until then the command has loaded no application.
+    The command loads no application before :func:`_publisher` runs.
     """
     url = "URL of the broker, such as redis://localhost:6379/0; no application is loaded then."
     prefix = "Prefix of all names on the broker, with --url: the value of SOCKETS_CHANNEL_PREFIX."
@@ -146,18 +146,18 @@ def _loads(data: str) -> Any:
 
 
 def _binary(data: str) -> bytes:
-    """Return what is given, or what standard input holds, as bytes."""
+    """Return the argument, or standard input if the argument is ``-``, as bytes."""
     return sys.stdin.buffer.read() if data == "-" else os.fsencode(data)
 
 
 def _text(data: str) -> str:
-    """Return what is given, or what standard input holds without the line break at its end.
+    """Return the argument, or standard input without its last line break, as text.
 
-    :raises click.ClickException: when it is not UTF-8.
+    :raises click.ClickException: if the text is not UTF-8.
     """
     try:
         if data != "-":
-            data.encode()  # the system has put half surrogate pairs for what it could not decode
+            data.encode()  # fails if Python put half surrogate pairs in place of wrong bytes
             return data
         text = _binary(data).decode()
     except UnicodeError as exc:
@@ -219,7 +219,7 @@ def top(once: bool, as_json: bool, **broker: Any) -> None:
         with _publisher(shown, **broker) as publisher:
             while True:
                 try:
-                    for _ in range(2 if once else 1):  # rates are between two
+                    for _ in range(2 if once else 1):  # a rate needs two reports
                         shown.look(publisher.broker)
                         sleep(INTERVAL)
                 except BrokerError as exc:
@@ -240,16 +240,16 @@ def top(once: bool, as_json: bool, **broker: Any) -> None:
 
 def _show(text: str, *, clear: bool, err: bool = False) -> None:
     if clear:
-        click.clear()  # does nothing where there is no terminal
+        click.clear()  # does nothing without a terminal
     click.echo(text, err=err)
 
 
 def _publisher(
     receiver: Receiver | None = None, *, url: str | None = None, **options: Any
 ) -> Publisher:
-    """Return a publisher with the application's settings, or with those that are given with a URL.
+    """Return a publisher with the application's settings, or with the options beside a URL.
 
-    :param options: of a publisher; None where it is not given.
+    :param options: options of a publisher; None if an option is not given.
     """
     given = {name: value for name, value in options.items() if value is not None}
     if url is not None:
@@ -274,7 +274,7 @@ def _publisher(
 
 
 def _app() -> Flask:
-    """Return the application, loaded where that has not been done."""
+    """Return the application, and load the application if necessary."""
     context = click.get_current_context()
     if not current_app:
         try:
@@ -300,13 +300,13 @@ class _Receiver:
         self._queue.put(gap_message(channel, position))
 
     def resumed(self, channel: str) -> None:
-        pass  # who is there is not listed here
+        pass  # the command does not list presence
 
     def reconnected(self) -> None:
         click.echo("connected to the broker again", err=True)
 
     def messages(self, channel: str, history: History | None) -> Iterator[Message]:
-        """Yield the history, then what is delivered, without what both hold."""
+        """Yield the history, then delivered messages, each message once."""
         if history is not None:
             if not history.complete:
                 yield gap_message(channel, history.position)

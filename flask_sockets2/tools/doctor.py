@@ -38,7 +38,7 @@ _LARGEST_MESSAGE = 2**24
 _BODY_TIME = 1.0  # seconds for the body of a refusal, of which a few words are enough
 
 Report = Callable[[str, str], None]
-"""Report a step that succeeded: its name, and details."""
+"""Reports a step that succeeded; arguments are the name of the step and details."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class _Answer:
 
     @property
     def sender(self) -> str:
-        """The name that the server or the nearest proxy gives itself; possibly empty."""
+        """The name of the server or nearest proxy, from ``Server`` and ``Via``; may be empty."""
         return ", ".join(self.headers.get_all("Server") + self.headers.get_all("Via"))
 
     @property
@@ -167,7 +167,7 @@ class _Wire:
     def receive(self, deadline: float) -> bytes:
         """Return the next bytes, none at the end of the stream.
 
-        :raises TimeoutError: when none came before the deadline.
+        :raises TimeoutError: if no bytes came before the deadline.
         """
         left = deadline - monotonic()
         if left <= 0:
@@ -226,7 +226,7 @@ def _tls(case: Case, plain: socket.socket) -> ssl.SSLSocket:
 
 
 def _handshake(case: Case, wire: _Wire) -> tuple[ClientProtocol, _Answer]:
-    """Ask for a WebSocket and check the answer; return the protocol that was agreed on."""
+    """Send the handshake and check the answer; return the negotiated protocol and the answer."""
     origin = case.own_origin() if case.origin is None else case.origin
     opening = ClientProtocol(
         case.uri,

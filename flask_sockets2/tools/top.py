@@ -57,7 +57,7 @@ class Top:
     def __init__(self) -> None:
         self._begun = False
         self._rows: dict[str, _Row] = {}
-        self._lock = Lock()  # guards them
+        self._lock = Lock()  # guards _rows
 
     def look(self, broker: Broker) -> None:
         """Ask all processes for a report; the reports come a moment later.
@@ -143,7 +143,7 @@ class Top:
                 "on, if SOCKETS_BROKER_URL and SOCKETS_CHANNEL_PREFIX have the same values as here."
             )
         lines = [_HEADS, *(_line(_name(worker), worker) for worker in known["workers"])]
-        # A channel may be in several of them, so there is no sum.
+        # The same channel may be in several workers, so a sum would count it twice.
         lines.append(_line(f"all {len(known['workers'])}", {**known, "channels": ""}))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         first = widths.pop(0)
@@ -167,7 +167,7 @@ def _rates(before: Report, now: Report) -> dict[str, float]:
 
 
 def _name(worker: dict[str, Any]) -> str:
-    # What another program wrote there must not command the terminal.
+    # A report from another program must not send control characters to the terminal.
     return f"{printable(worker['host'][:64])}:{worker['pid']}"
 
 
