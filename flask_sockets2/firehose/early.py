@@ -62,8 +62,8 @@ def hints(
 ) -> Callable[[Function], Function]:
     """Declare files that the pages of a view always need, so that browsers load them early.
 
-    The links are sent before the view runs, see :func:`early_hints`, and again in the response's
-    Link header, from which some CDNs make their own 103.
+    The links are sent before the view runs, see :func:`early_hints`. The response's Link header
+    repeats the links, and some CDNs make their own 103 from the header.
 
     ::
 

@@ -1,8 +1,8 @@
 """Links for the Link header: the files that a page needs, and their types (RFC 8288).
 
 This module alone validates and quotes outgoing links. Characters that a URI must not contain are
-percent-encoded. Commas and semicolons stay: between ``<`` and ``>`` they are part of the URL, and
-to a browser's cache a URL with ``%2C`` is a different one.
+percent-encoded. Commas and semicolons stay: between ``<`` and ``>`` they are part of the URL. To
+a browser's cache a URL with ``%2C`` is a different one.
 """
 
 from __future__ import annotations

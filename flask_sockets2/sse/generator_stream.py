@@ -2,9 +2,9 @@
 
 The server cannot interrupt a generator that waits. A disconnected stream therefore ends in place of
 the next piece, and the greenlet or thread is free when the generator continues. If a keepalive
-check finds that the client has left meanwhile, the limits by address and by user count the stream
-no longer, so that the client can reconnect. The limit of the process counts the stream until the
-generator ends, because that limit bounds greenlets and threads.
+check finds that the client has left meanwhile, the client may reconnect: the limits by address and
+by user no longer count the stream. The limit of the process counts the stream until the generator
+ends, because that limit bounds greenlets and threads.
 """
 
 from __future__ import annotations

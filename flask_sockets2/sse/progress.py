@@ -48,8 +48,8 @@ class Progress:
     :param channel: channel of the stream; give each job its own channel.
     :param total: value at the end of the job, None if unknown.
     :param interval: minimum of seconds between two events; the end is published at once.
-    :param blueprint: name of the blueprint whose streams show the progress, if the application has
-        several blueprints for events and this is not the main one.
+    :param blueprint: name of the blueprint whose streams show the progress, ``""`` for the main
+        blueprint.
 
     A failure to publish is logged and does not disturb the job. While the broker is unreachable,
     the job spends at most half of its time on attempts. Updates after the end are ignored. Any
