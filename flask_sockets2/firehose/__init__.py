@@ -1,4 +1,4 @@
-"""What a page needs, said before the page: Link headers, 103 Early Hints, the head sent first."""
+"""Faster page loads: Link headers, 103 Early Hints, and the head of a page sent first."""
 
 from __future__ import annotations
 

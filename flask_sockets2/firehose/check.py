@@ -1,7 +1,7 @@
-"""``flask firehose check``: one request over TCP, and what comes back and when.
+"""``flask firehose check``: sends one request over TCP, and times the responses.
 
-By hand, since Python's clients take a response 103 for the answer. It asks by HTTP/1.1; browsers
-ask by HTTP/2, where proxies do the same with what comes from the application.
+The check writes the request itself, since Python's HTTP clients mistake a 103 for the final
+response. The request uses HTTP/1.1; proxies treat a 103 in the same way for browsers with HTTP/2.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _MAX_HEAD = 65536  # bytes
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """What was found.
+    """The result of a check.
 
-    :param status: of the command: 0 a response 103 passes, 1 it does not, 2 nothing is known.
+    :param status: exit status of the command: 0 if a 103 passes, 1 if not, 2 if unknown.
     """
 
     status: int
@@ -74,10 +74,10 @@ _UNREACHABLE = CheckResult(2, "cannot reach {host}: {reason}")
 
 
 def check(url: SplitResult, token: str, timeout: float, insecure: bool = False) -> CheckResult:
-    """Ask once and say what has become of the response 103.
+    """Send one request, and return whether its response 103 arrived.
 
-    :param timeout: seconds for everything.
-    :param insecure: any certificate will do.
+    :param timeout: seconds for the whole check.
+    :param insecure: whether to accept any certificate.
     """
     end = time.monotonic() + timeout
     try:
@@ -97,7 +97,7 @@ def check(url: SplitResult, token: str, timeout: float, insecure: bool = False) 
 
 
 def speaks_http2(url: SplitResult, timeout: float, insecure: bool = False) -> bool:
-    """Whether the address offers HTTP/2, over which alone Chromium heeds a response 103."""
+    """Whether the URL offers HTTP/2, without which Chromium ignores a response 103."""
     if url.scheme != "https":
         return False
     try:
@@ -160,10 +160,10 @@ def _request(url: SplitResult, token: str) -> bytes:
 
 
 def _read(sock: socket.socket, end: float, found: Callable[[_Head], None]) -> None:
-    """Read heads of responses up to that of the answer.
+    """Read the heads of responses up to the final one.
 
-    :raises OSError: there is none in time.
-    :raises ValueError: what comes is none.
+    :raises OSError: if no final response arrives in time.
+    :raises ValueError: if the server's data is not an HTTP response.
     """
     data = b""
     while True:

@@ -1,4 +1,4 @@
-"""``flask firehose check URL`` says whether a deployment may be sent Early Hints."""
+"""``flask firehose check URL``: tests whether Early Hints pass through a deployment."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ firehose_cli = AppGroup("firehose", help="Look after Early Hints.")
 def _parse_url(context: click.Context, parameter: click.Parameter, value: str) -> SplitResult:
     try:
         url = urlsplit(value)
-        url.port  # noqa: B018  # it is parsed when it is asked for
+        url.port  # noqa: B018  # the access parses the port
     except ValueError as exc:
         raise click.BadParameter(f"{value!r} is no URL: {exc}") from exc
     if url.scheme not in ("http", "https") or not url.hostname or not value.isascii():

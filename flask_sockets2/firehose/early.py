@@ -1,11 +1,11 @@
-"""103 Early Hints: what a page needs goes to the browser before the view works (RFC 8297).
+"""103 Early Hints: the browser loads a page's files while the view still works (RFC 8297).
 
-A server that can says so by ``environ["wsgi.early_hints"]``, a function of header fields: our own
-handler, and gunicorn's workers from 25 on. Whether a response 103 may be sent is another question.
-nginx before 1.29 takes it for the answer, so that pages break, and so do Python's own clients. With
-``FIREHOSE_EARLY_HINTS = "auto"`` it is sent to navigations of a browser only, and only where the
-hop in front is known to pass it: the server speaks HTTP/2 itself, or the proxy sets the header that
-``FIREHOSE_HOP_HEADER`` names.
+A server with Early Hints offers ``environ["wsgi.early_hints"]``, a function that takes header
+fields: our own handler, and gunicorn's workers from version 25 on. The proxy in front may not
+support a 103, however. nginx before 1.29 mistakes a 103 for the final response, so that pages
+break; Python's HTTP clients make the same mistake. With ``FIREHOSE_EARLY_HINTS = "auto"`` only
+navigations of a browser receive a 103, and only if the next hop passes it on. The next hop does if
+the server speaks HTTP/2 itself, or the proxy sets the header that ``FIREHOSE_HOP_HEADER`` names.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 _MAX_HINTS = 2048  # characters; Chromium looks at the first response 103 only
 _MAX_LEARNED = 20  # links of an endpoint
-_MAX_PLACES = 1000  # endpoints, each at every host that it was asked for
+_MAX_PLACES = 1000  # endpoints, counted once for each requested host and prefix
 _LEARNED_KINDS = ("style", "script", "font")
-_NAVIGATIONS = (None, "navigate")  # Sec-Fetch-Mode, where the client has it
+_NAVIGATIONS = (None, "navigate")  # Sec-Fetch-Mode, None if the client sends none
 _MARK = "_firehose_hints"
 
 
 class Declared:
-    """What ``@hints`` says of a view."""
+    """The hints that ``@hints`` declares for a view."""
 
     __slots__ = ("learn", "links")
 
@@ -53,17 +53,17 @@ class Declared:
         self.learn = learn
 
     def made(self) -> list[Link]:
-        """Return the links, now that there is a request to make them in."""
+        """Return the links; functions among the declared hints run in the current request."""
         return [each if isinstance(each, Link) else link_of(each()) for each in self.links]
 
 
 def hints(
     *links: str | Link | Callable[[], str | Link], learn: bool = True
 ) -> Callable[[Function], Function]:
-    """Say what the pages of a view always need.
+    """Declare files that the pages of a view always need, so that browsers load them early.
 
-    It is sent before the view works, see :func:`early_hints`, and stands in the header of the
-    response, from which some CDNs make a response 103 of their own.
+    The links are sent before the view runs, see :func:`early_hints`. The response's Link header
+    repeats the links, and some CDNs make their own 103 from the header.
 
     ::
 
@@ -72,9 +72,9 @@ def hints(
         def report():
             return render_template("report.html", rows=slow_query())
 
-    :param links: as those of :func:`early_hints`, or functions that return one.
-    :param learn: also send what the last page of the view has pushed.
-    :raises ValueError: when one of them is no link that a browser can use.
+    :param links: links as for :func:`early_hints`, or functions that return one.
+    :param learn: whether to send also the links that the view's last page pushed.
+    :raises ValueError: if a browser cannot use one of the links.
     """
     made = tuple(each if callable(each) else link_of(each) for each in links)
 
@@ -86,18 +86,18 @@ def hints(
 
 
 def early_hints(*links: str | Link) -> bool:
-    """Tell the browser now what the page will need, before the response.
+    """Send links to the browser now, before the response, so that files load early.
 
     ::
 
         early_hints("/static/app.css", "https://cdn.example.com", "</data>; rel=preload; as=fetch")
 
-    :param links: URLs whose ending says what they are; origins to connect to; links as they stand
-        in a header field.
-    :returns: whether the server was told to send it, which it does up to the beginning of the
-        response. The links stand in the header of the response anyhow.
-    :raises ValueError: when one of them is no link that a browser can use.
-    :raises RuntimeError: when the application has no Firehose.
+    :param links: URLs with an ending that tells the type; origins to connect to; links in the
+        format of the Link header.
+    :returns: whether the server was asked to send a 103, which works until the response begins.
+        The response's Link header has the links in either case.
+    :raises ValueError: if a browser cannot use one of the links.
+    :raises RuntimeError: if the application has no Firehose.
     """
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # a proxy, as Flask documents it
     state_of(app)
@@ -107,7 +107,7 @@ def early_hints(*links: str | Link) -> bool:
 
 
 def begin(app: Flask) -> None:
-    """Send what is known of the view that a request is for, in one response 103."""
+    """Send the declared and learned links of the requested view in one response 103."""
     declared = _declared(app)
     if declared is not None:
         record_of(app).hinted.extend(declared.made())
@@ -118,20 +118,20 @@ def begin(app: Flask) -> None:
 
 
 def learn(app: Flask, response: Response) -> None:
-    """Keep what the page has pushed for the next request of its endpoint.
+    """Remember the links that a page pushed, as hints for the next request of its endpoint.
 
-    Only what is the same for everybody, as a rule: styles, scripts and fonts among the static files
-    of the application, at this host and below this prefix, since tenants may have one each. Other
-    files and other URLs may be about one user.
+    Only files that are the same for every user are learned: the application's static styles,
+    scripts and fonts, separately for each host and prefix, since each tenant may have its own.
+    Other files and URLs may concern one user.
 
-    A visitor must not choose what others load. So a page with a query teaches nothing, and no file
-    is learned that is missing in its folder. Hosts are in the request, too: see :func:`_keep`.
+    A visitor must not choose the files that other visitors load. Therefore a page with a query and
+    a file missing from its folder are not learned. For made-up hosts see :func:`_keep`.
     """
     record = record_of(app)
     page = request.method == "GET" and response.status_code == 200
     if not page or response.mimetype != "text/html" or record.unfinished:
         return
-    if request.headers.get("Sec-Fetch-Mode") not in _NAVIGATIONS:  # a part of a page, maybe
+    if request.headers.get("Sec-Fetch-Mode") not in _NAVIGATIONS:  # perhaps a part of a page
         return
     if request.endpoint is None or not _learns(app, _declared(app)):
         return
@@ -148,20 +148,20 @@ def learn(app: Flask, response: Response) -> None:
 
 
 def _known(app: Flask) -> tuple[Link, ...]:
-    """Return what the pages of the place that is asked for have taught."""
+    """Return the links learned for the current place, and mark the place as used."""
     learned, place = state_of(app).learned, _place()
     links = learned.get(place, ())
     if links:
-        with suppress(KeyError):  # another thread has just forgotten it
+        with suppress(KeyError):  # another thread has just removed the place
             learned.move_to_end(place, last=False)
     return links
 
 
 def _keep(learned: OrderedDict[Place, tuple[Link, ...]], place: Place, links: Any) -> None:
-    """Keep what a place has taught; when there are too many, in the room of the newest one.
+    """Store the links of a place; if there are too many places, replace the newest one.
 
-    Anybody can make up hosts. Each of them takes the room of the one before. A place that was asked
-    for once more has moved to the front, and stays.
+    Any client can make up hosts: each made-up host replaces only the one before. A place that was
+    requested again has moved to the front, and stays.
     """
     if place not in learned:
         while len(learned) >= _MAX_PLACES:
@@ -171,7 +171,7 @@ def _keep(learned: OrderedDict[Place, tuple[Link, ...]], place: Place, links: An
 
 
 def server_function(environ: dict[str, Any]) -> EarlyHints | None:
-    """Return what sends a response 103, None where the server has nothing of the kind."""
+    """Return the server's function that sends a 103, or None if the server has none."""
     send = environ.get("wsgi.early_hints")
     return send if callable(send) else None
 
@@ -194,10 +194,10 @@ def _send(app: Flask, links: list[Link]) -> bool:
         return False
     try:
         send([("Link", value)])
-    except OSError as exc:  # the client has left; the response will find out
+    except OSError as exc:  # the client has left; the response will fail, too
         logger.info("no early hints could be sent: %s", exc)
         return False
-    except Exception:  # a server's own function: the page does not depend on it
+    except Exception:  # the server's function; the page works without hints
         logger.exception(
             "wsgi.early_hints of the server failed; FIREHOSE_EARLY_HINTS = False does without it"
         )
@@ -206,7 +206,7 @@ def _send(app: Flask, links: list[Link]) -> bool:
 
 
 def _may_send(app: Flask) -> bool:
-    """Whether a response 103 is wanted and harmless."""
+    """Whether the settings and the current request permit a response 103."""
     setting = read(FirehoseSettings, app.config).early_hints
     protocol = request.environ.get("SERVER_PROTOCOL", "")
     if not setting or protocol < "HTTP/1.1" or request.method != "GET":
@@ -220,14 +220,14 @@ def _may_send(app: Flask) -> bool:
 
 
 def _hop_is_known(app: Flask, protocol: str) -> bool:
-    """Whether the next hop passes a response 103 on, or is the browser itself by HTTP/2."""
+    """Whether the next hop is known to pass a response 103 on, or is a browser with HTTP/2."""
     name = read(FirehoseSettings, app.config).hop_header
     said = request.headers.get(name, "") if name else ""
     return protocol >= "HTTP/2" or said not in ("", "0")
 
 
 def _place() -> Place:
-    """Where this page was asked for."""
+    """Return the endpoint, host and prefix of the current request."""
     return request.endpoint or "", request.host.lower(), request.root_path
 
 
@@ -238,10 +238,10 @@ def _is_for_everybody(app: Flask, each: Link) -> bool:
 
 
 def _is_static(app: Flask, url: str) -> bool:
-    """Whether a URL is that of one of the application's static files.
+    """Whether a URL belongs to one of the application's static files.
 
-    If the folder is there, the file must be in it. Where a proxy or a CDN serves the files, the
-    application may have no folder.
+    If the static folder exists, the file must be in the folder. If a proxy or a CDN serves the
+    files, the application may have no folder.
     """
     parts = urlsplit(url)
     root = request.root_path
@@ -249,10 +249,10 @@ def _is_static(app: Flask, url: str) -> bool:
         return False
     adapter = app.create_url_adapter(request)
     try:
-        endpoint, values = adapter.match(  # type: ignore[union-attr]  # there is one for a request
+        endpoint, values = adapter.match(  # type: ignore[union-attr]  # never None in a request
             unquote(parts.path.removeprefix(root)), method="GET"
         )
-    except HTTPException:  # a redirect of the router is one, too
+    except HTTPException:  # also a redirect of the router
         return False
     name, _, last = f".{endpoint}".rpartition(".")
     if last != "static":

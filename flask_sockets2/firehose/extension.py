@@ -1,4 +1,4 @@
-"""Firehose: Link headers, Early Hints and pages whose head comes first, for Flask applications."""
+"""Firehose: Link headers, Early Hints and early page heads for Flask applications."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Firehose"]
 
 
 class Firehose:
-    """Says what the pages of an application need.
+    """Lets browsers load the files of an application's pages early.
 
     ::
 
@@ -31,16 +31,16 @@ class Firehose:
     Settings of the application:
 
     ========================== ========= ======================================================
-    ``FIREHOSE_EARLY_HINTS``   auto      True: wherever the server can; False: never.
-    ``FIREHOSE_HOP_HEADER``    None      Set by a proxy in requests, if it passes Early Hints.
-    ``FIREHOSE_LEARN``         True      Send with a page's hints what its last one has pushed.
+    ``FIREHOSE_EARLY_HINTS``   auto      True: whenever the server can; False: never.
+    ``FIREHOSE_HOP_HEADER``    None      Header that a proxy sets if Early Hints pass.
+    ``FIREHOSE_LEARN``         True      Hint also at the files that the last page pushed.
     ========================== ========= ======================================================
 
     :param app: the application, or None to call :meth:`init_app` later, for one or several.
-    :param connector: remembers what a client has been pushed, and so will not be again: an object
-        with ``get_pushed()`` and ``set_pushed(set)``, or its class. By default in the session; None
-        for no memory, which gives every response all of its links.
-    :raises TypeError: when the connector lacks a method.
+    :param connector: memory of the URLs pushed to a client, which are not pushed again: an object
+        with ``get_pushed()`` and ``set_pushed(set)``, or its class. By default the session; None
+        for no memory, so that every response has all of its links.
+    :raises TypeError: if the connector lacks a method.
     """
 
     push = staticmethod(push)
@@ -58,17 +58,17 @@ class Firehose:
                     f"the connector {connector!r} has no {method}(); give it one, or None for no "
                     "memory of what was pushed"
                 )
-        #: Remembers what a client has been pushed.
+        #: The memory of the URLs that were pushed to a client.
         self.connector: Memory | None = made
-        #: The application that the constructor was given.
+        #: The application passed to the constructor.
         self.app = app
         if app is not None:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
-        """Serve an application, and give its templates ``push`` and ``flush``.
+        """Set up an application, and add ``push`` and ``flush`` to its templates.
 
-        :raises ValueError: when a setting is not what is expected, naming it.
+        :raises ValueError: if a setting is invalid, which the error names.
         """
         read(FirehoseSettings, app.config)
         warn_of_misspelt(app.config, app.extensions)
@@ -81,10 +81,10 @@ class Firehose:
         app.after_request(self.set_header)
         app.extensions[EXTENSION] = FirehoseState(
             self.connector
-        )  # last: Flask may have refused the others
+        )  # last: Flask may refuse the calls above
 
     def populate(self) -> Response | None:
-        """Begin a request, before its view: send what is known of the page already."""
+        """Send the known links of a page before its view runs, or answer a request of a check."""
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # a proxy, as Flask documents it
         answered = answer(app)
         if answered is None:
@@ -92,7 +92,7 @@ class Firehose:
         return answered
 
     def set_header(self, response: Response) -> Response:
-        """Put the links of a request into the header of its response."""
+        """Add the links of a request to the Link header of its response."""
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # a proxy, as Flask documents it
         hinted = record_of(app).hinted if response.status_code < 400 else []
         write_links(app, response, hinted)

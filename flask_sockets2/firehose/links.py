@@ -1,8 +1,8 @@
-"""Links of a header field: what a page will need, and how (RFC 8288).
+"""Links for the Link header: the files that a page needs, and their types (RFC 8288).
 
-What goes out is checked and quoted here, and nowhere else. A URL is percent-encoded where a URI may
-not hold a character as it is; commas and semicolons stay, since between ``<`` and ``>`` they are
-part of it, and ``%2C`` would be another URL to the cache of a browser.
+This module alone validates and quotes outgoing links. Characters that a URI must not contain are
+percent-encoded. Commas and semicolons stay: between ``<`` and ``>`` they are part of the URL. To
+a browser's cache a URL with ``%2C`` is a different one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Attributes = tuple[tuple[str, str | None], ...]
 
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 §5.6.2
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_IN_URLS = ":/?#[]@!$&'()*+,;=%"  # reserved characters and those encoded already, RFC 3986 §2
+_IN_URLS = ":/?#[]@!$&'()*+,;=%"  # reserved, or already percent-encoded, RFC 3986 §2
 
 _TARGET = re.compile(r"(?:[\s;]*,)?[\s,]*<([^>]*)>")
 _ATTRIBUTE = re.compile(
@@ -34,17 +34,17 @@ _DESTINATIONS = {
 }
 _OF_ENDINGS = {ending: kind for kind, endings in _DESTINATIONS.items() for ending in endings}
 
-# For <script type="module">, which a preload does not serve: browsers would fetch it twice.
+# For <script type="module">, which does not use a preload: browsers would fetch the file twice.
 _MODULE_ENDING = "mjs"
 _MODULE = "module"
 
-# What a page fetches so is asked for by CORS; a preload without it is fetched a second time.
+# Browsers fetch these with CORS; after a preload without CORS they would fetch the file twice.
 _BY_CORS = ("font", "fetch")
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One link, as :func:`link` makes it.
+    """One link of a Link header, made by :func:`link`.
 
     :param url: a URI reference, percent-encoded.
     :param attributes: names and values in their order; None for an attribute without a value.
@@ -54,12 +54,12 @@ class Link:
     attributes: Attributes = ()
 
     def get(self, name: str) -> str | None:
-        """Return the first value of an attribute (RFC 8288 §3.3), None where it has none."""
+        """Return the first value of an attribute (RFC 8288 §3.3), or None if there is none."""
         return next((value for each, value in self.attributes if each == name), None)
 
     @property
     def key(self) -> tuple[str, str | None]:
-        """By what two links are the same."""
+        """The identity of a link: two links with the same key are duplicates."""
         return self.url, self.get("rel")
 
     def __str__(self) -> str:
@@ -70,20 +70,20 @@ class Link:
 
 
 def link(url: str, *flags: str, **attributes: object) -> Link:
-    """Make a link; without ``rel`` it is a ``preload``, and a ``modulepreload`` for a module.
+    """Make a link; ``rel`` defaults to ``preload``, and to ``modulepreload`` for a module.
 
-    A module is what ends in ``.mjs`` or has ``type="module"``, as its element in the page has. That
-    is no type of a file, so it is left out of the link.
+    A module has a URL that ends in ``.mjs``, or ``type="module"`` as in its element in the page.
+    The link omits ``type="module"``, which is not a media type.
 
     ::
 
         link("/static/app.css", as_="style")  # </static/app.css>; rel=preload; as=style
         link("/static/app.js", type="module")  # </static/app.js>; rel=modulepreload
 
-    :param url: as the page names it.
-    :param flags: attributes, behind the others: ``"nopush"``, or with a value, ``"as=style"``.
-    :param attributes: ``as_`` stands for ``as``; True for no value, None and False for none at all.
-    :raises ValueError: when the URL is empty, or something holds what no header field may.
+    :param url: URL as in the page.
+    :param flags: attributes after the others: ``"nopush"``, or with a value, ``"as=style"``.
+    :param attributes: ``as_`` stands for ``as``; True means no value, None and False no attribute.
+    :raises ValueError: if the URL is empty, or a character must not stand in a header field.
     """
     found: dict[str, str | None] = {}
     for name, value in attributes.items():
@@ -95,7 +95,7 @@ def link(url: str, *flags: str, **attributes: object) -> Link:
     encoded = _encoded(url)
     is_module = (found.get("type") or "").strip().lower() == _MODULE
     if is_module and found.get("rel", "preload") == "preload":
-        del found["type"]  # browsers ignore a preload of a type that they do not know
+        del found["type"]  # browsers ignore a preload of an unknown type
         found["rel"] = "modulepreload"
     if "rel" not in found:
         module = _ending(encoded) == _MODULE_ENDING and found.get("as", "script") == "script"
@@ -109,11 +109,11 @@ def link(url: str, *flags: str, **attributes: object) -> Link:
 
 
 def link_of(what: str | Link) -> Link:
-    """Return the link that somebody means: by its URL, or as it stands in a header field.
+    """Return the link for a URL, an origin or a value in the format of the Link header.
 
     :param what: ``"/static/app.css"``; ``"https://cdn.example.com"``, an origin to connect to;
         ``"</data>; rel=preload; as=fetch"``.
-    :raises ValueError: when it is no link, or a preload that no browser can use.
+    :raises ValueError: if the value is not a link, or is a preload that no browser can use.
     """
     if isinstance(what, Link):
         return what
@@ -135,9 +135,9 @@ def link_of(what: str | Link) -> Link:
 
 
 def parse(value: str) -> list[Link]:
-    """Read the value of a Link header field.
+    """Parse the value of a Link header into its links.
 
-    :raises ValueError: when it is none.
+    :raises ValueError: if the value is malformed.
     """
     links = []
     end = 0
@@ -156,18 +156,18 @@ def parse(value: str) -> list[Link]:
 
 
 def joined(existing: Sequence[str], links: Iterable[Link], limit: int) -> tuple[str, list[Link]]:
-    """Put links behind those that a header has, each only once.
+    """Append links to existing Link headers, without duplicates.
 
-    :param existing: the values of its Link fields, which stay as they are.
-    :param limit: characters of the result; links beyond it are left out.
-    :returns: one value, and the links that were left out.
+    :param existing: values of the response's Link headers, which stay unchanged.
+    :param limit: maximum length of the result in characters; further links are left out.
+    :returns: one header value, and the links that were left out.
     """
     parts = [value.strip(" \t,") for value in existing if value.strip(" \t,")]
     known = set()
     for value in parts:
         try:
             known |= {each.key for each in parse(value)}
-        except ValueError:  # somebody else's
+        except ValueError:  # set by other code
             continue
     size = sum(len(part) + 2 for part in parts)
     left_out = []
@@ -220,7 +220,7 @@ def _quoted(value: str) -> str:
 
 
 def _destination(url: str) -> str | None:
-    """What a file is, by the ending of its name."""
+    """Return the ``as`` value of a file by its ending, or None if unknown."""
     return _OF_ENDINGS.get(_ending(url))
 
 

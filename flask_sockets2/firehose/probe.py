@@ -1,7 +1,7 @@
-"""The application's part of ``flask firehose check``: an answer after a response 103.
+"""The application's part of ``flask firehose check``: a 103, followed by a response.
 
-The request carries a token that was signed with ``SECRET_KEY`` less than a minute ago: nobody
-else gets a response 103 sent through a proxy that takes it for an answer. The view is not run.
+The request must carry a token signed with ``SECRET_KEY`` in the last minute. Other clients cannot
+request a 103 through a proxy that mistakes the 103 for the final response. No view is run.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _MAX_AGE = 60  # seconds
 
 
 def token(app: Flask) -> str:
-    """Return what the request of a check carries.
+    """Return the signed token for the request of a check.
 
-    :raises RuntimeError: when the application has no ``SECRET_KEY``.
+    :raises RuntimeError: if the application has no ``SECRET_KEY``.
     """
     if not app.secret_key:
         raise RuntimeError(
@@ -35,10 +35,10 @@ def token(app: Flask) -> str:
 
 
 def answer(app: Flask) -> Response | None:
-    """Answer the request of a check; None for every other.
+    """Return the response to a check, or None if the current request is not a check.
 
-    The header ``Firehose-Check`` says what was done: ``sent``; ``http/1.0``, of the hop in front;
-    ``none``, where the server can send none.
+    The header ``Firehose-Check`` holds the result: ``sent``; ``http/1.0`` if the hop in front uses
+    that version; ``none`` if the server cannot send a 103.
     """
     signed = request.headers.get(HEADER)
     if signed is None or not app.secret_key:

@@ -1,15 +1,15 @@
-"""What the views and templates of a request push, and what a client has been pushed before.
+"""Pushes: links that a request adds to its response, and the memory of links pushed before.
 
-Differences from Flask-Firehose, whose interface this is:
+Differences from Flask-Firehose, which has the same interface:
 
-- A ``Link`` that the response has stays; ours come behind it, in one field, without a last comma.
-- The session is read where something was pushed, and nowhere else, so that other responses have no
-  ``Vary: Cookie``. Without ``SECRET_KEY``, and of a response that caches share, nothing is
-  remembered, and every response has its links.
-- ``rel=preload`` is added where nothing is said, ``as`` where the ending of the URL tells it, and
-  ``crossorigin`` for fonts, which are fetched twice otherwise.
-- What cannot stand in a header field raises ValueError.
-- Without a request, in a template for an e-mail say, ``push`` does nothing.
+- An existing ``Link`` of the response stays; pushed links follow in the same field, without a
+  trailing comma.
+- The session is read only if the request pushed a link: other responses have no ``Vary: Cookie``.
+  Without ``SECRET_KEY``, and for a response that shared caches store, no links are remembered.
+- ``rel`` defaults to ``preload``, and ``as`` to the type that the URL's ending tells. Fonts get
+  ``crossorigin``, since browsers would fetch them twice otherwise.
+- A character that must not stand in a header field raises ValueError.
+- Without a request, for example in the template of an e-mail, ``push`` has no effect.
 """
 
 from __future__ import annotations
@@ -44,34 +44,34 @@ EXTENSION = "flask_sockets2_firehose"
 URL = TypeVar("URL")
 
 Place = tuple[str, str, str]
-"""An endpoint, and the host and prefix at which it was asked for."""
+"""An endpoint, with the host and the prefix of the request."""
 
 _SESSION_KEY = "h2-pushed"
-_MAX_REMEMBERED = 1024  # characters of a cookie, which has 4096 for everything
-_MAX_HEADER = 3072  # characters of all links; nginx wants a whole head within 4 KiB
+_MAX_REMEMBERED = 1024  # characters of a cookie, which may have 4096 in all
+_MAX_HEADER = 3072  # characters of all links; nginx accepts heads up to 4 KiB
 _IN_ENVIRON = "flask_sockets2.firehose"
 
 
 class Memory(Protocol):
-    """Remembers what a client has been pushed; a connector, as Flask-Firehose calls it."""
+    """Remembers the URLs that were pushed to a client; Flask-Firehose calls this a connector."""
 
     def get_pushed(self) -> Iterable[str] | None:
-        """Return a set of URLs that the client of this request has been pushed."""
+        """Return the URLs that were pushed to the client of the current request."""
 
     def set_pushed(self, inset: set[str], /) -> object:
-        """Keep the set, which now has those of this response, too."""
+        """Store the set, extended by the URLs of the current response."""
 
 
 class Connector:
-    """Remembers in the session, under ``h2-pushed``: URLs, separated by commas.
+    """Remembers pushed URLs in the session, under ``h2-pushed``, separated by commas.
 
-    A comma in a URL is kept as ``%2C``, and ``%`` as ``%25``. What does not fit into 1 KiB is
-    forgotten, and will be pushed again.
+    A comma in a URL is stored as ``%2C``, and ``%`` as ``%25``. URLs beyond 1 KiB are forgotten,
+    and will be pushed again.
     """
 
     @staticmethod
     def get_pushed() -> set[str]:
-        """Return what the session knows."""
+        """Return the URLs in the session."""
         kept = session.get(_SESSION_KEY)
         if not isinstance(kept, str) or not kept:
             return set()
@@ -79,7 +79,7 @@ class Connector:
 
     @staticmethod
     def set_pushed(inset: set[str]) -> None:
-        """Put it into the session, where there is one to write to."""
+        """Store the URLs in the session, if the session is writable."""
         if current_app.session_interface.is_null_session(session._get_current_object()):  # type: ignore[attr-defined]  # a proxy
             return
         kept = ""
@@ -92,12 +92,12 @@ class Connector:
 
 @dataclass(slots=True, eq=False)
 class FirehoseState:
-    """What an application has of Firehose.
+    """The state of Firehose in one application.
 
-    :param memory: None: each response has all of its links.
-    :ivar learned: what the last page of each place has pushed. Those asked for again stand in
+    :param memory: memory of pushed URLs; if None, each response has all of its links.
+    :ivar learned: links that the last page of each place pushed; places requested again stand in
         front. An entry is replaced as a whole, so that threads need no lock.
-    :ivar unmarked: names of templates without ``{{ flush() }}`` that were flushed; logged once.
+    :ivar unmarked: names of flushed templates without ``{{ flush() }}``, each logged once.
     """
 
     memory: Memory | None
@@ -107,11 +107,11 @@ class FirehoseState:
 
 @dataclass(slots=True, eq=False)
 class Record:
-    """What a request has pushed and hinted at.
+    """The links that a request has pushed and hinted at.
 
-    :ivar pushed: by URLs as they were given.
-    :ivar hinted: what the response is to have, too.
-    :ivar unfinished: the page is still being made when the response begins.
+    :ivar pushed: pushed links, by URL as given.
+    :ivar hinted: hinted links, which the response's header repeats.
+    :ivar unfinished: whether the response has begun before the page is complete.
     """
 
     pushed: dict[str, Link] = field(default_factory=dict)
@@ -120,9 +120,9 @@ class Record:
 
 
 def state_of(app: Flask) -> FirehoseState:
-    """Return what an application has of Firehose.
+    """Return the state of Firehose in an application.
 
-    :raises RuntimeError: when it has nothing.
+    :raises RuntimeError: if the application has no Firehose.
     """
     state = app.extensions.get(EXTENSION)
     if state is None:
@@ -131,9 +131,9 @@ def state_of(app: Flask) -> FirehoseState:
 
 
 def record_of(app: Flask) -> Record:
-    """Return what is known of the current request.
+    """Return the links of the current request.
 
-    It lives with the request: ``g`` may be that of an application context around several.
+    The WSGI environ holds the record, because one ``g`` may serve several requests.
     """
     records = request.environ.setdefault(_IN_ENVIRON, WeakKeyDictionary())  # applications may nest
     found: Record = records.setdefault(app, Record())
@@ -141,17 +141,17 @@ def record_of(app: Flask) -> Record:
 
 
 def push(url: URL, *args: str, **kwargs: object) -> URL:
-    """Say in the response's Link header that the page needs a URL; return the URL as it is.
+    """Add a URL to the response's Link header, and return the URL unchanged.
 
     ::
 
         <link rel="stylesheet" href="{{ push('/static/css/main.css', as='style') }}">
 
-    :param args: attributes as they stand in the header: ``"nopush"``, ``"as=style"``.
-    :param kwargs: attributes; where ``as`` cannot be written, ``as_``. See
+    :param args: attributes in the format of the header: ``"nopush"``, ``"as=style"``.
+    :param kwargs: attributes by name, ``as_`` in place of the keyword ``as``. See
         :func:`~flask_sockets2.firehose.link`.
-    :raises ValueError: when the URL or an attribute holds what no header field may.
-    :raises RuntimeError: when the application of the request has no Firehose.
+    :raises ValueError: if the URL or an attribute holds a character that no header field may.
+    :raises RuntimeError: if the application of the request has no Firehose.
     """
     made = link(str(url), *args, **kwargs)
     if has_request_context():
@@ -162,10 +162,10 @@ def push(url: URL, *args: str, **kwargs: object) -> URL:
 
 
 def write_links(app: Flask, response: Response, hinted: Iterable[Link]) -> None:
-    """Put the links of this request into its response, behind those that it has.
+    """Add the links of the current request to its response, after the existing links.
 
-    What the client has been pushed before is left out, and what it is pushed now is remembered. A
-    response that is everybody's, by ``Cache-Control: public``, has all links and no session.
+    Links that were pushed to the client before are left out, and the new links are remembered. A
+    response for shared caches (``Cache-Control: public``) has all links and uses no session.
     """
     memory, pushed = state_of(app).memory, record_of(app).pushed
     if memory is None or not pushed or _is_shared(response):
@@ -179,7 +179,7 @@ def write_links(app: Flask, response: Response, hinted: Iterable[Link]) -> None:
 
 
 def _add_links(response: Response, links: list[Link]) -> list[Link]:
-    """Return those for which there was no room."""
+    """Add links to a response, and return the links beyond the size limit."""
     if not links:
         return []
     value, left_out = joined(response.headers.getlist("Link"), links, _MAX_HEADER)
@@ -196,6 +196,6 @@ def _add_links(response: Response, links: list[Link]) -> list[Link]:
 
 
 def _is_shared(response: Response) -> bool:
-    """Whether a cache may give it to somebody else, with its cookie and without its links."""
+    """Whether a cache may send the response, with its cookie and its missing links, to others."""
     control = response.cache_control
     return bool(control.public) or control.s_maxage is not None

@@ -1,14 +1,14 @@
-"""The head of a page first: what stands above ``{{ flush() }}`` is sent before the rest is made.
+"""Early heads: the part of a page above ``{{ flush() }}`` is sent before the rest is rendered.
 
 The browser loads styles and scripts meanwhile, as after Early Hints, but through every proxy and
-over every version of HTTP. What takes time is given to the template as a function, which it calls
+over every version of HTTP. Pass slow data to the template as a function, and call the function
 below the mark::
 
     return flush("report.html", rows=slow_query)    {{ flush() }} … {% for row in rows() %}
 
-The status, the header and the session are sent with the head. What would change them later comes
-too late, and is logged. The request lasts up to the end of the page: only then its teardown
-functions run, which close the connection to a database that the head has used.
+The status, the headers and the session are sent with the head. Later changes are lost; a change of
+the session is logged. The request lasts up to the end of the page. Its teardown functions, which
+for example close a database connection, run only then.
 """
 
 from __future__ import annotations
@@ -49,19 +49,19 @@ CUT_SHORT = (
     '\n<p role="alert">The rest of this page could not be made. '
     '<a href="">Try again</a></p>\n<!-- cut short by an error -->\n'
 )
-"""What a visitor sees in the place of what an error has kept from being made."""
+"""The note on a page in place of the part that an error has cut off."""
 
 
 def flush(template: str | Template | list[str | Template], /, **context: Any) -> Response:
-    """Answer with a template whose beginning is sent at once, up to ``{{ flush() }}``.
+    """Return a response that sends a template up to ``{{ flush() }}`` at once, then the rest.
 
-    Up to there all is as ever: an error is answered with 500, ``push`` adds to the header, and the
-    session is saved. After an error in the rest the page says so and ends without the end of an
-    HTTP message, so that no cache keeps it; the error is logged.
+    Above the mark a template behaves as usual: an error gives a 500, ``push`` adds to the header,
+    and the session is saved. An error below the mark is logged. The page then ends with a note, and
+    the HTTP message stays incomplete, so that no cache stores the page.
 
-    :param template: as for :func:`flask.render_template`.
-    :param context: of the template; functions for what takes time.
-    :raises RuntimeError: when the application has no Firehose.
+    :param template: template as for :func:`flask.render_template`.
+    :param context: context of the template, with functions for slow data.
+    :raises RuntimeError: if the application has no Firehose.
     """
     app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # a proxy, as Flask documents it
     state = state_of(app)
@@ -77,14 +77,14 @@ def flush(template: str | Template | list[str | Template], /, **context: Any) ->
     response = app.response_class(mimetype="text/html")
     kept: RequestContext = request_ctx._get_current_object()  # type: ignore[attr-defined]  # a proxy
     response.response = body = _within(kept, _body(app, response, head, pieces))
-    response.headers["X-Accel-Buffering"] = "no"  # nginx would keep the head back
+    response.headers["X-Accel-Buffering"] = "no"  # else nginx would buffer the head
 
     @after_this_request
     def hold_request(answer: Response) -> Response:
-        if answer.response is body:  # the view has returned it
+        if answer.response is body:  # returned by the view
             next(body)
             record_of(app).unfinished = True
-        elif record_of(app).unfinished:  # an error since then, which is answered instead
+        elif record_of(app).unfinished:  # an error response replaces the page
             body.close()
         return answer
 
@@ -92,8 +92,8 @@ def flush(template: str | Template | list[str | Template], /, **context: Any) ->
 
 
 def _pieces(app: Flask, template: Template, context: dict[str, Any]) -> Iterator[str]:
-    """As Flask's ``stream_template``, whose pieces come with a request context of their own: here
-    that of the view serves the first of them."""
+    """Render a template in pieces. Flask's ``stream_template`` would run all pieces in a request
+    context of its own; here the first pieces run in the view's context."""
     app.update_template_context(context)
     wrapper = app.ensure_sync
     before_render_template.send(app, _async_wrapper=wrapper, template=template, context=context)
@@ -102,9 +102,9 @@ def _pieces(app: Flask, template: Template, context: dict[str, Any]) -> Iterator
 
 
 def flush_mark() -> Markup:
-    """Mark where the head of a page ends; templates call it as ``{{ flush() }}``.
+    """Mark the end of a page's head, as ``{{ flush() }}`` in a template.
 
-    In a template that is rendered as a whole it does nothing.
+    The mark has no effect in a template that is rendered as a whole.
     """
     if has_request_context():
         request.environ[_FLUSHED] = True
@@ -112,7 +112,7 @@ def flush_mark() -> Markup:
 
 
 def _head(pieces: Iterator[str]) -> Iterator[str]:
-    """The pieces up to the mark."""
+    """Yield the pieces up to the mark."""
     request.environ[_FLUSHED] = False
     for piece in pieces:
         yield piece
@@ -121,11 +121,11 @@ def _head(pieces: Iterator[str]) -> Iterator[str]:
 
 
 def _within(context: RequestContext, body: Iterator[str]) -> Generator[str, None, None]:
-    """Keep the request of the view up to the end of the body; its first piece is empty.
+    """Keep the view's request context up to the end of the body; the first piece is empty.
 
-    Flask's ``stream_with_context`` brings a request back whose teardown functions have run, from
-    version 3.1.2 on. It is kept when the view has returned, which may have been a coroutine with
-    context variables of its own.
+    From Flask 3.1.2 on, ``stream_with_context`` restores a request after its teardown functions
+    have run. The context is entered after the view has returned, since the view may be a coroutine
+    with context variables of its own.
     """
     with context:
         yield ""
@@ -135,7 +135,7 @@ def _within(context: RequestContext, body: Iterator[str]) -> Generator[str, None
 def _body(app: Flask, response: Response, head: str, pieces: Iterator[str]) -> Iterator[str]:
     yield head
     saved = dict(session)
-    waiting: list[str] = []  # one write for pieces of some size, up to another mark
+    waiting: list[str] = []  # pieces for one write of some size, or up to another mark
     size = 0
     request.environ[_FLUSHED] = False
     try:
@@ -150,7 +150,7 @@ def _body(app: Flask, response: Response, head: str, pieces: Iterator[str]) -> I
         got_request_exception.send(app, _async_wrapper=app.ensure_sync, exception=exc)
         app.log_exception(sys.exc_info())
         yield "".join([*waiting, CUT_SHORT])
-        raise  # the server drops the connection, which tells a cache that the page is not whole
+        raise  # the server drops the connection, so that a cache sees an incomplete page
     yield "".join(waiting)
     if dict(session) != saved:
         logger.error(

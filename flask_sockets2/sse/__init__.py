@@ -1,4 +1,4 @@
-"""Server-Sent Events: Flask-SSE's interface, over the channels of the application."""
+"""Server-Sent Events with Flask-SSE's interface, over the application's channels."""
 
 from __future__ import annotations
 

@@ -1,23 +1,23 @@
-"""Which channels a request may have.
+"""Authorization: which channels a request may stream.
 
 ====================================  ==============================================================
-the channel ``sse``                   anybody, as all that a program has not decided upon
-``?signed=…``                         who was given that URL, by ``sse.url()``
-any other, by ``?channel=``           as ``@sse.authorize`` says; without it nobody, unless
-                                      ``SSE_OPEN_CHANNELS`` is set
-several, by ``?channel=a&channel=b``  the same; but if the blueprint has functions of
-                                      ``before_request``, the setting opens one channel a stream:
-                                      those written for Flask-SSE look at the first name alone
+the channel ``sse``                   open to every client that ``@sse.authorize`` does not refuse
+``?signed=…``                         open to clients with that URL, made by ``sse.url()``
+any other, by ``?channel=``           if ``@sse.authorize`` permits the channel; without an
+                                      authorizer if ``SSE_OPEN_CHANNELS`` is set
+several, by ``?channel=a&channel=b``  the same; but if the blueprint has ``before_request``
+                                      functions, the setting opens one channel per stream, since
+                                      functions written for Flask-SSE check only the first name
 ====================================  ==============================================================
 
-``@sse.authorize`` is asked for signed ones, too. Functions of ``before_request`` may refuse, and
-open nothing: they may be there for any purpose. In Flask-SSE anybody may have any channel that they
-do not refuse.
+``@sse.authorize`` is called for signed channels, too. ``before_request`` functions may refuse a
+request, but never open a channel: they may serve any purpose. In Flask-SSE every client may stream
+every channel that these functions do not refuse.
 
-A signed address is for the user of its page, if there is one, unless :func:`sign` was told
-otherwise. It carries the position of each channel that its page was made at, and an earlier one
-is a gap. An address that names its channels has no page: who may have a channel may have all that
-is kept of it.
+A signed URL is bound to the user of its page, if there is one, unless the call of :func:`sign` says
+otherwise. The URL carries the position of each channel when the page was rendered. A request for
+an earlier position receives a gap. A URL that names its channels has no page: an authorized client
+may replay the whole history.
 """
 
 from __future__ import annotations
@@ -51,17 +51,17 @@ logger = logging.getLogger("flask_sockets2.sse")
 
 DEFAULT = "sse"
 MOST_CHANNELS = 100
-"""Of one stream, whatever is set: the id of each event names them all, and comes in a header."""
+"""Hard limit for one stream: each event id names all channels, and clients send ids in a header."""
 
 _SALT = "flask_sockets2.sse"
 
 
 class Permission(NamedTuple):
-    """What a stream may have.
+    """The channels that a stream may subscribe to.
 
-    :ivar names: of its channels, each once.
-    :ivar earliest: position of each; see
-        :func:`~flask_sockets2.application.signing.not_before`. None if the channels are open.
+    :ivar names: the channels, each once.
+    :ivar earliest: the earliest position of each that a client may resume from, see
+        :func:`~flask_sockets2.application.signing.not_before`; None if the channels are open.
     """
 
     names: list[str]
@@ -69,10 +69,10 @@ class Permission(NamedTuple):
 
 
 def asked_for(app: Flask, blueprint: str, authorizer: Permit | None) -> Permission:
-    """Return the channels of the current request, or refuse it.
+    """Return the channels of the current request, or abort with 400, 403 or 410.
 
-    :param blueprint: name of the one that is asked, in the application.
-    :param authorizer: asked for each, where there is one.
+    :param blueprint: name of the requested blueprint in the application.
+    :param authorizer: called for each channel, if there is one.
     """
     signed, named = request.args.getlist("signed"), request.args.getlist("channel")
     if signed and named:
@@ -80,7 +80,7 @@ def asked_for(app: Flask, blueprint: str, authorizer: Permit | None) -> Permissi
     earliest = {name: at for each in signed for name, at in _unsigned(app, blueprint, each).items()}
     names = list(earliest)
     if not names and named not in ([], [""]):
-        # An empty one among others counts: functions of before_request may have seen it alone.
+        # An empty name among others counts: before_request functions may have checked only that.
         names = named
     names = list(dict.fromkeys(names)) or [DEFAULT]
     most = most_channels(app)
@@ -118,12 +118,12 @@ def asked_for(app: Flask, blueprint: str, authorizer: Permit | None) -> Permissi
 
 
 def most_channels(app: Flask) -> int:
-    """Return how many channels one stream may have."""
+    """Return the maximum number of channels of one stream."""
     return min(MOST_CHANNELS, read(AppSettings, app.config).max_channels)
 
 
 def is_open(app: Flask, blueprint: str, authorizer: Permit | None, names: Sequence[str]) -> bool:
-    """Whether channels may be asked for by name, unless the authorizer refuses them."""
+    """Whether a client may name these channels in the query, if the authorizer permits them."""
     if authorizer is not None or list(names) == [DEFAULT]:
         return True
     return read(Settings, app.config).open_channels and (
@@ -132,9 +132,9 @@ def is_open(app: Flask, blueprint: str, authorizer: Permit | None, names: Sequen
 
 
 def _is_guarded(app: Flask, blueprint: str) -> bool:
-    """Whether functions of ``before_request`` look at a blueprint's requests, or at its parents'.
+    """Whether a blueprint or one of its parents has ``before_request`` functions.
 
-    Those of the application do not count: extensions add theirs.
+    The application's own functions do not count, because extensions register theirs there.
     """
     parts = blueprint.split(".")
     scopes = (".".join(parts[:number]) for number in range(1, len(parts) + 1))
@@ -142,7 +142,7 @@ def _is_guarded(app: Flask, blueprint: str) -> bool:
 
 
 def _cut(names: Sequence[str]) -> list[str]:
-    """Return names that a stranger gave as a log may have them."""
+    """Return channel names from a request, cut to a length that suits a log."""
     return [name[:200] for name in names[:10]]
 
 
@@ -165,13 +165,13 @@ def sign(
     blueprint: str = MAIN,
     bind: str | None = None,
 ) -> str:
-    """Return a text that permits to have some channels of a blueprint, and of no other.
+    """Return a signed token that permits a client to stream some channels of one blueprint.
 
-    :param earliest: position of each, ``START`` for all that is kept.
-    :param blueprint: its name in the application.
-    :param bind: as for :meth:`State.holder`; by default any client may use the text.
-    :raises RuntimeError: when the application has no ``SECRET_KEY``, or there is no session to
-        bind the text to.
+    :param earliest: earliest position of each channel, ``START`` for the whole history.
+    :param blueprint: name of the blueprint in the application.
+    :param bind: as for :meth:`State.holder`; by default any client may use the token.
+    :raises RuntimeError: if the application has no ``SECRET_KEY``, or there is no session to bind
+        the token to.
     """
     signer = _signer(app, blueprint)  # first: a holder is hashed with the key
     holder = state_of(app).holder(bind)
@@ -180,7 +180,7 @@ def sign(
 
 
 def _unsigned(app: Flask, blueprint: str, signed: str) -> dict[str, str]:
-    """Return the channels that a text permits, and the earliest position of each."""
+    """Return the channels that a signed token permits, and the earliest position of each."""
     try:
         if not app.secret_key:
             raise Forged("there is no SECRET_KEY that it could be signed with")
@@ -209,9 +209,9 @@ def _unsigned(app: Flask, blueprint: str, signed: str) -> dict[str, str]:
 
 
 def _read(permission: Any) -> tuple[list[str], list[str], str]:
-    """Return what was signed: channels, the earliest position of each, and who may have them."""
+    """Return the contents of a token: channels, the earliest position of each, the holder."""
     if isinstance(permission[0], list):
         names, earliest, *holder = permission
         return names, earliest.split(","), "".join(holder)
-    # Signed before addresses had positions: the names alone.
+    # The earlier format of the token has the names alone, without positions.
     return permission, [str(NOWHERE)] * len(permission), ""

@@ -13,16 +13,16 @@
 
 Differences from Flask-SSE:
 
-- Redis is not needed: the broker is the application's, see ``application/settings.py``.
-- What is published is kept for a while, and a browser that comes back gets what it missed.
-- A stream may have several channels; which ones anybody may have, is told in ``access.py``.
-  Functions of ``before_request`` refuse, and open none.
+- Redis is optional: events use the application's broker, see ``application/settings.py``.
+- The broker keeps events for a while, and a reconnecting browser receives the ones it missed.
+- A stream may have several channels. ``access.py`` lists the channels that are open to every
+  client. ``before_request`` functions can refuse a request, but open no channel.
 - Several blueprints of an application share no channel, see :meth:`Site.distinct_name_of`.
-- A stream has heartbeats, an id in each event, and outlives its request: no context is kept.
-- ``publish`` does not raise redis-py's errors but :class:`~flask_sockets2.BrokerError`.
-- A page of another origin has a stream where ``SOCKETS_ALLOWED_ORIGINS`` names it.
-- ``redis`` is there for programs that use it, and nothing here does.
-- What is wrong with an event is refused when it is published, see ``message.py``.
+- A stream has heartbeats and an id in each event. The request context ends before the stream does.
+- ``publish`` raises :class:`~flask_sockets2.BrokerError` in place of redis-py's errors.
+- A page of another origin may stream if ``SOCKETS_ALLOWED_ORIGINS`` names the origin.
+- ``redis`` exists for programs that use the attribute; this package does not use it.
+- ``publish`` refuses an invalid event, see ``message.py``.
 """
 
 from __future__ import annotations
@@ -51,20 +51,20 @@ PermitFunction = TypeVar("PermitFunction", bound=Callable[[str], PermitAnswer])
 
 
 class ServerSentEventsBlueprint(Blueprint):
-    """A blueprint that publishes events and streams them.
+    """A blueprint that publishes events and streams them to browsers.
 
-    One may be registered in several applications. What needs an application takes the current one.
+    You may register one blueprint in several applications: methods use the current application.
     """
 
-    #: Says who may have a channel; see :meth:`authorize`.
+    #: The function that authorizes channels; see :meth:`authorize`.
     authorizer: Permit | None = None
 
     def register(self, app: Any, options: dict[str, Any]) -> None:  # a Flask
-        """Do what Flask does, and give the application channels.
+        """Register the blueprint as Flask does, and set up channels in the application.
 
-        :raises BrokerError: when no broker serves the URL of a setting.
-        :raises ValueError: when a setting is not what is expected, naming it, or there is no
-            ``url_prefix`` for ``sse``.
+        :raises BrokerError: if no broker serves the URL of a setting.
+        :raises ValueError: if a setting is invalid, which the error names, or if ``sse`` has no
+            ``url_prefix``.
         """
         if self is sse and not (options.get("url_prefix") or self.url_prefix):
             raise ValueError(
@@ -91,15 +91,15 @@ class ServerSentEventsBlueprint(Blueprint):
     ) -> int:
         """Publish an event to all streams of a channel, in all processes.
 
-        :param data: text, or what becomes JSON.
-        :param type: of the event, for ``addEventListener``.
-        :param id: what the browser has as ``event.lastEventId``; by default the position.
-        :param retry: milliseconds after which browsers come back from now on.
-        :param channel: whose streams get it.
-        :returns: how many listen, at most seconds ago.
-        :raises BrokerError: when the broker cannot be reached.
-        :raises TypeError: when the data cannot become JSON.
-        :raises ValueError: when it can be no event, or is too big.
+        :param data: text, or an object to serialize as JSON.
+        :param type: event type, for ``addEventListener``.
+        :param id: id that the page reads as ``event.lastEventId``; by default the position.
+        :param retry: milliseconds that browsers wait before they reconnect, from now on.
+        :param channel: channel to publish to.
+        :returns: number of subscribers, at most a few seconds old.
+        :raises BrokerError: if the broker cannot be reached.
+        :raises TypeError: if the data cannot be serialized as JSON.
+        :raises ValueError: if the event is invalid or too big.
         """
         site = Site.current()
         message = Message(data, type, id, retry)
@@ -108,7 +108,7 @@ class ServerSentEventsBlueprint(Blueprint):
     def progress(
         self, channel: str, total: float | None = None, *, interval: float = INTERVAL
     ) -> Progress:
-        """Return the progress of a long job; see :class:`Progress`.
+        """Report the progress of a long job to a channel; see :class:`Progress`.
 
         ::
 
@@ -126,15 +126,15 @@ class ServerSentEventsBlueprint(Blueprint):
     # -- streams ---------------------------------------------------------------------------
 
     def stream(self) -> Response:
-        """Answer the current request with the events of the channels that it names.
+        """Return a response that streams the channels which the current request names.
 
         The stream resumes after the header ``Last-Event-ID``; without the header after
         ``?lastEventId=``, and without both after ``?last_event_id=``.
 
-        A view of your own may return it. ``@sse.authorize`` is asked there, too; functions of
-        ``before_request`` are not, since Flask calls them for the blueprint's own requests.
+        Your own view may return this response. ``@sse.authorize`` is called there, too. The
+        blueprint's ``before_request`` functions are not: Flask calls them for its own routes only.
 
-        :raises RuntimeError: when the blueprint is not registered in the application.
+        :raises RuntimeError: if the blueprint is not registered in the application.
         """
         site = Site.current()
         site.endpoint_of(self)
@@ -144,11 +144,11 @@ class ServerSentEventsBlueprint(Blueprint):
         return streams.respond(site, blueprint, permission, streams.last_event_id(), guest)
 
     def messages(self, channel: str = DEFAULT) -> Iterator[Message]:
-        """Yield what is published to a channel from now on, each as :class:`Message`.
+        """Yield each :class:`Message` that is published to a channel from now on.
 
-        It subscribes at the first ``next``, within an application context, and waits for messages
-        without a bound; who takes them too slowly is told of no more. Lost ones are told by one of
-        the type ``gap``.
+        The iterator subscribes at the first ``next``, which needs an application context. Each
+        ``next`` waits without a timeout. By default the iterator ends if the consumer is too slow.
+        A message of the type ``gap`` says that messages were lost.
         """
         site = Site.current()
         yield from streams.messages(site, site.distinct_name_of(self), channel)
@@ -156,10 +156,10 @@ class ServerSentEventsBlueprint(Blueprint):
     stream_func = staticmethod(stream_func)
     stream_generator = staticmethod(stream_generator)
 
-    # -- who may have what -----------------------------------------------------------------
+    # -- authorization ---------------------------------------------------------------------
 
     def authorize(self, f: PermitFunction) -> PermitFunction:
-        """Register what is asked, at each connect, for each channel of a stream.
+        """Register the function that authorizes each channel when a client connects.
 
         ::
 
@@ -167,11 +167,11 @@ class ServerSentEventsBlueprint(Blueprint):
             def may_have(channel):
                 return channel == "news" or channel == f"user:{current_user.id}"
 
-        :param f: called in the request. True permits; False and None refuse, and so do a response
-            that it returns and what it raises, which are sent. Anything else is a TypeError. The
-            one that was registered last counts, in all applications that have the blueprint: where
-            they differ, each needs a blueprint of its own.
-        :returns: the function as it is.
+        :param f: function that is called in the request. True permits the channel; False and None
+            refuse. A returned response refuses, too, and is sent. Flask handles an exception as in
+            a view. Any other result is a TypeError. The function registered last counts, in all
+            applications of the blueprint. If they differ, give each its own blueprint.
+        :returns: the function unchanged.
         """
         self.authorizer = f
         return f
@@ -183,23 +183,23 @@ class ServerSentEventsBlueprint(Blueprint):
         last: int = 0,
         bind: str | None = "user",
     ) -> str:
-        """Return the address of a stream for a page: ``EventSource({{ sse.url("news")|tojson }})``.
+        """Return the URL of a stream for a page: ``EventSource({{ sse.url("news")|tojson }})``.
 
-        It is signed where the channels are not open, and counts for ``SSE_MAX_AGE`` seconds. It
-        holds their positions, so that nothing published after the page was made is missing. A
-        signed one permits nothing that was published before.
+        If the channels are not open, the URL is signed and valid for ``SSE_MAX_AGE`` seconds. The
+        URL holds the channels' positions, so that the stream includes every event published after
+        the page was rendered. A signed URL permits no events before these positions.
 
-        :param channels: by default ``sse``.
-        :param since: what :meth:`position` has returned, before the page read what it shows;
-            ``"start"`` for all that is kept.
-        :param last: so many events of each channel that were published before, at most.
-        :param bind: who may use it if it is signed: by default requests of the page's user, if
-            there is one; ``"session"`` for those of its session; None for any client that has it.
-        :raises RuntimeError: when the blueprint is not registered, or has no rule for its stream;
-            when the address has to be signed, and the application has no ``SECRET_KEY``, or the
-            page no session.
-        :raises ValueError: when they are more than a stream may have, or ``since``, ``last`` or
-            ``bind`` is something else.
+        :param channels: channels of the stream, by default ``sse``.
+        :param since: result of :meth:`position`, called before the page read its data;
+            ``"start"`` for the whole history.
+        :param last: maximum number of earlier events to replay, per channel.
+        :param bind: clients that may use a signed URL: by default requests of the page's user, if
+            there is one; ``"session"`` for the page's session; None for every client.
+        :raises RuntimeError: if the blueprint is not registered or has no rule for its stream; if
+            the URL must be signed, but the application has no ``SECRET_KEY`` or the page no
+            session.
+        :raises ValueError: if a stream may not have so many channels, or if ``since``, ``last`` or
+            ``bind`` is invalid.
         """
         check_bind(bind)
         site = Site.current()
@@ -227,17 +227,17 @@ class ServerSentEventsBlueprint(Blueprint):
             )
         seen = self.position(*names, last=last) if since is None else since
         if not is_open(site.app, name, self.authorizer, names):
-            # It begins at those positions, unless the browser says that it has seen more.
+            # The stream begins at these positions, unless the browser sends a later event id.
             earliest = streams.since(site, site.distinct_name_of(self), names, seen)
             return url_for(endpoint, signed=sign(site.app, names, earliest, name, bind))
         values: dict[str, Any] = {} if names == [DEFAULT] else {"channel": names}
         return url_for(endpoint, **values, last_event_id=seen)
 
     def position(self, *channels: str, last: int = 0) -> str:
-        """Return where channels are now, as the id of an event that goes on there.
+        """Return the current position of channels, as an event id from which a stream resumes.
 
-        :param last: so many events of each are to come once more, at most.
-        :raises ValueError: when that is no whole number, or below 0.
+        :param last: maximum number of earlier events to replay, per channel.
+        :raises ValueError: if ``last`` is not a whole number or is below 0.
         """
         if not is_number(last, whole=True) or last < 0:
             raise ValueError(f"last= must be a whole number, at least 0, got {shown(last)}")
@@ -251,7 +251,7 @@ class ServerSentEventsBlueprint(Blueprint):
     def redis(self) -> Any:
         """A client of the Redis of ``SSE_REDIS_URL`` or ``REDIS_URL``, as in Flask-SSE.
 
-        :raises KeyError: when neither is set.
+        :raises KeyError: if neither setting is set.
         """
         url = redis_url_of(current_app.config)
         if not url:
@@ -262,6 +262,6 @@ class ServerSentEventsBlueprint(Blueprint):
 
 
 sse = ServerSentEventsBlueprint("sse", __name__)
-"""The blueprint to register where one is enough; ``url_for("sse.stream", channel="news")``."""
+"""The ready-made blueprint, if you need only one: ``url_for("sse.stream", channel="news")``."""
 
 sse.add_url_rule(rule="", endpoint="stream", view_func=sse.stream)

@@ -1,16 +1,16 @@
-"""Events on the wire, and the ids by which a stream goes on where it was.
+"""Events as bytes on the wire, with the ids from which a stream resumes.
 
-The id of an event names the position of each channel of its stream, in the order in which they
-were asked for, so that ``Last-Event-ID`` says all that there is to resume::
+The id of an event names the position of each channel of its stream, in the order of the request.
+``Last-Event-ID`` therefore holds everything that the server needs to resume the stream::
 
     event:greeting
     data:{"message": "Hello!"}
     id:9f86d081884c7d65-42,1f3870be274f6c49-7
 
-In place of a position there may be ``start``, all that is kept, and ``-``, which is lost. A stream
-begins with its id alone, and an event with an id of its publisher's is followed by one: a browser
-dispatches no event without data, but remembers its id (WHATWG HTML §9.2.6). So the page sees the
-publisher's id, and the browser comes back with the positions.
+In place of a position, ``start`` means the whole history, and ``-`` means a gap. A stream begins
+with an id alone. If the publisher gave an event its own id, an id alone follows the event. A
+browser dispatches no event without data, but remembers the id (WHATWG HTML §9.2.6). The page
+therefore reads the publisher's id, and the browser reconnects with the positions.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ __all__ = [
 logger = logging.getLogger("flask_sockets2.sse")
 
 PREFIX = "sse:"
-"""Of the channels: whoever may name one reaches none of Turbo's or of the application's own.
+"""Prefix of the channels, so that a client cannot name a channel of Turbo or of the application.
 
-Those of a further blueprint have its name in it, see :func:`prefix_of`.
+The channels of a further blueprint have its name in the prefix, see :func:`prefix_of`.
 """
 
 _NOTHING = Fields(b"", b"", b"")
@@ -56,7 +56,7 @@ _NOTHING = Fields(b"", b"", b"")
 def prefix_of(blueprint: str) -> str:
     """Return the prefix of a blueprint's channels: no two blueprints share a channel.
 
-    :param blueprint: its name where the application has several, ``""`` for the main one.
+    :param blueprint: name of the blueprint, ``""`` for the main one.
     """
     if not blueprint:
         return PREFIX
@@ -64,32 +64,32 @@ def prefix_of(blueprint: str) -> str:
 
 
 def channel_of(name: str, blueprint: str = "") -> str:
-    """Return the channel of the broker.
+    """Return the broker's channel for the name that a page or a view uses.
 
     :param blueprint: as for :func:`prefix_of`.
-    :raises TypeError: when the name is no text.
-    :raises ValueError: when it is empty or too long.
+    :raises TypeError: if the name is not text.
+    :raises ValueError: if the name is empty or too long.
     """
     if not (isinstance(name, str) and name):
-        check_channel(name)  # which says so; what it reserves is none of ours, by the prefix
+        check_channel(name)  # raises; its reserved names cannot clash, thanks to the prefix
     return check_channel(prefix_of(blueprint) + name)
 
 
 def name_of(channel: str) -> str:
-    """Return the name of a channel, without the prefix of any blueprint."""
+    """Return the name of a channel, without a blueprint's prefix."""
     return channel.partition(":")[2]
 
 
 def id_of(positions: Sequence[object]) -> str:
-    """Return the id that names positions, one for each channel of a stream."""
+    """Return the event id for positions, one for each channel of a stream."""
     return ",".join(map(str, positions))
 
 
 def positions_of(id: str, number: int) -> list[str] | None:
-    """Return the positions of a last event id, None where it is a publisher's own.
+    """Return the positions of a last event id, or None if the id is a publisher's own.
 
-    :param id: as it came from a client.
-    :param number: of channels; an id of another number of them is of another stream.
+    :param id: id as the client sent it.
+    :param number: number of channels; an id with another number belongs to another stream.
     """
     if id == START:
         return [START] * number
@@ -100,7 +100,7 @@ def positions_of(id: str, number: int) -> list[str] | None:
 
 
 def is_id(id: object, number: int) -> bool:
-    """Tell whether a program's last event id is one of a stream of so many channels."""
+    """Return whether an id given by the program fits a stream with this number of channels."""
     if id == START:
         return True
     parts = id.split(",") if isinstance(id, str) else []
@@ -112,9 +112,9 @@ def _is_position(part: str) -> bool:
 
 
 def message_of(published: Published) -> Message:
-    """Return what was published to a channel; a gap is an event, too.
+    """Return the event for a broker's message; a gap becomes an event, too.
 
-    :raises ValueError: when it can be no event.
+    :raises ValueError: if the message cannot be an event.
     """
     if published.event == GAP:
         return Message({"channel": name_of(published.channel)}, type=GAP)
@@ -126,33 +126,33 @@ def message_of(published: Published) -> Message:
 
 
 class Bodies:
-    """The lines of events, all but the id that resumes; made once for all streams.
+    """Encodes the lines of an event once for all streams, except the id from which they resume.
 
-    :param dumps: makes JSON as the application does.
+    :param dumps: function that serializes JSON as the application does.
     """
 
     def __init__(self, dumps: Dumps) -> None:
         self._dumps = dumps
 
     def of(self, published: Published) -> Fields:
-        """Return the lines of an event; none where it is not for streams."""
+        """Return the lines of an event; empty if the message is not for streams."""
         made: Fields | None = published.encoded.get(self)
         if made is None:
             made = published.encoded[self] = self._make(published)
         return made
 
     def _make(self, published: Published) -> Fields:
-        if published.event and published.event != GAP:  # who joins and leaves
+        if published.event and published.event != GAP:  # a join or leave
             return _NOTHING
         try:
             return message_of(published).fields(self._dumps)
-        except (ValueError, RecursionError) as exc:  # another program's; the others must not suffer
+        except (ValueError, RecursionError) as exc:  # from another program; other events must go on
             logger.error("a message of channel %.200r cannot be sent: %s", published.channel, exc)
             return _NOTHING
 
 
 class One:
-    """The encoding of streams of one channel: the bytes of an event are the same for all."""
+    """The encoding for streams of one channel: all streams share the bytes of an event."""
 
     presence = False
 
@@ -168,9 +168,9 @@ class One:
 
 
 class Several:
-    """The encoding of one stream of several channels, which notes what it has sent.
+    """The encoding for one stream of several channels, which tracks the positions sent so far.
 
-    :param positions: of its channels, in their order: what its client has seen.
+    :param positions: position of each channel that the client has seen, in the channels' order.
     """
 
     presence = False
@@ -181,7 +181,7 @@ class Several:
         self._positions = list(positions)
 
     def encode(self, message: Published) -> bytes:
-        """Return the bytes of an event; called once for each, in the order in which they go."""
+        """Return the bytes of an event; called once for each event, in the order of sending."""
         fields = self._bodies.of(message)
         if _has_no_place(message):
             return _event(fields, None)
@@ -190,7 +190,7 @@ class Several:
 
 
 class Lines:
-    """The encoding for :meth:`ServerSentEventsBlueprint.messages`: a line of JSON for each."""
+    """The encoding for :meth:`ServerSentEventsBlueprint.messages`: one line of JSON each."""
 
     presence = False
 
@@ -209,7 +209,7 @@ class Lines:
 
 
 def _has_no_place(message: Published) -> bool:
-    """Whether it is in no history, so that there is nothing to resume at."""
+    """Whether a message is in no history, so that no stream can resume after it."""
     return message.transient and message.event != GAP
 
 

@@ -1,10 +1,10 @@
-"""Streams that an iterable brings piece by piece: admitted, counted and ended as all others are.
+"""Streams from a generator: admitted, counted and ended like streams of a channel.
 
-What an application's generator waits for, nobody else can end. So such a stream ends in place of
-its next piece: who was disconnected has nothing any more, and its greenlet or thread is free as
-soon as the generator goes on. When its client is seen to have left before, its place is free among
-those of its address and user, who may come back; among all of the process it is not, for a greenlet
-or thread is what they bound.
+The server cannot interrupt a generator that waits. A disconnected stream therefore ends in place of
+the next piece, and the greenlet or thread is free when the generator continues. If a keepalive
+check finds that the client has left meanwhile, the client may reconnect: the limits by address and
+by user no longer count the stream. The limit of the process counts the stream until the generator
+ends, because that limit bounds greenlets and threads.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ __all__ = ["answer_with"]
 
 
 class _Flow:
-    """One stream, as it is counted, and as a
-    :class:`~flask_sockets2.connection.keepalive.Keepalive` keeps it.
+    """One stream, as admission counts the stream and as a
+    :class:`~flask_sockets2.connection.keepalive.Keepalive` checks the client.
 
-    :ivar path: of its request.
-    :ivar ended: it has no further piece.
+    :ivar path: path of the request.
+    :ivar ended: whether the stream sends no further piece.
     """
 
     __slots__ = ("_sock", "_state", "ended", "path", "ping_interval", "ping_timeout")
@@ -50,16 +50,16 @@ class _Flow:
         self.ended = True
 
     def leave(self, *, works: bool = False) -> None:
-        """The server is done with it; can be repeated.
+        """Free the slot of a stream that the server has finished; can be repeated.
 
-        :param works: no, only its client has left.
+        :param works: whether only the client has left, and the generator still runs.
         """
         self.ended = True
-        self._sock = self.ping_interval = None  # so that it is looked at no more
+        self._sock = self.ping_interval = None  # no further keepalive checks
         self._state.stream_ended(self, works=works)
 
     def keepalive_ping(self) -> None:
-        """See whether its client is still there."""
+        """Free the client's slot if the client has left."""
         sock = self._sock
         if sock is not None and has_ended(sock):
             self.leave(works=True)
@@ -68,14 +68,14 @@ class _Flow:
         return 0
 
     def keepalive_failed(self) -> None:
-        """Never called: no answer is waited for."""
+        """Never called: a stream expects no answer to a ping."""
 
 
 class _Body(Iterator[bytes]):
-    """What the server takes a stream from; nothing that is counted refers to it, so that one which
-    the server has forgotten is counted no longer.
+    """The response body that the server iterates. No counted object refers to the body, so that the
+    slot is freed even if the server drops the body without closing.
 
-    :param pieces: a generator.
+    :param pieces: generator of the pieces.
     """
 
     __slots__ = ("_clock", "_closed", "_flow", "_pieces")
@@ -89,7 +89,7 @@ class _Body(Iterator[bytes]):
     def __next__(self) -> bytes:
         try:
             piece: bytes = b"" if self._flow.ended else next(self._pieces)
-            if self._flow.ended:  # also meanwhile
+            if self._flow.ended:  # possibly while the generator waited
                 raise StopIteration
         except BaseException:
             self.close()
@@ -97,7 +97,7 @@ class _Body(Iterator[bytes]):
         return piece
 
     def close(self) -> None:
-        """The server is done with it (PEP 3333); can be repeated."""
+        """End the stream when the server has finished (PEP 3333); can be repeated."""
         self._closed = True
         self._flow.end()
         try:
@@ -107,17 +107,17 @@ class _Body(Iterator[bytes]):
 
     def __del__(self) -> None:
         if not self._closed:
-            # Not in here: the garbage collector may run where locks are held.
+            # Later: the garbage collector may run while a lock is held.
             self._clock.call_soon(self._flow.leave)
 
 
 def answer_with(pieces: Generator[bytes], *, with_context: bool = False) -> Response:
-    """Answer the current request with what a generator yields.
+    """Return a response to the current request that streams a generator's bytes.
 
-    An application without channels counts no streams, and limits none.
+    An application without channels neither counts nor limits streams.
 
-    :param pieces: closed in any case.
-    :param with_context: whether it has the request's context.
+    :param pieces: generator of the body, closed in any case.
+    :param with_context: whether the generator runs in the request's context.
     :raises werkzeug.exceptions.HTTPException: 403, 406, 429 and 503 as
         :func:`~flask_sockets2.application.event_stream.stream_response`.
     """
@@ -126,12 +126,12 @@ def answer_with(pieces: Generator[bytes], *, with_context: bool = False) -> Resp
     except BaseException:
         pieces.close()
         raise
-    if request.method == "HEAD":  # its body is never asked for
+    if request.method == "HEAD":  # the response has no body
         pieces.close()
         return respond(())
     body: Iterator[bytes] = pieces
     if with_context:
-        body = stream_with_context(pieces)  # it keeps the context from here on
+        body = stream_with_context(pieces)  # keeps the context from here on
     if flow is None:
         return respond(body)
     clock = current_clock()
@@ -140,7 +140,7 @@ def answer_with(pieces: Generator[bytes], *, with_context: bool = False) -> Resp
 
 
 def _admitted() -> _Flow | None:
-    """Return the stream of the current request, which is counted; None if none is."""
+    """Return the counted stream of the current request, or None if the stream is not counted."""
     if EXTENSION not in current_app.extensions:
         check_stream(current_app)
         return None

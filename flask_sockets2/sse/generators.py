@@ -1,7 +1,7 @@
-"""Streams of what a function, a generator or any iterable brings, instead of a channel.
+"""Streams from a function, a generator or any iterable, instead of a channel.
 
-Such a stream belongs to one client, and its greenlet or thread to it as long as it lasts; that its
-client has left is seen when something is sent. Where all clients see the same, publish it.
+Each stream occupies a greenlet or thread for its one client; the server notices only at the next
+send that the client has left. If all clients see the same events, publish them to a channel.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _COMMENT = b":\n\n"
 def stream_func(
     func: Callable[[], Any], limit: int = -1, *, with_context: bool = False
 ) -> Response:
-    """Answer the current request with what a function returns, called again and again.
+    """Return a response that streams the results of a function, called repeatedly.
 
     ::
 
@@ -36,9 +36,9 @@ def stream_func(
         def clock():
             return sse.stream_func(next_second)
 
-    :param func: called without arguments; it waits until there is something to send.
-    :param limit: how often it is called, -1 without end.
-    :param with_context: whether it has the request's context, which is kept as long then.
+    :param func: function without arguments that waits until there is something to send.
+    :param limit: number of calls, -1 for no limit.
+    :param with_context: whether the stream keeps the request's context for the function.
     """
 
     def results() -> Iterator[Any]:
@@ -51,33 +51,33 @@ def stream_func(
 
 
 def stream_generator(gen: Iterable[Any], *, with_context: bool = False) -> Response:
-    """Answer the current request with what an iterable brings.
+    """Return a response that streams the items of an iterable as events.
 
-    At its end comes an event of the type ``end``: a page closes its EventSource there, which would
-    come back otherwise. Where it raises, comes one of the type ``error``. It is closed in any case,
-    where it has a ``close``.
+    The last event has the type ``end``: close the page's EventSource there, or the browser will
+    reconnect. If the iterable raises, the last event has the type ``error`` instead. If the
+    iterable has a method ``close``, the stream calls ``close`` in any case.
 
-    :param gen: of text, of what becomes JSON, or of :class:`Message`; None is a heartbeat.
+    :param gen: items that are text, JSON data or :class:`Message`; None sends a heartbeat.
     :param with_context: as in :func:`stream_func`.
     """
     app = current_app._get_current_object()  # type: ignore[attr-defined]  # a proxy, as Flask documents it
     events = _events(gen, dumps_of(app), request.path)
-    next(events)  # from now on closing it closes what it takes from
+    next(events)  # started, so that closing it also closes gen
     return answer_with(events, with_context=with_context)
 
 
 def _events(gen: Iterable[Any], dumps: Dumps, path: str) -> Generator[bytes]:
     last = Message("", type=END)
     try:
-        yield b""  # nobody has this one
+        yield b""  # taken by stream_generator
         yield _COMMENT  # servers send the head of a response with its first bytes
         for item in gen:
             yield _COMMENT if item is None else _event(item, dumps)
     except Exception:
-        # Its text is not the client's business.
+        # The client must not see the exception's text.
         logger.exception("the stream of %.200r ends, as what makes it raised", path)
         last = Message("the stream has ended by an error", type=ERROR)
-    finally:  # its client has left, too
+    finally:  # also if the client has left
         close = getattr(gen, "close", None)
         if close is not None:
             close()

@@ -1,13 +1,13 @@
-"""Programs that use Flask-SSE, with the same Redis: they hear us, and we hear them.
+"""Interop: exchanges events with programs that use Flask-SSE on the same Redis.
 
-Flask-SSE publishes JSON on a Redis channel that is called as the channel itself, and keeps nothing.
-So what we publish goes there, too. What others publish there comes to all workers at once, and has
-to get into our log once: one of all workers listens, the one that holds :data:`_NAME`, and
-publishes it again. It tells ours by a space behind the JSON, which no parser minds.
+Flask-SSE publishes JSON on a Redis channel with the same name as the SSE channel, without history.
+Our events are published there, too. Redis delivers an event to all subscribed workers, but our
+history must hold the event once. Only the worker that holds :data:`_NAME` listens therefore, and
+republishes other programs' events. A space behind the JSON, which parsers ignore, marks our own.
 
-It listens to the channels that have streams in any worker: each says so when a stream begins, and
-again at each turn. A worker that was killed is replaced after :data:`_HOLD` seconds; what is
-published meanwhile is lost, as everything is with Flask-SSE that nobody listens to.
+The listener subscribes to the channels that have streams in any worker. Each worker announces its
+channels when a stream begins and again at each turn. If the listener is killed, another worker
+takes over after :data:`_HOLD` seconds. Events of other programs in between are lost.
 """
 
 from __future__ import annotations
@@ -41,44 +41,44 @@ __all__ = ["Interop", "redis_of"]
 logger = logging.getLogger("flask_sockets2.sse")
 
 _NAME = "sse:interop"
-_HOLD = 6.0  # seconds that one worker listens for all, unless it says so again
-_TURN = 2.0  # seconds between two times that it does
-_KEPT = 300.0  # seconds that a channel is listened to after its last stream: browsers come back
+_HOLD = 6.0  # seconds that a worker holds the name without a renewal
+_TURN = 2.0  # seconds between two renewals
+_KEPT = 300.0  # seconds that a channel stays subscribed after its last stream: browsers reconnect
 _MOST = 10_000  # channels
-_TIMEOUT = 5.0  # seconds for one answer, where the URL sets no other
-_CONNECTIONS = 8  # at the same time; more callers wait, as long as for an answer
+_TIMEOUT = 5.0  # seconds for one answer, if the URL sets no other timeout
+_CONNECTIONS = 8  # in the pool; further callers wait, with the same timeout
 _OURS = " "
 
 Heard = OrderedDict[str, float]
-"""Channels that are listened to, and when they were wanted last; the oldest is the first."""
+"""Subscribed channels and the time of their last request, the oldest first."""
 
 
 def redis_of(url: str) -> Any:
-    """Return a client as Flask-SSE makes it, without a connection yet.
+    """Return a client as Flask-SSE makes one, without a connection yet.
 
-    :raises BrokerError: when the URL cannot be read.
+    :raises BrokerError: if the URL is invalid.
     """
     RedisClient(url, _TIMEOUT)  # redis-py's own errors may show a part of the password
     return StrictRedis.from_url(url)
 
 
 class Interop:
-    """What connects one process with Flask-SSE's programs.
+    """Connects one process with programs that use Flask-SSE.
 
-    :param url: of their Redis.
-    :param channels: of the application in this process.
-    :param dumps: makes JSON as the application does.
-    :raises BrokerError: when the URL cannot be read.
+    :param url: URL of their Redis.
+    :param channels: channels of the application in this process.
+    :param dumps: function that serializes JSON as the application does.
+    :raises BrokerError: if the URL is invalid.
     """
 
     def __init__(self, url: str, channels: AppChannels, dumps: Dumps) -> None:
-        self._client = RedisClient(url, _TIMEOUT)  # for its words
+        self._client = RedisClient(url, _TIMEOUT)  # for the texts of its errors
         options = {
             "max_connections": _CONNECTIONS,
             "timeout": _TIMEOUT,
             "socket_timeout": _TIMEOUT,
             "socket_connect_timeout": _TIMEOUT,
-            # Nothing is tried twice, since it might be published twice then.
+            # No retries: an event might be published twice.
             "retry": Retry(NoBackoff(), 0),
         }
         self._redis: Any = StrictRedis(
@@ -87,20 +87,20 @@ class Interop:
         self._channels = channels
         self._dumps = dumps
         self._holder = f"{os.getpid()}-{secrets.token_hex(8)}"
-        self._prefix = f"{channels.broker.options.prefix}:"  # of what is ours there
-        self._wanted = f"{self._prefix}{PREFIX}wanted"  # pub/sub: what the others want
+        self._prefix = f"{channels.broker.options.prefix}:"  # prefix of our broker's names
+        self._wanted = f"{self._prefix}{PREFIX}wanted"  # pub/sub: channels that workers request
         self._heard = f"{self._prefix}{PREFIX}heard:"  # pub/sub: subscribed to beside each channel
-        self._told: dict[str, float] = {}  # channels that this process has asked for, and when
+        self._told: dict[str, float] = {}  # requested channels, and when
         self._stop = threading.Event()
         self._running = False
         self._lock = threading.Lock()  # guards starting the thread
 
-    # -- what we publish -------------------------------------------------------------------
+    # -- from us to Flask-SSE --------------------------------------------------------------
 
     def publish(self, name: str, message: Message) -> int:
-        """Publish to those who listen there, and return how many do, but for ourselves.
+        """Publish an event to Flask-SSE's subscribers; return their number, without our listener.
 
-        :raises BrokerError: when their Redis cannot be reached.
+        :raises BrokerError: if their Redis cannot be reached.
         """
         if self._is_of_the_broker(name):
             return 0
@@ -113,17 +113,17 @@ class Interop:
         except RedisError as exc:
             error = self._client.error(exc)
             raise BrokerError(f"cannot publish for Flask-SSE's programs: {error}") from exc
-        # One of all workers listens, at most; Valkey 9.1 may count a name wrongly for a moment.
+        # At most one worker listens; Valkey 9.1 may briefly report a wrong count.
         return max(0, int(receivers) - min(int(ourselves), 1))
 
     def _is_of_the_broker(self, name: str) -> bool:
-        """Whether a name in pub/sub is where the broker speaks, which is no event of anybody's."""
+        """Whether a pub/sub name belongs to our broker, so that its messages are not events."""
         return name.startswith(self._prefix)
 
-    # -- what they publish -----------------------------------------------------------------
+    # -- from Flask-SSE to us --------------------------------------------------------------
 
     def want(self, names: Sequence[str]) -> None:
-        """Have what is published to channels heard, by whichever worker listens."""
+        """Ask the listening worker to subscribe to channels."""
         self._start()
         now = monotonic()
         new = [name for name in names if now - self._told.get(name, -_TURN) >= _TURN]
@@ -146,12 +146,12 @@ class Interop:
         threading.Thread(target=self._run, name="flask_sockets2 SSE", daemon=True).start()
 
     def _leave(self, process: int) -> None:
-        """Let another one listen at once."""
+        """Hand over to another worker at once when this process exits."""
         if os.getpid() == process:
             self.close()
 
     def close(self) -> None:
-        """Listen no more; can be repeated."""
+        """Stop listening, so that another worker can take over; can be repeated."""
         self._stop.set()
         try:
             self._channels.broker.hold(_NAME, self._holder, 0.0)
@@ -172,7 +172,7 @@ class Interop:
                     error = exc if isinstance(exc, BrokerError) else self._client.error(exc)
                     logger.error("what others publish is not heard just now: %s", error)
                 away = True
-            except Exception:  # ours; what others publish must be heard all the same
+            except Exception:  # a bug of ours must not stop the thread
                 logger.exception("hearing what others publish failed")
             self._stop.wait(_TURN)
 
@@ -185,7 +185,7 @@ class Interop:
         return [name.removeprefix(PREFIX) for name in channels if name.startswith(PREFIX)][:_MOST]
 
     def _listen(self) -> None:
-        """Listen for all workers, as long as this one is to."""
+        """Listen for all workers as long as this worker holds the name."""
         with closing(self._redis.pubsub(ignore_subscribe_messages=True)) as pubsub:
             pubsub.subscribe(self._wanted)
             heard: Heard = OrderedDict()
@@ -199,7 +199,7 @@ class Interop:
                     self._hear(pubsub, heard, self._here())
                 message = pubsub.get_message(timeout=max(0.01, due - now))
                 if self._stop.is_set():
-                    return  # another one may listen by now
+                    return  # another worker may have taken over
                 if message is None or message["type"] != "message":
                     continue
                 name, payload = _text(message["channel"]), _text(message["data"])
@@ -220,7 +220,7 @@ class Interop:
         self._hear_no_more(pubsub, heard)
 
     def _hear_no_more(self, pubsub: Any, heard: Heard) -> None:
-        """Let go of what nobody has wanted for long, and of the oldest where it is too much."""
+        """Unsubscribe from channels not requested recently, and from the oldest over the limit."""
         while heard:
             name, wanted = next(iter(heard.items()))
             if len(heard) <= _MOST and wanted >= monotonic() - _KEPT:
@@ -239,7 +239,7 @@ class Interop:
 
 
 def _names(payload: str) -> list[str]:
-    """What another worker wants; anybody may publish there, so it may be anything."""
+    """Return the channels that a worker requests; any program may publish invalid data there."""
     try:
         names = json.loads(payload)
     except (ValueError, RecursionError):
@@ -256,5 +256,5 @@ def _is_name(name: Any) -> bool:
 
 
 def _text(given: str | bytes) -> str:
-    """What redis-py gives: text, where an option of the URL has it decode."""
+    """Return text from redis-py, which decodes only if the URL has that option."""
     return given if isinstance(given, str) else given.decode(errors="replace")

@@ -1,13 +1,13 @@
-"""Message: one event, as Flask-SSE writes it (WHATWG HTML §9.2.6).
+"""Message: one event in Flask-SSE's format (WHATWG HTML §9.2.6).
 
-Differences from Flask-SSE, which lost or mangled the following:
+Differences from Flask-SSE, which lost or mangled these values:
 
-- Only CR, LF and both end a line: U+2028 and its kin stay within theirs.
-- Empty data is an event with empty data, and not none.
-- A space at the beginning of a line arrives: one more is sent, which the browser takes away.
-- 0 counts as an id and as a time, and the id may be any text.
-- Line breaks and NUL in type and id are refused, since they would be fields of their own, or make
-  the browser ignore the id; so is a ``retry`` that is no whole number, which browsers ignore.
+- Only CR, LF and CRLF end a line: U+2028 and similar characters stay within the line.
+- Empty data makes an event with empty data, instead of no event.
+- A space at the beginning of a line arrives: a second space is sent, and the browser strips one.
+- 0 is a valid id and a valid ``retry``, and the id may be any text.
+- Line breaks and NUL in type and id are refused: the browser would read a new field or ignore the
+  id. A ``retry`` that is not a whole number is refused, because browsers ignore the field.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _NAMES = ("type", "id", "retry")
 
 
 class Fields(NamedTuple):
-    """The lines of an event, each with its end.
+    """The encoded lines of an event, each with its line end.
 
-    :ivar body: ``event`` and ``data``.
-    :ivar id: of the publisher's own; empty without.
-    :ivar retry: empty without.
+    :ivar body: lines of ``event`` and ``data``.
+    :ivar id: line of the publisher's id, empty if there is none.
+    :ivar retry: line of ``retry``, empty if there is none.
     """
 
     body: bytes
@@ -43,13 +43,13 @@ class Fields(NamedTuple):
 
 
 class Message:
-    """Data that is published as an event.
+    """An event to publish.
 
-    :param data: text, or what becomes JSON.
-    :param type: of the event, for ``addEventListener``; None for ``message``.
-    :param id: what the browser has as ``event.lastEventId``.
-    :param retry: milliseconds after which a browser that has lost the stream comes back.
-    :raises ValueError: when type or id hold a line break or NUL, or retry is no whole number.
+    :param data: text, or an object to serialize as JSON.
+    :param type: event type, for ``addEventListener``; None for ``message``.
+    :param id: id that the page reads as ``event.lastEventId``.
+    :param retry: milliseconds that a browser waits before a reconnect.
+    :raises ValueError: if type or id hold a line break or NUL, or if retry is not a whole number.
 
     ::
 
@@ -78,9 +78,9 @@ class Message:
 
     @classmethod
     def of_payload(cls, data: bytes) -> Message:
-        """Return the message of what was published: JSON of :meth:`to_dict`, or any other.
+        """Parse a published payload: JSON of :meth:`to_dict`, or any other JSON as the data.
 
-        :raises ValueError: when it is neither JSON nor an event.
+        :raises ValueError: if the payload is not JSON or not a valid event.
         """
         try:
             found = json.loads(data)
@@ -91,7 +91,7 @@ class Message:
         return cls(found["data"], *(found.get(name) for name in _NAMES))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what is published: the data, and the others where they are given."""
+        """Return the payload to publish: the data, with type, id and retry if they are set."""
         return {"data": self.data, **self._others()}
 
     def _others(self) -> dict[str, Any]:
@@ -99,10 +99,10 @@ class Message:
         return {name: value for name, value in values if _given(value)}
 
     def fields(self, dumps: Callable[[Any], str]) -> Fields:
-        """Return the lines of the event.
+        """Return the encoded lines of the event.
 
-        :param dumps: makes JSON of data that is no text.
-        :raises ValueError: when something of it cannot be encoded.
+        :param dumps: function that serializes data other than text as JSON.
+        :raises ValueError: if a field cannot be encoded.
         """
         data = self.data if isinstance(self.data, str) else dumps(self.data)
         others = self._others()
@@ -126,11 +126,11 @@ class Message:
             and all(getattr(self, name) == getattr(other, name) for name in _NAMES)
         )
 
-    __hash__ = None  # type: ignore[assignment]  # data may be anything
+    __hash__ = None  # type: ignore[assignment]  # data may be unhashable
 
 
 def lines_of(name: str, value: Any) -> str:
-    """Return a field of an event, in as many lines as its value has."""
+    """Return a field of an event, with one line for each line of the value."""
     return "".join(
         f"{name}:{' ' if line.startswith(' ') else ''}{line}\n"
         for line in _LINE_END.split(str(value))

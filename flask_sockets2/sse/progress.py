@@ -1,4 +1,4 @@
-"""Progress of a long job: a few events, of which the newest says all.
+"""Progress reports of a long job: a few events, each with the complete state.
 
 ::
 
@@ -11,8 +11,8 @@ An event of the type ``progress`` has JSON as data::
 
     {"state": "running", "value": 120, "total": 400, "text": "reading"}
 
-``state`` is ``running``, ``done`` or ``failed``, ``total`` is null where it is not known. A page
-gets the newest state first where its stream begins with the last event:
+``state`` is ``running``, ``done`` or ``failed``; ``total`` is null if the total is unknown. A page
+receives the newest state at once if its stream begins with the last event:
 ``sse.url("job:7", last=1)``.
 """
 
@@ -38,22 +38,22 @@ TYPE = "progress"
 RUNNING, DONE, FAILED = "running", "done", "failed"
 
 INTERVAL = 0.2
-"""Seconds between two events, by default."""
+"""Default number of seconds between two events."""
 
 
 class Progress:
-    """The progress of one job; a context manager that tells how it ended.
+    """Reports the progress of one job; as a context manager also whether the job succeeded.
 
-    :param publisher: what publishes, or the URL of the broker, for a process without application.
-    :param channel: of the stream; a channel of its own for each job.
-    :param total: what the value is at the end, None where that is not known.
-    :param interval: seconds between two events, at least; the end is told at once.
-    :param blueprint: whose streams it is for, by name, if the application has several blueprints
-        for events and this is not the main one.
+    :param publisher: publisher, or in a process without an application the URL of the broker.
+    :param channel: channel of the stream; give each job its own channel.
+    :param total: value at the end of the job, None if unknown.
+    :param interval: minimum of seconds between two events; the end is published at once.
+    :param blueprint: name of the blueprint whose streams show the progress, ``""`` for the main
+        blueprint.
 
-    What cannot be published is logged and does not disturb the job; while the broker is away, no
-    more than half of its time is spent on that. What comes after the end is ignored. Any thread may
-    use it.
+    A failure to publish is logged and does not disturb the job. While the broker is unreachable,
+    the job spends at most half of its time on attempts. Updates after the end are ignored. Any
+    thread may call the methods.
     """
 
     def __init__(
@@ -70,30 +70,30 @@ class Progress:
         self._channel = channel_of(channel, blueprint)
         self._interval = interval
         self._due = 0.0
-        self._stale = False  # something is to be told when it is due
-        self._waiting = False  # it is looked after later
+        self._stale = False  # an update waits until the next event is due
+        self._waiting = False  # a delayed call of _tell_rest is pending
         self._later = DelayedCalls(interval or INTERVAL)
-        # Guards all that changes; held while it publishes, so that the end is what comes last.
+        # Guards all that changes; held while publishing, so that the end is the last event.
         self._lock = threading.RLock()
-        self._untold = False  # the newest could not be published
+        self._untold = False  # the newest state could not be published
         self.state = RUNNING
         self.value: float = 0
         self.total = total
         self.text = ""
 
     def advance(self, number: float = 1, text: str | None = None) -> None:
-        """Add to the value."""
+        """Add a number to the value, and report the change."""
         with self._lock:
             self.update(self.value + number, text)
 
     def update(
         self, value: float | None = None, text: str | None = None, total: float | None = None
     ) -> None:
-        """Set what is given; it is told now, or with what follows.
+        """Set the given fields, and publish the state now or when the next event is due.
 
-        :param value: how far it is.
-        :param text: words for the page.
-        :param total: where it is known by now.
+        :param value: progress so far.
+        :param text: text for the page.
+        :param total: total, if known by now.
         """
         with self._lock:
             if self.state != RUNNING:
@@ -116,7 +116,7 @@ class Progress:
             self._later.call(self._tell_rest)
 
     def _tell_rest(self) -> None:
-        """Tell what came too soon to be told, for the next may come late."""
+        """Publish an update that came before its event was due; the next update may be late."""
         with self._lock:
             self._waiting = False
             if self._stale and monotonic() >= self._due:
@@ -125,14 +125,14 @@ class Progress:
                 self._see_later()
 
     def done(self, text: str | None = None) -> None:
-        """Tell that it is done, which the end of the block does, too."""
+        """Report the job as done; the end of the ``with`` block does the same."""
         with self._lock:
             if self.state == RUNNING and self.total is not None:
                 self.value = self.total
             self._end(DONE, text)
 
     def fail(self, text: str | None = None) -> None:
-        """Tell that it has failed; what has happened should not be told to everybody."""
+        """Report the job as failed; put no internal details into the text, since pages show it."""
         self._end(FAILED, text)
 
     def _end(self, state: str, text: str | None) -> None:
@@ -156,7 +156,7 @@ class Progress:
         pause, begun = self._interval, monotonic()
         try:
             position = self._publisher.publish(self._channel, message.to_dict())
-            self._untold = position is NOWHERE  # which is logged
+            self._untold = position is NOWHERE  # the publisher has logged the failure
         except (BrokerError, TypeError, ValueError) as exc:
             if not self._untold:
                 logger.error("progress is not told: %s", exc)

@@ -1,4 +1,4 @@
-"""Settings of event streams, and what is kept for one application."""
+"""Settings of event streams, and the state of the streams in one application."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 __all__ = ["MAIN", "Settings", "Site", "redis_url_of"]
 
 MAIN = "sse"
-"""The name of the blueprint whose channels have no name of a blueprint in them."""
+"""The main blueprint's name, which its channels on the broker do not contain."""
 
 _EXTENSION = "flask_sockets2.sse"
 _REDIS_KEYS = ("SSE_REDIS_URL", "REDIS_URL")
 
-_random = SystemRandom()  # not the program's generator, which may have been seeded
-_sockets = Sockets()  # whose channels the streams are
+_random = SystemRandom()  # the program may have seeded the shared generator
+_sockets = Sockets()  # sets up the channels of the streams
 
 
 _RETRY = or_none(number("milliseconds", least=0, whole=True))
@@ -62,14 +62,14 @@ class Settings:
     interop: bool | None = setting("SSE_INTEROP", None, _INTEROP)
 
     def jittered_retry(self) -> bytes:
-        """Return the line that says when to come back: not all browsers at once."""
+        """Return a ``retry`` line with jitter, so that browsers do not all reconnect at once."""
         if self.retry is None:
             return b""
         return b"retry:%d\n" % (self.retry * _random.uniform(0.5, 1.5))
 
 
 def redis_url_of(config: Mapping[str, Any]) -> str | None:
-    """Return where Flask-SSE finds Redis, None if it is not set."""
+    """Return the URL at which Flask-SSE finds Redis, or None if neither setting is set."""
     key = _redis_key(config)
     return None if key is None else config[key]
 
@@ -80,11 +80,11 @@ def _redis_key(config: Mapping[str, Any]) -> str | None:
 
 @dataclass(slots=True, weakref_slot=True, eq=False)
 class Site:
-    """What is kept for one application.
+    """The state of event streams in one application.
 
-    :ivar dumps: makes JSON as it does.
-    :ivar names: of its blueprints: under which each was registered, the first time.
-    :ivar endpoints: of the streams, by blueprint.
+    :ivar dumps: function that serializes JSON as the application does.
+    :ivar names: name under which each blueprint was first registered.
+    :ivar endpoints: endpoint of the stream, by blueprint.
     """
 
     app: Flask
@@ -95,14 +95,14 @@ class Site:
     names: dict[Any, str] = field(default_factory=dict)
     endpoints: dict[Any, str] = field(default_factory=dict)
     _interop: Interop | None = None
-    _lock: Lock = field(default_factory=Lock)  # guards making that
+    _lock: Lock = field(default_factory=Lock)  # guards the creation of _interop
 
     @classmethod
     def of(cls, app: Flask) -> Site:
-        """Return that of an application, which is given channels where it has none.
+        """Return the state of an application; the first call sets up its channels.
 
-        :raises BrokerError: when no broker serves the URL of a setting.
-        :raises RuntimeError: when it is too late for that.
+        :raises BrokerError: if no broker serves the URL of a setting.
+        :raises RuntimeError: if the first call comes after the application's first request.
         """
         site: Site | None = app.extensions.get(_EXTENSION)
         if site is None:
@@ -110,7 +110,7 @@ class Site:
             read(Settings, app.config)
             try:
                 _sockets.init_app(app)
-            except AssertionError as exc:  # Flask's, once a request was served
+            except AssertionError as exc:  # from Flask, after the first request
                 raise RuntimeError(
                     "this application has no event streams; call app.register_blueprint(sse) "
                     "before its first request"
@@ -127,7 +127,7 @@ class Site:
 
     @classmethod
     def current(cls) -> Site:
-        """Return that of the current application."""
+        """Return the state of the current application."""
         return cls.of(current_app._get_current_object())  # type: ignore[attr-defined]  # a proxy, as Flask documents it
 
     @property
@@ -137,8 +137,8 @@ class Site:
     def name_of(self, blueprint: Blueprint) -> str:
         """Return the name of a blueprint in the application.
 
-        :raises RuntimeError: when it is not registered. In an application that only publishes, and
-            has none, the one called ``sse`` need not be.
+        :raises RuntimeError: if the blueprint is not registered. An application that only publishes
+            and has no blueprint may use ``sse`` without registration.
         """
         name = self.names.get(blueprint)
         if name is None:
@@ -153,8 +153,8 @@ class Site:
     def endpoint_of(self, blueprint: Blueprint) -> str:
         """Return the endpoint of a blueprint's stream.
 
-        :raises RuntimeError: when the blueprint is not registered in the application, whatever
-            happened before: an application that has published may have channels already.
+        :raises RuntimeError: if the blueprint is not registered in the application. An application
+            that has published may have channels, but no stream.
         """
         endpoint = self.endpoints.get(blueprint)
         if endpoint is None:
@@ -166,10 +166,10 @@ class Site:
         return endpoint
 
     def distinct_name_of(self, blueprint: Blueprint) -> str:
-        """Return what tells a blueprint's channels from those of others; ``""`` of the main one.
+        """Return the name that separates a blueprint's channels, ``""`` for the main blueprint.
 
-        That is the one called ``sse``, else the one that was registered first: the only one, as a
-        rule.
+        The main blueprint is ``sse`` if registered, else the blueprint registered first. Most
+        applications have only one.
         """
         name = self.name_of(blueprint)
         names = self.names.values()
@@ -177,9 +177,9 @@ class Site:
 
     @property
     def interop(self) -> Interop | None:
-        """What speaks with Flask-SSE's programs; None where there is no Redis of theirs.
+        """The exchange with programs that use Flask-SSE, or None if interop is off.
 
-        :raises ValueError: when ``SSE_INTEROP`` asks for it and there is no URL.
+        :raises ValueError: if ``SSE_INTEROP`` is set without a Redis URL, or the URL is not Redis.
         """
         url = self._redis_url()
         if url is not None and self._interop is None:
@@ -191,7 +191,7 @@ class Site:
         return None if url is None else self._interop
 
     def _redis_url(self) -> str | None:
-        """Return the URL of the Redis of Flask-SSE's programs, None where they do not count."""
+        """Return the URL of the Redis for interop, or None if interop is off."""
         config = self.app.config
         wanted = read(Settings, config).interop
         key = _redis_key(config)
@@ -213,7 +213,7 @@ class Site:
             check_broker(self.app, key)
 
     def forked(self) -> None:
-        """Begin anew in a child."""
+        """Reset the interop and its lock in a child process after a fork."""
         self._interop = None
         self._lock = Lock()
 

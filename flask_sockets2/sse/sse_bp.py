@@ -1,19 +1,18 @@
-"""SSE_BluePrint and PubSub, by the names and in the ways of pyFlaskBootstrap4's ``sse_bp``.
+"""SSE_BluePrint and PubSub: the interface of pyFlaskBootstrap4's ``sse_bp``, for migration.
 
-They stay in one process, keep nothing to go on from, and each stream has a greenlet or thread of
-its own. For anything new there is ``sse``, which has none of these limits.
+Messages stay in one process, a reconnecting client cannot resume, and each stream occupies a
+greenlet or thread. In new code use ``sse``, which has none of these limits.
 
-Differences from the original, whose queue was one for all listeners of a channel:
+Differences from the original, in which all listeners of a channel shared one queue:
 
-- Every listener gets every message. Each has a queue of its own; one that is full loses its oldest
-  message, and nobody who publishes waits.
-- ``listen`` goes on, up to ``limit`` messages, and ``unsubscribe`` ends it. What is published while
-  nobody listens waits for the next who does, as it did.
+- Every listener receives every message through a queue of its own. A full queue loses its oldest
+  message, and the publisher never waits.
+- ``listen`` continues for up to ``limit`` messages, and ``unsubscribe`` ends the iteration. As in
+  the original, messages published without a listener wait for the next listener.
 - ``subscribe`` of the blueprint and its route ``/sse/<channel>`` work, with heartbeats.
-- ``withContext`` counts. ``dispatch`` does not, as in the original, nor do ``withScheduler`` and
-  ``appWrap``. ``enableDebug`` leaves the configuration of logging to the application.
-- Data of several lines arrives whole. A generator that raises ends its stream by an event
-  ``error``.
+- ``withContext`` has an effect. ``dispatch`` has none, as in the original, nor have
+  ``withScheduler`` and ``appWrap``. ``enableDebug`` does not configure logging.
+- Data of several lines arrives complete. If a generator raises, an event ``error`` ends the stream.
 """
 
 from __future__ import annotations
@@ -41,9 +40,9 @@ _HEARTBEAT = ":\n\n"
 
 
 class _Listener(Iterator[Any]):
-    """One who listens; listens no more once it is forgotten.
+    """An iterator over the messages of a channel, subscribed as long as the program refers to it.
 
-    :param heartbeat: seconds after which it brings None, where nothing has come.
+    :param heartbeat: seconds without a message until the iterator yields None.
     """
 
     def __init__(self, maxsize: int, limit: int, heartbeat: float | None) -> None:
@@ -66,7 +65,7 @@ class _Listener(Iterator[Any]):
 
 
 def _put(queue: Queue[Any], message: Any) -> None:
-    """Put a message into a queue, if need be in place of the oldest."""
+    """Put a message into a queue; if the queue is full, drop the oldest message."""
     while True:
         try:
             queue.put_nowait(message)
@@ -79,12 +78,12 @@ def _put(queue: Queue[Any], message: Any) -> None:
 
 
 class PubSub:
-    """A channel of this process.
+    """A channel within this process.
 
-    :param channel: its name.
-    :param maxsize: messages that a listener may be behind, 0 for any number.
-    :param debug: log that messages come.
-    :param dispatch: of no effect.
+    :param channel: name of the channel.
+    :param maxsize: queue size of each listener in messages, 0 for no limit.
+    :param debug: whether to log each message at DEBUG.
+    :param dispatch: no effect.
 
     ::
 
@@ -94,20 +93,20 @@ class PubSub:
     """
 
     pubSubByChannel: ClassVar[dict[str, PubSub]] = {}
-    _lock = threading.Lock()  # guards it; taken before the lock of one of them
+    _lock = threading.Lock()  # guards pubSubByChannel; taken before any _own_lock
 
     def __init__(
         self, channel: str = "sse", maxsize: int = 15, debug: bool = False, dispatch: bool = False
     ) -> None:
         self.channel = channel
         self.maxsize = maxsize
-        #: What was published while nobody listened.
+        #: Messages that were published without a listener.
         self.queue: Queue[Any] = Queue(maxsize)
         self.debug = debug
-        #: Messages that were published.
+        #: Number of messages that were published.
         self.receiveCount = 0
         self.dispatch = False
-        self._kept = False  # the program has asked for it; else a page has
+        self._kept = False  # requested by the program, not only by pages
         self._listeners: WeakSet[_Listener] = WeakSet()
         self._own_lock = threading.Lock()  # guards listeners and count
 
@@ -118,7 +117,7 @@ class PubSub:
 
     @staticmethod
     def forChannel(channel: str) -> PubSub:
-        """Return the one of a channel, made where there is none."""
+        """Return the channel with this name, created if necessary."""
         with PubSub._lock:
             pubsub = PubSub._at(channel)
             pubsub._kept = True
@@ -130,7 +129,7 @@ class PubSub:
 
     @staticmethod
     def publish(channel: str, message: Any, debug: bool = False) -> PubSub:
-        """Publish a message to all who listen to a channel, and return that."""
+        """Publish a message to all listeners of a channel, and return the channel."""
         pubsub = PubSub.forChannel(channel)
         pubsub.debug = debug
         pubsub.send(message)
@@ -145,18 +144,18 @@ class PubSub:
 
     @classmethod
     def close(cls, channel: str) -> None:
-        """End all who listen to a channel, and forget it."""
+        """End all listeners of a channel, and forget the channel."""
         with cls._lock:
             pubsub = cls.pubSubByChannel.pop(channel, None)
         if pubsub is not None:
             pubsub.unsubscribe()
 
     def send(self, message: Any) -> None:
-        """Send a message to all who listen."""
+        """Send a message to all listeners."""
         self.receive(object(), message)
 
     def receive(self, sender: Any, message: Any) -> None:
-        """Take a message; None as the sender is nobody's."""
+        """Deliver a message to all listeners, unless the sender is None."""
         if sender is None:
             return
         with self._own_lock:
@@ -168,10 +167,10 @@ class PubSub:
             logger.debug("message %d of %.200r for %d", count, self.channel, len(listeners))
 
     def listen(self, limit: int = -1, *, heartbeat: float | None = None) -> Iterator[Any]:
-        """Listen from now on, and to what was published while nobody did.
+        """Iterate over the messages that waited for a listener, and over all that follow.
 
-        :param limit: messages after which it ends, -1 for any number.
-        :param heartbeat: seconds after which None is brought, where nothing has come.
+        :param limit: number of messages, -1 for no limit.
+        :param heartbeat: seconds without a message until the iterator yields None.
         """
         listener = _Listener(self.maxsize, limit, heartbeat)
         with self._own_lock:
@@ -181,9 +180,9 @@ class PubSub:
         return listener
 
     def _forget(self) -> None:
-        """Forget a channel that pages alone have asked for: whoever can name channels would fill
-        the memory with them."""
-        # Without waiting: the garbage collector may end a stream where the lock is held.
+        """Forget a channel that only pages have requested, so that clients cannot fill the memory
+        with channel names."""
+        # Without waiting: the garbage collector may end a stream while the lock is held.
         if PubSub._lock.acquire(blocking=False):
             try:
                 used = self._kept or self._listeners
@@ -193,7 +192,7 @@ class PubSub:
                 PubSub._lock.release()
 
     def unsubscribe(self) -> None:
-        """End all who listen, when they have had what was published before."""
+        """End all listeners, after the messages in their queues."""
         with self._own_lock:
             listeners = list(self._listeners)
             self._listeners.clear()
@@ -202,12 +201,13 @@ class PubSub:
 
 
 class SSE_BluePrint:
-    """Streams from functions, generators and :class:`PubSub`.
+    """Streams events from functions, generators and :class:`PubSub`.
 
-    :param app: gets a blueprint without routes and ``/sse/<channel>``.
-    :param name: of the blueprint.
-    :param template_folder: of the blueprint.
-    :param withContext: streams keep their request's context, and are for EventSource alone.
+    :param app: application, which receives a blueprint without routes and ``/sse/<channel>``.
+    :param name: name of the blueprint.
+    :param template_folder: template folder of the blueprint.
+    :param withContext: whether streams keep the request's context; if so, they answer only requests
+        of an EventSource.
     """
 
     def __init__(
@@ -230,7 +230,7 @@ class SSE_BluePrint:
         app.add_url_rule("/sse/<channel>", "subscribe", self.subscribe)
 
     def streamSSE(self, ssegenerator: Iterable[str]) -> Response:
-        """Answer the current request with events that are formatted already."""
+        """Return a response that streams events which are already formatted."""
         if self.withContext and request.headers.get("accept") != "text/event-stream":
             abort(404)
         return answer_with(self._encoded(ssegenerator), with_context=self.withContext)
@@ -244,40 +244,40 @@ class SSE_BluePrint:
             yield b"event: error\n" + event(b"the stream has ended by an error")
 
     def streamGen(self, gen: Iterable[Any]) -> Response:
-        """Answer the current request with what a generator yields."""
+        """Return a response that streams the items of a generator as events."""
         return self.streamSSE(self.generateSSE(gen))
 
     def streamFunc(self, func: Callable[[], Any], limit: int = -1) -> Response:
-        """Answer the current request with what a function returns, called again and again.
+        """Return a response that streams the results of a function, called repeatedly.
 
-        :param limit: how often, -1 without end.
+        :param limit: number of calls, -1 for no limit.
         """
         return self.streamGen(self.generate(func, limit))
 
     def generate(self, func: Callable[[], Any], limit: int = -1) -> Iterator[Any]:
-        """Yield what a function returns; :param limit: how often, -1 without end."""
+        """Yield a function's results; ``limit`` is the number of calls, -1 for no limit."""
         count = 0
         while limit == -1 or count < limit:
             count += 1
             yield func()
 
     def generateSSE(self, gen: Iterable[Any]) -> Iterator[str]:
-        """Yield an event for each that a generator yields; None is a heartbeat."""
+        """Yield an event for each item of a generator, and a heartbeat for None."""
         for result in gen:
             yield _HEARTBEAT if result is None else event(str(result).encode()).decode()
 
     def enableDebug(self, debug: bool) -> None:
-        """Log that messages come, at the level DEBUG."""
+        """Turn the logging of messages, at the level DEBUG, on or off."""
         self.debug = debug
 
     def publish(self, message: Any, channel: str = "sse", debug: bool = False) -> PubSub:
-        """Publish a message to all who listen to a channel in this process."""
+        """Publish a message to all listeners of a channel in this process."""
         return PubSub.publish(channel=channel, message=message, debug=debug or self.debug)
 
     def subscribe(self, channel: str, limit: int = -1, debug: bool = False) -> Response:
-        """Answer the current request with what is published to a channel.
+        """Return a response that streams the messages of a channel.
 
-        :param limit: messages after which it ends, -1 for any number.
+        :param limit: number of messages, -1 for no limit.
         """
         heartbeat = read(Settings, self.app.config).heartbeat
         return self.streamGen(self._heard(channel, limit, debug or self.debug, heartbeat))

@@ -1,4 +1,4 @@
-"""Channels as streams of events: publish, respond, and where a stream goes on."""
+"""Channels as event streams: publish events, answer requests, resume streams."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ __all__ = ["last_event_id", "messages", "position", "publish", "respond", "since
 
 logger = logging.getLogger("flask_sockets2.sse")
 
-# Who is too slow comes back by itself and goes on where it was. Where something may be dropped, the
-# ids of a stream of several channels would name what was not sent.
+# A slow client is disconnected, reconnects by itself and resumes. If messages were dropped instead,
+# the ids of a stream of several channels would name messages that were never sent.
 _POLICY = "disconnect"
 
 _START_OF_ADDRESS = "last_event_id"
@@ -43,11 +43,11 @@ def publish(site: Site, blueprint: str, name: str, message: Message) -> int:
     :param blueprint: as for :func:`~flask_sockets2.sse.encoding.prefix_of`; here and below.
     """
     channel = channel_of(name, blueprint)
-    # What no stream could send is refused here.
+    # Refuses an event that no stream could send.
     message.fields(lambda data: json_of(data, site.dumps, f"channel {name!r:.200}"))
     publisher, interop = site.state.publisher, _interop(site, blueprint)
     if publisher.publish(channel, message.to_dict()) is NOWHERE:
-        return 0  # it was not published, and that is logged
+        return 0  # not published; the publisher has logged the failure
     counting = [partial(publisher.subscribers, channel)]
     if interop is not None:
         counting.append(partial(interop.publish, name, message))
@@ -55,7 +55,7 @@ def publish(site: Site, blueprint: str, name: str, message: Message) -> int:
     for count in counting:
         try:
             receivers += count()
-        except BrokerError as exc:  # it is published, so that nobody must do it once more
+        except BrokerError as exc:  # published: an error would invite a second publish
             logger.error("an event was published, but not to all or not counted: %s", exc)
     return receivers
 
@@ -63,12 +63,12 @@ def publish(site: Site, blueprint: str, name: str, message: Message) -> int:
 def respond(
     site: Site, blueprint: str, permission: Permission, seen: str, guest: Guest | None
 ) -> Response:
-    """Answer the current request with what is published to some channels.
+    """Return a response that streams some channels to the current client.
 
-    :param permission: to have them.
-    :param seen: the last event id that the client has seen; empty for what comes from now on, or
-        from the earliest position that a signed address permits.
-    :param guest: of :func:`~flask_sockets2.application.event_stream.expect`.
+    :param permission: channels that the client may stream.
+    :param seen: last event id that the client has seen; if empty, the stream begins now, or at the
+        earliest position of a signed URL.
+    :param guest: guest from :func:`~flask_sockets2.application.event_stream.expect`.
     :raises werkzeug.exceptions.ServiceUnavailable: as
         :func:`~flask_sockets2.application.event_stream.stream_response`.
     """
@@ -84,7 +84,7 @@ def respond(
             begun = attach(channels[0], site.one, since[0] if since else None)
             first = id_of(since or [begun.position])
         else:
-            # Known before anything is sent, since each event names the positions of all.
+            # Set before the first event, since each event id names all positions.
             since = since or list(map(str, site.state.publisher.positions(channels)))
             encoding = Several(site.bodies, channels, since)
             for channel, position in zip(channels, since, strict=True):
@@ -98,7 +98,7 @@ def respond(
 
 
 def messages(site: Site, blueprint: str, name: str) -> Iterator[Message]:
-    """Yield what is published; see :meth:`ServerSentEventsBlueprint.messages`."""
+    """Yield the messages of a channel; see :meth:`ServerSentEventsBlueprint.messages`."""
     channel = channel_of(name, blueprint)
 
     def fill(attach: Attach) -> bytes:
@@ -112,7 +112,7 @@ def messages(site: Site, blueprint: str, name: str) -> Iterator[Message]:
         fill,
         heartbeat=read(Settings, site.app.config).heartbeat,
         beat=b"\n",
-    )  # without a guest: whom the messages are for, is counted where its request is answered
+    )  # no guest: the request that consumes the messages is counted by its own response
     rest = b""
     try:
         for data in body:
@@ -124,32 +124,31 @@ def messages(site: Site, blueprint: str, name: str) -> Iterator[Message]:
 
 
 def _interop(site: Site, blueprint: str) -> Interop | None:
-    """Return what speaks with Flask-SSE's programs, which know no channel but the main one's."""
+    """Return the exchange with Flask-SSE's programs, which only the main blueprint has."""
     return None if blueprint else site.interop
 
 
 def _want(site: Site, blueprint: str, names: Sequence[str]) -> None:
-    """Have what Flask-SSE's programs publish reach a stream that begins."""
+    """Request Flask-SSE's events for a stream that begins."""
     interop = _interop(site, blueprint)
     if interop is not None:
         interop.want(names)
 
 
-# -- where a stream goes on --------------------------------------------------------------------
+# -- resuming a stream -------------------------------------------------------------------------
 
 
 def last_event_id() -> str:
     """Return the last event id that the client of the current request has seen.
 
-    The header is the newest. A client that sends no header puts the id into the query, behind what
-    its address has: ``lastEventId`` is the name in event-source-polyfill and
-    reconnecting-eventsource, ``lastEventID`` in clients of Mercure. So each spelling counts before
-    ``last_event_id``, with which an address of :meth:`ServerSentEventsBlueprint.url` begins, and of
-    several values the last one.
+    The header is always the newest. A client without the header appends the id to the query of its
+    URL: as ``lastEventId`` in event-source-polyfill and reconnecting-eventsource, as
+    ``lastEventID`` in clients of Mercure. Each of these spellings takes precedence over
+    ``last_event_id`` of :meth:`ServerSentEventsBlueprint.url`. The last of several values counts.
     """
     header = request.headers.get("Last-Event-ID")
     if header:
-        # A browser sends UTF-8, and WSGI has it as Latin-1 (PEP 3333).
+        # A browser sends UTF-8, which WSGI decodes as Latin-1 (PEP 3333).
         return header.encode("latin-1", "replace").decode("utf-8", "replace")
     begun, seen = "", ""
     for name, value in request.args.items(multi=True):
@@ -161,7 +160,7 @@ def last_event_id() -> str:
 
 
 def position(site: Site, blueprint: str, names: Sequence[str], last: int) -> str:
-    """Return where channels are; see :meth:`ServerSentEventsBlueprint.position`."""
+    """Return the position of channels; see :meth:`ServerSentEventsBlueprint.position`."""
     channels = [channel_of(name, blueprint) for name in names]
     publisher = site.state.publisher
 
@@ -174,7 +173,7 @@ def position(site: Site, blueprint: str, names: Sequence[str], last: int) -> str
 
 
 def _before_last(publisher: Publisher, channel: str, number: int) -> Position:
-    """Return the position after which there are so many messages, or as many as are kept."""
+    """Return the position before the last messages, or before all of a shorter history."""
     history = publisher.broker.history(channel, None)
     newest = list(history.messages)[-number:]
     if not newest:
@@ -184,7 +183,7 @@ def _before_last(publisher: Publisher, channel: str, number: int) -> Position:
 
 
 def since(site: Site, blueprint: str, names: Sequence[str], seen: str) -> list[str]:
-    """Return the positions of a last event id that a page begins with, for its signed address."""
+    """Return the positions for a page's signed URL, from the event id at which the page begins."""
     channels = [channel_of(name, blueprint) for name in names]
     publisher = site.state.publisher
 
@@ -204,9 +203,9 @@ def _not_before(site: Site, since: Sequence[str], earliest: Sequence[str]) -> li
 
 
 def _since(publisher: Publisher, channels: Sequence[str], seen: str) -> list[str]:
-    """Return the positions of a last event id, none where there is no id.
+    """Return the positions of a last event id, or an empty list if there is no id.
 
-    One that its publisher gave is looked for in what is kept; what else the stream has is lost.
+    A publisher's own id is searched in each channel's history; a channel without the id has a gap.
     """
     if not seen:
         return []
@@ -220,7 +219,7 @@ def _position_of(publisher: Publisher, channel: str, id: str) -> str:
     for published in reversed(publisher.broker.history(channel, None).messages):
         try:
             own = message_of(published).to_dict().get("id")
-        except ValueError:  # another program's
+        except ValueError:  # from another program
             continue
         if own is not None and str(own) == id:
             return str(published.position)
