@@ -60,7 +60,7 @@ __all__ = ["LeaseTimes", "Leases"]
 logger = logging.getLogger("flask_sockets2.brokers")
 
 _BATCH = 100  # scripts in one exchange
-_REFUSALS = 3  # refusals in a row; a pause of this process explains fewer
+_REFUSALS = 3  # refusals in a row until an error; a pause of this process causes fewer
 _KEPT = 3600.0  # seconds that the server keeps untouched keys; all processes are gone by then
 _JOIN, _LEAVE = (body_of(TEXT, b"", "", event, True) for event in ("join", "leave"))
 
