@@ -1,7 +1,7 @@
 """Broker: the base class of all brokers, which log each channel and deliver it to subscribers.
 
-To write a broker of your own (NATS, Kafka, PostgreSQL), derive from :class:`Broker` and register
-the class under the scheme of its URL, as an entry point::
+If you write a broker of your own (NATS, Kafka, PostgreSQL), derive from :class:`Broker`. Register
+the class as an entry point, under the scheme of its URL::
 
     [project.entry-points."flask_sockets2.brokers"]
     nats = "my_package:NatsBroker"
@@ -12,11 +12,11 @@ Every broker keeps these laws, which ``tests/brokers/test_contract.py`` checks:
     epoch are 1, 2, 3 and so on. Transient messages have no own offset and are in no history.
 2.  After :meth:`Broker.subscribe` has returned position P, each message after P is delivered once
     and in order, until :meth:`Broker.unsubscribe`.
-3.  If messages were lost or a server was replaced, the broker calls ``missed`` with the position
-    from which law 2 holds again, before the messages that follow. If transient messages may be
+3.  If messages were lost or a server was replaced, the broker calls ``missed`` with a position
+    before it delivers again. Law 2 holds from that position on. If transient messages may be
     missing, the broker calls ``resumed``.
-4.  If the epoch of a position is over, or the history begins too late, the broker returns none of
-    the messages: :attr:`History.complete` is False then.
+4.  If a position's epoch is over, or the history begins later, :attr:`History.complete` is False
+    and the history holds no messages.
 5.  Messages also reach the process that published them, through the broker and by no other way.
 
 Any thread may call a broker, and under gevent any greenlet. If a broker only publishes, the
@@ -108,8 +108,8 @@ def new_epoch() -> str:
 def silent_ttl(channel: str, listened: float = 0.0) -> float:
     """Return how many seconds a channel without messages is kept after its last use.
 
-    Clients can ask for any name, so a silent channel is kept for a minute only: long enough between
-    a page and its connection. The time for which a process has listened is added, up to a day in
+    Clients can ask for any name, so a silent channel is kept for a minute only. This suffices from
+    a page to its connection. The time for which a process has listened is added, up to a day in
     total. A reserved channel is kept for a day at once.
 
     :param listened: seconds for which a process has listened so far.
@@ -236,8 +236,7 @@ class BrokerOptions:
     def of(self, channel: str) -> BrokerOptions:
         """Return the settings of a channel; the history of a reserved channel is fixed.
 
-        A worker that was away for a while must receive its orders, also if pages have a shorter
-        history or none.
+        A worker that was offline must receive its orders, even if pages have a short history.
         """
         if not channel.startswith(RESERVED):
             return self
@@ -317,8 +316,8 @@ class Broker(ABC):
     def leave(self, channel: str, identity: str) -> None:
         """Record that a connection of an identity has ended; does not wait and never fails.
 
-        If that was the last one in all processes, ``leave`` is published ``presence_grace`` seconds
-        later, unless the identity is back by then.
+        After the last one in all processes, ``leave`` is published ``presence_grace`` seconds
+        later. If the identity is back by then, nothing is published.
         """
 
     @abstractmethod
@@ -330,7 +329,7 @@ class Broker(ABC):
     def hold(self, name: str, holder: str, seconds: float) -> bool:
         """Take a name for a while, as a lock; the holder may extend the time, or release with 0.
 
-        This method locks within one process. A broker that reaches other processes overrides it.
+        This method locks within one process; a broker that reaches other processes overrides it.
 
         :returns: False if another holder has the name.
         """

@@ -96,7 +96,7 @@ class MemoryBroker(Broker):
         return positions
 
     def _publish(self, draft: Draft, reserved: list[Message]) -> Position:
-        """Publish a draft; if its channel is reserved, only add the message to ``reserved``."""
+        """Publish a draft; on a reserved channel, append to ``reserved`` instead of delivering."""
         channel = self._use(draft.channel)
         log = channel.log
         epoch, offset = log.position

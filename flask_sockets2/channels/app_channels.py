@@ -26,7 +26,7 @@ logger = logging.getLogger("flask_sockets2.channels")
 _MAX_IDENTITY = 1024  # bytes of UTF-8
 
 _AWAY_UNTIL = "flask_sockets2.away_until"  # in the environ: when a page may ask the broker again
-_PATIENCE = 5.0  # seconds until a page retries; one attempt may take as long
+_PATIENCE = 5.0  # seconds until a page asks again; one attempt may take as long
 
 Place = TypeVar("Place")
 
@@ -100,8 +100,8 @@ class AppChannels:
     ) -> Sequence[Place] | list[Position]:
         """Return the positions of a page's channels, :data:`NOWHERE` if the broker is unreachable.
 
-        The page is rendered then, and its connection is told of a gap. This request does not ask
-        the broker again for a while.
+        An unreachable broker does not stop the page, but its connection is told of a gap. If the
+        request asks again within seconds, the broker is not tried.
 
         :param number: number of channels.
         :param ask: function that asks the broker for positions.

@@ -155,7 +155,7 @@ class Publisher:
                 positions += sender.send(chunk)
             except BrokerError as exc:
                 positions += sender.failed(exc, [draft.channel for draft in chunk])
-                # The rest is not tried: each attempt may take as long.
+                # The rest is not tried: each attempt may take a full timeout.
                 positions += sender.failed(exc, [draft.channel for draft in drafts])
         return positions
 

@@ -15,7 +15,7 @@ __all__ = ["DelayedCalls"]
 
 logger = logging.getLogger("flask_sockets2.brokers")
 
-_STEP = 0.5  # seconds; an idle thread ends at most this long after close()
+_STEP = 0.5  # seconds; after close(), the thread ends within this time
 
 
 class DelayedCalls:

@@ -12,7 +12,7 @@ __all__ = ["native_lock", "native_rlock"]
 def native_lock() -> Any:
     """Return a lock between native threads.
 
-    The lock blocks the whole thread. Hold it only if no code inside can switch greenlets.
+    The lock blocks the whole thread. Hold it only if no greenlet can be switched away from.
     """
     return _original("allocate_lock")()
 

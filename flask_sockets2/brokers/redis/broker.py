@@ -41,12 +41,12 @@ from .scripts import APPEND, HISTORY, HOLD, POSITION, Call, Names, body_of, pars
 
 __all__ = ["RedisBroker"]
 
-# Published by one run of the script, during which the server does nothing else:
+# Limits for one run of the script, during which the server does nothing else:
 _ROUND_MESSAGES = 64
 _ROUND_BYTES = 2**20
 _PAGE = 100  # messages of a history in one answer
 _BATCH = 100  # histories asked for in one exchange
-_EXCHANGE_BYTES = 4 * 2**20  # of messages that are read at once; a longer message comes alone
+_EXCHANGE_BYTES = 4 * 2**20  # bytes of messages per exchange; a longer message comes alone
 
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -69,8 +69,8 @@ class RedisBroker(Broker):
     """Channels of all processes that use one server (``redis://``, ``rediss://``, ``unix://``).
 
     :param client_timeout: seconds for one answer of the server, if the URL sets no timeout.
-    :param listener_times: of the connection that listens.
-    :param lease_times: of what a process says about itself.
+    :param listener_times: timeouts of the pub/sub connection.
+    :param lease_times: times of this process's lease.
     """
 
     shared = True
@@ -130,8 +130,8 @@ class RedisBroker(Broker):
     def _append(self, drafts: Sequence[Draft]) -> list[Position]:
         """Publish in one exchange, all or none of each channel's messages.
 
-        One call holds all messages of a channel. So the messages keep their order, even if the
-        server has forgotten the script, has moved a slot or is out of memory.
+        One call holds all messages of a channel, so that they keep their order even after an error:
+        if the server has forgotten the script, has moved a slot or is out of memory.
         """
         if len(drafts) == 1 or not self._client.clustered:
             return self._positions(drafts, self._client.run([self._append_call(drafts)])[0])
@@ -245,8 +245,8 @@ class RedisBroker(Broker):
     def _read(self, channel: str, since: Position | None, reply: Any) -> History:
         """Read a history from its newest message back; the first page is given.
 
-        The history ends if the server has trimmed older messages between two pages, if another
-        program has written an entry, or if ``history_bytes`` is reached.
+        The history ends at messages that were trimmed between two pages, at another program's
+        entry, or if ``history_bytes`` is reached.
         """
         position = Position(reply[0].decode(), int(reply[1]))
         offset = position.offset

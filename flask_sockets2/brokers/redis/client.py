@@ -38,8 +38,8 @@ __all__ = ["SOCKET_TIMEOUT", "RedisClient"]
 SOCKET_TIMEOUT = 5.0  # seconds for one answer, and for connecting; a URL may set others
 _SAYING = 0.2  # seconds for a server to send the reason why it hangs up
 _PROBING = 2.0  # seconds for an unreachable server to show whether it speaks TLS
-_OLDEST, _OLDEST_CLUSTER = (6, 2), (7, 0)  # of Redis; Valkey says 7.2
-_CONNECTIONS = 32  # for commands at the same time; further callers wait up to the timeout
+_OLDEST, _OLDEST_CLUSTER = (6, 2), (7, 0)  # versions of Redis; Valkey reports 7.2
+_CONNECTIONS = 32  # for commands in parallel; further callers wait up to the timeout
 
 _PLACE = frozenset(("host", "port", "path"))
 
@@ -297,8 +297,8 @@ def _what_is_wrong(exc: Exception, url: str) -> str:
 def _without_ours(url: str) -> str:
     """Return a URL without the options that a URL cannot set.
 
-    :raises BrokerError: if the database is not a number, which redis-py would read as 0; if host or
-        path may hold a part of the password; if a socket's path is missing.
+    :raises BrokerError: if the database is not a number (redis-py would read 0), if host or path
+        may hold a part of the password, or if a socket's path is missing.
     """
     address, _, query = url.partition("?")
     parts = urlsplit(address)

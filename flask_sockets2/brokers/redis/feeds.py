@@ -8,7 +8,7 @@ The states of a channel's feed::
     behind      the connection was lost; the history brings the missed messages, then live again
 
 If the history cannot be read, the channel reports a gap and goes on with the next message. Other
-channels do not wait for one that fails.
+channels do not wait for the failed one.
 
 The feed recognises a message by its offset. So each message is delivered once, even if the history
 and the connection both bring a copy.
@@ -47,7 +47,7 @@ class Feed:
     :ivar begun: monotonic time at which the feed was made.
     :ivar keep_at: monotonic time at which the server is asked again to keep the channel.
     :ivar answered: set when the server has answered; a refusal is in ``error``.
-    :ivar gone: unsubscribed; any thread may set it.
+    :ivar gone: True after unsubscribe(); any thread may set the flag.
     """
 
     __slots__ = (

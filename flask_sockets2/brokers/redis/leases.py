@@ -146,7 +146,7 @@ class Leases:
         self._renewed = 0.0
         self._abandoned: list[tuple[str, set[str]]] = []  # former names, with their channels
         self._reapable: list[str] = []  # dead processes, found at the last renewal
-        # For the thread:
+        # State of the thread:
         self._touched = monotonic()
         self._changed = threading.Event()
         self._stop = threading.Event()
@@ -490,7 +490,7 @@ class Leases:
             idle = self._channels - told
             if not idle or self._lease is None or self._attempt is not None:
                 return  # the next round may find some
-            # If another caller needs one of these channels, it waits for this attempt.
+            # If another caller needs one of these channels, the caller waits for this attempt.
             self._channels -= idle
             attempt = self._attempt = _Attempt()
         with self._making(attempt):

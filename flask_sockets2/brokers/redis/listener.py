@@ -24,9 +24,9 @@ class Listener:
     """Delivers the messages of subscribed channels in this process.
 
     :param servers: client for the servers with the channels.
-    :param keep: extends the lifetime of channels on the server and returns their positions; called
-        with names, and the seconds for which this process has listened to each.
-    :param histories: yields the history of each channel, or the error if one cannot be read.
+    :param keep: extends the lifetime of channels on the server and returns their positions. Its
+        argument is names, with the seconds for which this process has listened to each.
+    :param histories: yields each channel's history, or the error if the history cannot be read.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Listener:
                 raise
             with self._lock:
                 if feed.gone:
-                    continue  # another thread has unsubscribed, or its own attempt has failed
+                    continue  # another thread has unsubscribed, or has failed to subscribe
                 since = feed.since
                 if since is None:
                     feed.since = position

@@ -101,7 +101,7 @@ class Reader:
         self._waker.setblocking(False)
         self._woken.setblocking(False)
         self._finished = threading.Event()
-        self._thread = 0  # its identity
+        self._thread = 0  # identity of the thread
 
     def start(self) -> None:
         """Start the thread; if that fails, all resources are freed.

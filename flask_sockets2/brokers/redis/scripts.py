@@ -180,8 +180,8 @@ def parse(channel: str, payload: bytes, position: Position | None = None) -> Mes
 
 # -- Lua: messages -----------------------------------------------------------------------------
 
-# log_of(meta, log, fresh) -> epoch, offset of the newest message. A new log begins, under the epoch
-# `fresh`, if there is no log, or if another run of the server or another program wrote the log.
+# log_of(meta, log, fresh) -> epoch, offset of the newest message. If there is no log, or the log is
+# from another run of the server or another program, a new log begins under the epoch `fresh`.
 # HSET comes first: a server out of memory refuses HSET, so that nothing has changed then. If an
 # access control list forbids INFO, all runs count as the same.
 #
@@ -268,8 +268,8 @@ return table.concat(positions, ' ') .. table.concat(renewed)
 """,
 )
 
-# Returns the newest position as {epoch, offset}, and keeps the meta: for a day if the log has
-# messages, else for the time given. A subscribed process repeats this call; otherwise a channel
+# Returns the newest position as {epoch, offset}. Also keeps the meta: for a day if the log has
+# messages, else for the time given. A subscribed process repeats this call. Otherwise a channel
 # that is silent for a day would seem to have lost messages.
 #   KEYS: meta, log.  ARGV: fresh epoch; milliseconds that a log without messages is kept.
 POSITION = Script(
@@ -286,8 +286,9 @@ return {epoch, text(offset)}
 """,
 )
 
-# Returns the newest position and a page of the messages after a given position, from the newest
-# message back to a gap at most: {epoch, offset, 1 if older messages may follow, {message, ..}}.
+# Returns the newest position and a page of the messages after a given position. The page goes from
+# the newest message back, to a gap at most.
+#   Returns {epoch, offset, 1 if older messages may follow, {message, ..}}.
 #   KEYS: meta, log.
 #   ARGV: fresh epoch; epoch and offset of the given position, epoch '' for all kept messages; size
 #         of the log; offset of the page's first message, '' for the newest; most messages and bytes
@@ -410,8 +411,8 @@ return 1
 )
 
 # Returns the identities present in a channel, after removing the identities of dead processes. If a
-# reader only ignored these, and one of them came back before the reaper, its `join` would be
-# missing: for the server, that identity was never away.
+# reader only ignored these identities, the server would not see them leave. So an identity that
+# comes back before the reaper would not be announced by `join`.
 #   KEYS: meta, log, who, who of each dead process.  ARGV: as above.
 WHO = Script(
     _LOG_OF,
