@@ -1,26 +1,26 @@
-"""What a broker is: an ordered log of messages for each channel, delivered to who subscribes.
+"""Broker: the base class of all brokers, which log each channel and deliver it to subscribers.
 
-A broker of your own (NATS, Kafka, PostgreSQL) derives from :class:`Broker` and is found by the
-scheme of its URL, through an entry point::
+If you write a broker of your own (NATS, Kafka, PostgreSQL), derive from :class:`Broker`. Register
+the class as an entry point, under the scheme of its URL::
 
     [project.entry-points."flask_sockets2.brokers"]
     nats = "my_package:NatsBroker"
 
-The laws that every broker keeps, and that ``tests/brokers/test_contract.py`` checks:
+Every broker keeps these laws, which ``tests/brokers/test_contract.py`` checks:
 
 1.  Messages of one channel have one order, the same in every process. Their offsets within an
-    epoch are 1, 2, 3 and so on; transient messages have none of their own and are in no history.
-2.  After :meth:`Broker.subscribe` has returned position P, each message after P is delivered, in
-    order and once, until :meth:`Broker.unsubscribe`.
-3.  Where that cannot be kept (messages were lost, a server was replaced), the broker calls
-    ``missed`` with the position from which it is kept again, before it delivers what follows.
-    Transient messages are in no history: where some may be missing, it calls ``resumed``.
-4.  A position of an epoch that is over, or that the history does not reach, is never answered with
-    part of the messages: :attr:`History.complete` is False then.
-5.  What was published is delivered in the publishing process, too, and by no other way.
+    epoch are 1, 2, 3 and so on. Transient messages have no own offset and are in no history.
+2.  After :meth:`Broker.subscribe` has returned position P, each message after P is delivered once
+    and in order, until :meth:`Broker.unsubscribe`.
+3.  If messages were lost or a server was replaced, the broker calls ``missed`` with a position
+    before it delivers again. Law 2 holds from that position on. If transient messages may be
+    missing, the broker calls ``resumed``.
+4.  If a position's epoch is over, or the history begins later, :attr:`History.complete` is False
+    and the history holds no messages.
+5.  Messages also reach the process that published them, through the broker and by no other way.
 
-It may be called from any thread, under gevent from any greenlet, and one that only publishes also
-by the children of a fork.
+Any thread may call a broker, and under gevent any greenlet. If a broker only publishes, the
+children of a fork may call the broker, too.
 """
 
 from __future__ import annotations
@@ -56,29 +56,29 @@ __all__ = [
 ]
 
 TEXT, BINARY, JSON = "text", "binary", "json"
-"""Kinds of messages: what their bytes are, UTF-8 in the first and the last."""
+"""Kinds of messages; the data of text and JSON messages is UTF-8."""
 
 RESERVED = "flask_sockets2:"
-"""How names of channels begin by which an application's processes tell each other something."""
+"""Prefix of the internal channels through which an application's processes talk to each other."""
 
 MAX_MESSAGE_SIZE = 2**20
 """Bytes of one message, published or from a client, by default."""
 
 DAY = 86_400.0
-"""Seconds that a position outlives the messages of its channel: who comes back missed nothing."""
+"""Seconds that a position outlives its channel's messages; a client at that position has no gap."""
 
 _MINUTE = 60.0
 
-_MOST_HOLDERS = 1000  # names that are held before those that are over are looked for
+_MOST_HOLDERS = 1000  # held names, after which expired ones are removed
 
 _POSITION = re.compile(r"([0-9a-f]{16})-(0|[1-9][0-9]{0,15})")
 
 
 class Position(NamedTuple):
-    """A place in a channel's log: behind the message of that offset.
+    """A place in a channel's log, behind the message with this offset.
 
     :ivar epoch: 16 hexadecimal digits that name the log; another epoch is another log.
-    :ivar offset: number of the message in it, from 1; 0 is before the first.
+    :ivar offset: number of the message in the log, from 1; 0 is before the first.
 
     As text, for pages and clients: ``"9f86d081884c7d65-42"``; :data:`NOWHERE` is ``"-"``.
     """
@@ -91,13 +91,13 @@ class Position(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Position | None:
-        """Read a position as text; None for what is none, since it comes from a client."""
+        """Read a position that a client sent as text; None if the text is no position."""
         match = _POSITION.fullmatch(text)
         return cls(match[1], int(match[2])) if match else None
 
 
 NOWHERE = Position("-", 0)
-"""The position of no log: a client that goes on from it is told of a gap."""
+"""The position of no log: a client that resumes from here is told of a gap."""
 
 
 def new_epoch() -> str:
@@ -106,11 +106,11 @@ def new_epoch() -> str:
 
 
 def silent_ttl(channel: str, listened: float = 0.0) -> float:
-    """Return for how many seconds a channel without messages is kept after its last use.
+    """Return how many seconds a channel without messages is kept after its last use.
 
-    Any client can ask for names that nobody publishes to. Such a channel is kept for a minute, from
-    the page to its connection, and as long again as a process has listened to it, a day at most. A
-    reserved channel is kept for a day at once.
+    Clients can ask for any name, so a silent channel is kept for a minute only. This suffices from
+    a page to its connection. The time for which a process has listened is added, up to a day in
+    total. A reserved channel is kept for a day at once.
 
     :param listened: seconds for which a process has listened so far.
     """
@@ -118,14 +118,14 @@ def silent_ttl(channel: str, listened: float = 0.0) -> float:
 
 
 class Draft(NamedTuple):
-    """What is to be published.
+    """A message to publish.
 
-    :ivar channel: 1 to 1,024 bytes of UTF-8.
+    :ivar channel: name of 1 to 1,024 bytes of UTF-8.
     :ivar kind: ``TEXT``, ``BINARY`` or ``JSON``.
-    :ivar data: the message.
-    :ivar key: of two messages with the same, a client that is behind needs only the newer.
-    :ivar event: ``join`` or ``leave``, of presence; empty for what applications publish.
-    :ivar transient: for who listens now: neither in the history nor numbered.
+    :ivar data: content of the message.
+    :ivar key: of two messages with the same key, a slow client needs only the newer.
+    :ivar event: ``join`` or ``leave`` for presence; empty for messages of the application.
+    :ivar transient: whether only present subscribers get the message: no history, no offset.
     """
 
     channel: str
@@ -137,10 +137,10 @@ class Draft(NamedTuple):
 
 
 class Message:
-    """What was published; the fields of :class:`Draft`, and its position.
+    """A published message: the fields of :class:`Draft`, and its position.
 
-    ``position`` of a transient message is that of the log at the time. ``encoded`` keeps what has
-    been made of the message for the wire, by encoding, so that it is made once.
+    The ``position`` of a transient message is the newest of the log at the time. ``encoded`` caches
+    the message as sent to clients, by encoding, so that each encoding runs once.
     """
 
     __slots__ = ("channel", "data", "encoded", "event", "key", "kind", "position", "transient")
@@ -170,11 +170,11 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What followed a position.
+    """The messages that followed a position.
 
-    :ivar messages: those after it, in order; none where it is not complete.
-    :ivar position: the newest of the log.
-    :ivar complete: whether that is all that followed.
+    :ivar messages: messages after the position, in order; none if ``complete`` is False.
+    :ivar position: newest position of the log.
+    :ivar complete: whether no message after the position is missing.
     """
 
     messages: Sequence[Message]
@@ -183,27 +183,29 @@ class History:
 
 
 class Receiver(Protocol):
-    """Where a broker delivers, in any thread; what it calls never waits.
+    """An object that a broker delivers messages to, in any thread; its methods never wait.
 
     The calls for one channel come one after another.
     """
 
     def deliver(self, message: Message) -> None:
-        """Take a message of a channel that was subscribed to."""
+        """Take a message of a subscribed channel."""
 
     def missed(self, channel: str, position: Position) -> None:
-        """What was published before a position may be lost; what comes next follows it."""
+        """Note that messages before a position may be lost; the next message follows the position.
+
+        The broker calls ``resumed`` afterwards.
+        """
 
     def resumed(self, channel: str) -> None:
-        """Delivery of a channel was interrupted and goes on.
+        """Note that delivery of a channel was interrupted and goes on.
 
-        Nothing of its history is missing, or ``missed`` has just told so: each ``missed`` is
-        followed by this. But transient messages may be missing, so that who knows by them who is
-        there has to ask again, in another thread.
+        The history is complete, unless ``missed`` was called just before. Transient messages may be
+        missing: if the receiver tracks presence, ask the broker again, in another thread.
         """
 
     def reconnected(self) -> None:
-        """The broker was out of reach and is back: for the counters."""
+        """Count that the broker could not be reached and is back."""
 
 
 _TTL = number("seconds", least=1, most=LONGEST)
@@ -214,7 +216,7 @@ _PREFIX = text("text", "a text of 1 to 1000 letters without braces", "[^{}\ud800
 
 @dataclass(frozen=True, slots=True)
 class BrokerOptions:
-    """What is set for every broker.
+    """Settings of every broker.
 
     :param history_size: Messages kept for each channel; 0 for none.
     :param history_bytes: Memory for them, here or as read from Redis; the newest is always kept.
@@ -232,10 +234,9 @@ class BrokerOptions:
     prefix: str = setting("SOCKETS_CHANNEL_PREFIX", "flask_sockets2", or_none(_PREFIX))
 
     def of(self, channel: str) -> BrokerOptions:
-        """Return what is set for a channel: how much of a reserved one is kept, nobody can set.
+        """Return the settings of a channel; the history of a reserved channel is fixed.
 
-        However short the history is that pages have, a process that was away for a while has to
-        hear what it was told.
+        A worker that was offline must receive its orders, even if pages have a short history.
         """
         if not channel.startswith(RESERVED):
             return self
@@ -243,95 +244,94 @@ class BrokerOptions:
 
 
 class Broker(ABC):
-    """Base of the brokers.
+    """Base class of the brokers, which publish messages and deliver them to subscribers.
 
-    :param url: where it is, with a scheme of its own.
-    :param options: what is set for every broker.
-    :param receiver: where it delivers; None for one that only publishes.
+    :param url: address of the broker, with a scheme of its own.
+    :param options: settings of the broker.
+    :param receiver: receiver of the messages; None for a broker that only publishes.
 
-    Nothing is opened before the first call. Each method but :meth:`close` raises
-    :class:`~flask_sockets2.BrokerError` when the broker cannot be reached; nothing is lost on this
-    side then, and a later call may succeed.
+    Nothing is opened before the first call. If the broker cannot be reached, each method but
+    :meth:`close` raises :class:`~flask_sockets2.BrokerError`. Nothing is lost on this side then,
+    and a later call may succeed.
     """
 
-    #: Whether it reaches other processes.
+    #: Whether messages reach other processes.
     shared = False
-    #: Whether its methods wait for a network, so that under gevent it must be patched.
+    #: Whether methods wait for a network, which gevent must have patched.
     waits = False
 
     def __init__(self, url: str, options: BrokerOptions, receiver: Receiver | None = None) -> None:
         self.url = url
         self.options = options
         self.receiver = receiver
-        self._holders: dict[str, tuple[str, float]] = {}  # by name: who holds it, until when
-        self._holding = native_lock()  # guards them
+        self._holders: dict[str, tuple[str, float]] = {}  # by name: holder, and until when
+        self._holding = native_lock()  # guards _holders
 
     @abstractmethod
     def publish(self, drafts: Sequence[Draft]) -> list[Position]:
-        """Publish messages, in their order, and return the position of each.
+        """Publish messages in their order and return the position of each.
 
-        When it raises, some of them may have been published, the first ones first.
+        If this method raises, some of the messages may have been published, the first ones first.
         """
 
     @abstractmethod
     def subscribe(self, channel: str) -> Position:
-        """Have a channel delivered to the receiver from the position returned on."""
+        """Deliver a channel to the receiver, from the returned position on."""
 
     @abstractmethod
     def unsubscribe(self, channel: str) -> None:
-        """Have a channel delivered no more; does not wait and never fails."""
+        """Stop the delivery of a channel; does not wait and never fails."""
 
     @abstractmethod
     def position(self, channel: str) -> Position:
-        """Return the newest position of a channel; for one without messages, offset 0."""
+        """Return the newest position of a channel; offset 0 if there are no messages."""
 
     def positions(self, channels: Sequence[str]) -> list[Position]:
-        """Return the newest position of each channel, at the cost of one where that can be."""
+        """Return the newest position of each channel, in one round trip if possible."""
         return [self.position(channel) for channel in channels]
 
     @abstractmethod
     def history(self, channel: str, since: Position | None) -> History:
-        """Return what was published after a position, None: all that is kept."""
+        """Return the messages after a position; after None, all that are kept."""
 
     def away(self) -> bool | None:
-        """Return whether it is out of reach, None where nobody knows without asking; never
-        waits."""
+        """Return whether the broker is unreachable, None if unknown so far; never waits."""
         return False
 
-    # -- who is there ----------------------------------------------------------------------
+    # -- presence --------------------------------------------------------------------------
 
     @abstractmethod
     def count(self, channel: str, subscribers: int) -> None:
-        """Take note of how many subscribers a channel has in this process; does not wait."""
+        """Record how many subscribers a channel has in this process; does not wait."""
 
     @abstractmethod
     def subscribers(self, channel: str) -> int:
-        """Return how many subscribers a channel has in all processes, at most seconds ago."""
+        """Return how many subscribers a channel has in all processes; may be seconds old."""
 
     @abstractmethod
     def join(self, channel: str, identity: str) -> None:
-        """Take note of one more connection of an identity; its first publishes ``join``."""
+        """Record one more connection of an identity; its first publishes ``join``."""
 
     @abstractmethod
     def leave(self, channel: str, identity: str) -> None:
-        """Take note that one has ended; does not wait and never fails.
+        """Record that a connection of an identity has ended; does not wait and never fails.
 
-        Where it was the last of them in all processes and none has come ``presence_grace`` seconds
-        later, ``leave`` is published.
+        After the last one in all processes, ``leave`` is published ``presence_grace`` seconds
+        later. If the identity is back by then, nothing is published.
         """
 
     @abstractmethod
     def present(self, channel: str) -> list[str]:
-        """Return the identities that are in a channel, in all processes, sorted."""
+        """Return the identities present in a channel, in all processes, sorted."""
 
-    # -- one of many -----------------------------------------------------------------------
+    # -- one process of many ---------------------------------------------------------------
 
     def hold(self, name: str, holder: str, seconds: float) -> bool:
-        """Take a name for a while; who holds it may hold it on, or with 0 give it back.
+        """Take a name for a while, as a lock; the holder may extend the time, or release with 0.
 
-        A broker that reaches other processes has to override it: this one holds within its own.
+        This method locks within one process; a broker that reaches other processes overrides it.
 
-        :returns: False where another one holds it.
+        :returns: False if another holder has the name.
         """
         with self._holding:
             now = monotonic()
@@ -348,7 +348,8 @@ class Broker(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of everything; can be repeated.
+        """Close all connections; can be repeated.
 
-        Its identities leave, as if their process had been killed, unless they are seen elsewhere.
+        The identities of this process leave, as if the process were killed, unless another process
+        has them, too.
         """

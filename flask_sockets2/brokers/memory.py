@@ -1,4 +1,4 @@
-"""The broker of one process: history in ring buffers, delivery by a call."""
+"""MemoryBroker: channels within one process, with history in ring buffers."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from .message_log import MessageLog
 
 __all__ = ["MemoryBroker"]
 
-_SWEEP = 10.0  # seconds between two looks for channels whose time is over
-_SWEPT = 1000  # channels that are looked at before others may run
-_BREATH = 1e-3  # seconds in which others may run
+_SWEEP = 10.0  # seconds between two sweeps for expired channels
+_SWEPT = 1000  # channels per batch of a sweep, after which other threads may run
+_BREATH = 1e-3  # seconds in which other threads may run
 _MOST_SILENT = 50_000  # channels without a message or a listener, of half a kilobyte each
-_MOST_KEPT = 10_000  # channels; with more of them, positions go with their messages
+_MOST_KEPT = 10_000  # channels; if there are more, positions expire with their messages
 
 
 class _MemoryChannel:
-    """A channel's log, until when it is kept, and since when it is subscribed to.
+    """A channel's log, when the log expires, and when the subscription began.
 
-    :ivar expires: when its messages are over; its position, if there were any, a day later.
-    :ivar silent_until: until when it is kept if there were none.
-    :ivar begun: when the subscription began, None if there is none.
+    :ivar expires: monotonic time when the messages expire; their position expires a day later.
+    :ivar silent_until: monotonic time when a channel without messages expires.
+    :ivar begun: monotonic time when the subscription began, None if there is none.
     """
 
     __slots__ = ("begun", "expires", "log", "silent_until")
@@ -51,7 +51,7 @@ class _MemoryChannel:
         self.begun: float | None = None
 
     def is_over(self, now: float, kept: float = DAY) -> bool:
-        """Return whether it can be forgotten.
+        """Return whether the channel has expired.
 
         :param kept: seconds that the position outlives the messages.
         """
@@ -62,25 +62,23 @@ class _MemoryChannel:
 
 
 class MemoryBroker(Broker):
-    """Channels within one process (``memory://``).
+    """Publishes to subscribers within one process (``memory://``).
 
-    Messages are kept for ``history_ttl`` seconds after the last use of their channel; its position
-    for a day more, unless there are very many channels. A channel without messages is kept for a
-    minute, see :func:`~.base.silent_ttl`, unless very many of them are made up. After that one of
-    the same name is another log, of another epoch.
+    Messages are kept for ``history_ttl`` seconds after the last use of their channel, its position
+    a day longer. A channel without messages is kept for a minute, see :func:`~.base.silent_ttl`.
+    If there are very many channels, they expire earlier. If an expired channel is used again, a new
+    log begins, with another epoch.
     """
 
     def __init__(self, url: str, options: BrokerOptions, receiver: Receiver | None = None) -> None:
         super().__init__(url, options, receiver)
-        # Guards all below. Held while the receiver is called, which keeps the channel's order; but
-        # not for reserved channels: what is done with their messages may be logged, and a log's
-        # handler may switch greenlets.
+        # Guards all attributes below. Held while the receiver is called, which keeps each channel's
+        # order. Not held for reserved channels: their receivers may log, and a log handler may
+        # switch greenlets.
         self._lock = native_lock()
         self._channels: dict[str, _MemoryChannel] = {}
-        self._silent: dict[
-            str, None
-        ] = {}  # those without a message or a listener, the oldest first
-        self._swept = False  # a look for what is over is due
+        self._silent: dict[str, None] = {}  # without a message or a listener, the oldest first
+        self._swept = False  # whether a sweep is due
         self._sweeping = DelayedCalls(_SWEEP)
         self._counts: dict[str, int] = {}
         self._present: dict[str, Counter[str]] = {}
@@ -98,7 +96,7 @@ class MemoryBroker(Broker):
         return positions
 
     def _publish(self, draft: Draft, reserved: list[Message]) -> Position:
-        """Publish; what is for subscribers of a reserved channel is added, to be delivered."""
+        """Publish a draft; on a reserved channel, append to ``reserved`` instead of delivering."""
         channel = self._use(draft.channel)
         log = channel.log
         epoch, offset = log.position
@@ -117,7 +115,7 @@ class MemoryBroker(Broker):
         return position
 
     def _use(self, name: str) -> _MemoryChannel:
-        """Return a channel, made if there is none or its time is over."""
+        """Return a channel; make a new one if there is none or the old one has expired."""
         now = monotonic()
         channel = self._channels.get(name)
         if channel is None or channel.is_over(now):
@@ -136,9 +134,9 @@ class MemoryBroker(Broker):
         return channel
 
     def _bound_silent(self, name: str, channel: _MemoryChannel) -> None:
-        """Note whether a channel is silent, and forget the oldest of very many that are.
+        """Note whether a channel is silent; if very many are, forget the oldest.
 
-        Clients may make names up, far more than one can keep for a minute.
+        Clients can make up more names in a minute than memory should hold.
         """
         if channel.begun is not None or channel.log.position.offset:
             return
@@ -149,7 +147,7 @@ class MemoryBroker(Broker):
             del self._silent[oldest], self._channels[oldest]
 
     def _sweep(self) -> None:
-        """Let go of the messages and channels whose time is over, as long as there are channels."""
+        """Remove expired messages and channels; repeat while there are channels."""
         with self._lock:
             names = list(self._channels)
         for start in range(0, len(names), _SWEPT):
@@ -200,7 +198,7 @@ class MemoryBroker(Broker):
         with self._lock:
             return self._use(channel).log.since(since)
 
-    # -- who is there ----------------------------------------------------------------------
+    # -- presence --------------------------------------------------------------------------
 
     def count(self, channel: str, subscribers: int) -> None:
         if subscribers:

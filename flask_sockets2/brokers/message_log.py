@@ -14,18 +14,18 @@ __all__ = ["MessageLog"]
 class MessageLog:
     """The newest messages of one channel, without a gap between them.
 
-    :param position: the newest so far; what is appended follows it.
-    :param size: messages kept.
-    :param size_bytes: bytes of their data kept; the newest message is, however long. What was made
-        of them for the wire is kept with them and not counted.
+    :param position: newest position so far; appended messages follow.
+    :param size: number of messages kept.
+    :param size_bytes: bytes of data kept; the newest message is always kept. Encoded copies of the
+        messages are kept as well and not counted.
 
-    Not safe for concurrent use; its owner's lock guards it.
+    Not safe for concurrent use; the owner's lock guards the log.
     """
 
     __slots__ = ("_bytes", "_messages", "_size", "_size_bytes", "position")
 
     def __init__(self, position: Position, size: int, size_bytes: int) -> None:
-        #: Of the newest message, or what was given.
+        #: Position of the newest message; the given position if there is none.
         self.position = position
         self._size = size
         self._size_bytes = size_bytes
@@ -46,10 +46,10 @@ class MessageLog:
             self._bytes -= len(messages.popleft().data)
 
     def precede(self, messages: Sequence[Message]) -> list[Message]:
-        """Add older messages before those that are there, as far as they join on and have room.
+        """Add older messages at the front, as long as no gap arises and there is room.
 
         :param messages: a history, in its order.
-        :returns: that history, with the log's own messages where it has the same.
+        :returns: that history, with the log's own object for each message that the log has.
         """
         own = self._messages
         if own is None:
@@ -67,7 +67,7 @@ class MessageLog:
         return [known.get(message.position, message) for message in messages]
 
     def since(self, since: Position | None) -> History:
-        """Return what follows a position, None: all that is kept."""
+        """Return the messages after a position; after None, all that are kept."""
         messages = self._messages or ()
         if since is None:
             return History(tuple(messages), self.position)

@@ -1,4 +1,4 @@
-"""The broker of a URL: by its scheme."""
+"""Open a broker by the scheme of its URL."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")  # RFC 3986 §3.1
 
 
 def open_broker(url: str, options: BrokerOptions, receiver: Receiver | None = None) -> Broker:
-    """Return the broker of a URL; nothing is opened before its first call.
+    """Return the broker for a URL; nothing is opened before its first call.
 
-    :raises BrokerError: when it is no URL, its scheme is unknown, or what serves it is not
-        installed.
+    :raises BrokerError: if the URL is malformed, its scheme is unknown, or the broker's package is
+        not installed.
     """
     if not isinstance(url, str) or not url:
         shown = repr(url) if not url else f"a {type(url).__name__}"

@@ -1,4 +1,4 @@
-"""Channels of one application: publish to them, and subscribe connections."""
+"""AppChannels: publish to an application's channels, and subscribe connections to them."""
 
 from __future__ import annotations
 
@@ -26,32 +26,32 @@ logger = logging.getLogger("flask_sockets2.channels")
 _MAX_IDENTITY = 1024  # bytes of UTF-8
 
 _AWAY_UNTIL = "flask_sockets2.away_until"  # in the environ: when a page may ask the broker again
-_PATIENCE = 5.0  # seconds that it does not, as one attempt may take as long
+_PATIENCE = 5.0  # seconds until a page asks again; one attempt may take as long
 
 Place = TypeVar("Place")
 
 
 class Subscriber(OutletOwner, Protocol):
-    """A connection, as far as its channels need it."""
+    """A connection, with the attributes that its channels use."""
 
     environ: Any
     outlet: Any
 
     @property
     def limits(self) -> Any:
-        """Of the connection."""
+        """The limits of the connection."""
 
     @property
     def open(self) -> bool:
-        """Whether its end has not begun."""
+        """Whether the connection has not begun to close."""
 
     @property
     def transport(self) -> SocketWriter:
-        """What its bytes go through."""
+        """The transport that sends the connection's bytes."""
 
     @property
     def window_bits(self) -> int | None:
-        """Of permessage-deflate."""
+        """The window bits of permessage-deflate, None without compression."""
 
 
 class _Signals(Observer):
@@ -74,10 +74,10 @@ class _Signals(Observer):
 
 
 class AppChannels:
-    """The channels of one application in this process.
+    """The channels of one application in this process: publishes, and subscribes connections.
 
     :param app: the application.
-    :param fanout: has the subscribers.
+    :param fanout: delivers messages to this process's subscribers.
     :param publisher: publishes to the channels.
     """
 
@@ -98,13 +98,13 @@ class AppChannels:
     def for_page(
         self, number: int, ask: Callable[[], Sequence[Place]]
     ) -> Sequence[Place] | list[Position]:
-        """Return where the channels of a page are, :data:`NOWHERE` if the broker is away.
+        """Return the positions of a page's channels, :data:`NOWHERE` if the broker is unreachable.
 
-        The page is rendered then, and its connection is told of a gap. In the same request the
-        broker is not asked again for a while.
+        An unreachable broker does not stop the page, but its connection is told of a gap. If the
+        request asks again within seconds, the broker is not tried.
 
-        :param number: of channels.
-        :param ask: asks the broker.
+        :param number: number of channels.
+        :param ask: function that asks the broker for positions.
         """
         environ = request.environ if has_request_context() else {}
         if environ.get(_AWAY_UNTIL, 0.0) <= monotonic():
@@ -154,12 +154,12 @@ class AppChannels:
     def attach(
         self, outlet: Outlet, channel: str, encoding: Encoding, since: Any, environ: Any
     ) -> Subscription:
-        """Subscribe what is no connection.
+        """Subscribe an outlet without a WebSocket connection, such as an event stream.
 
-        :param outlet: of :meth:`outlet_of`.
-        :param environ: WSGI environ of its request.
-        :raises BrokerError: when the broker cannot be reached.
-        :raises ValueError: when it subscribes to the channel already, or that is no name.
+        :param outlet: outlet that :meth:`outlet_of` returned.
+        :param environ: WSGI environ of the request.
+        :raises BrokerError: if the broker cannot be reached.
+        :raises ValueError: if the outlet has subscribed already, or the channel's name is invalid.
         """
         check_channel(channel)
         self._warn_of_processes(environ)
@@ -178,23 +178,23 @@ class AppChannels:
         *,
         missed: Callable[[], None] | None = None,
     ) -> None:
-        """Take part in a channel of the processes' own; see :meth:`Fanout.listen`.
+        """Listen to an internal channel of the processes; see :meth:`Fanout.listen`.
 
-        :param environ: WSGI environ of the request that asks for it.
+        :param environ: WSGI environ of the request that starts the listener.
         """
         self._warn_of_processes(environ)
         self._fanout.listen(name, listener, clock, missed=missed)
 
     def check(self, channel: str) -> None:
-        """See that a channel can be subscribed to: its name, and that the broker is there."""
+        """Check that a channel's name is valid and that the broker can be reached."""
         check_channel(channel)
         if self.broker.waits and not self._fanout.subscribers(channel):
             self.broker.position(channel)
 
     def _outlet(self, connection: Subscriber) -> Outlet:
-        """Return the outlet of a connection, made when it is first needed."""
+        """Return the outlet of a connection; the first call creates one."""
         transport, limits = connection.transport, connection.limits
-        with transport.lock:  # several threads may subscribe it, while another one closes it
+        with transport.lock:  # threads may subscribe the connection while another one closes
             outlet: Outlet | None = connection.outlet
             if outlet is None:
                 outlet = self.outlet_of(transport, connection, limits)
@@ -204,20 +204,20 @@ class AppChannels:
         return outlet
 
     def unsubscribe(self, connection: Subscriber, channel: str) -> bool:
-        """Send a connection nothing more of a channel."""
+        """Stop sending a channel's messages to a connection."""
         outlet = connection.outlet
         return outlet is not None and self._fanout.unsubscribe(outlet, channel)
 
     def here(self) -> dict[str, int]:
-        """Return the channels with subscribers in this process, and how many they have."""
+        """Return the number of subscribers in this process, by channel."""
         return self._fanout.channels()
 
     def close(self) -> None:
-        """Let go of the broker."""
+        """Close the broker."""
         self.publisher.close()
 
     def _since(self, given: Any, channel: str) -> Any:
-        """Return the position that a client names; one that makes no sense is a gap."""
+        """Return the position that a client names; :data:`NOWHERE` if the text is invalid."""
         if given is None or given == "":
             return None
         if isinstance(given, Position):
@@ -237,7 +237,7 @@ class AppChannels:
         return position or NOWHERE
 
     def _warn_of_processes(self, environ: Any) -> None:
-        """Say once that a message would not leave this process, where there are others."""
+        """Warn once if there are several worker processes but the broker is in memory."""
         if self._warned or self.broker.shared:
             return
         self._warned = True

@@ -40,8 +40,8 @@ __all__ = ["Publisher", "check_channel", "dumps_of", "encode", "json_of", "utf8"
 
 _DEFAULTS = BrokerOptions()
 _MAX_CHANNEL = _MAX_KEY = 1024  # bytes of UTF-8
-_CHUNK = 100  # messages; and
-_CHUNK_BYTES = 65536  # of their data, that are published in one go
+_CHUNK = 100  # messages in one round trip
+_CHUNK_BYTES = 65536  # bytes of data, after which a round trip takes no further message
 
 _UNSORTABLE = "keys of a dict are of several types, which app.json.sort_keys cannot sort"
 
@@ -49,14 +49,14 @@ Dumps = Callable[[Any], str]
 
 
 def _dumps(data: Any) -> str:
-    """What Flask serialises without an application: dates, decimals, UUIDs and dataclasses, too."""
+    """Return JSON as Flask makes it by default: dates, decimals, UUIDs and dataclasses, too."""
     return json.dumps(
         data, default=DefaultJSONProvider.default, ensure_ascii=False, allow_nan=False
     )
 
 
 def dumps_of(app: Flask) -> Dumps:
-    """Return what makes JSON as an application does; what browsers cannot parse is refused."""
+    """Return an application's JSON serializer; ``NaN`` and infinity are refused for browsers."""
 
     def dumps(data: Any) -> str:
         provider = app.json
@@ -68,19 +68,19 @@ def dumps_of(app: Flask) -> Dumps:
 
 
 class Publisher:
-    """Publishes to channels.
+    """Publishes messages to channels, from any program that can reach the broker.
 
-    :param url: of the broker, ``redis://…`` for example.
-    :param prefix: of all names on the broker, as ``SOCKETS_CHANNEL_PREFIX``.
+    :param url: URL of the broker, ``redis://…`` for example.
+    :param prefix: prefix of all names on the broker, as ``SOCKETS_CHANNEL_PREFIX``.
     :param history_size: messages kept for each channel, as ``SOCKETS_HISTORY_SIZE``.
-    :param history_ttl: seconds they are kept, as ``SOCKETS_HISTORY_TTL``.
+    :param history_ttl: seconds that messages are kept, as ``SOCKETS_HISTORY_TTL``.
     :param max_message_size: bytes of one message, as ``SOCKETS_MAX_MESSAGE_SIZE``.
-    :param dumps: makes JSON of what is neither text nor bytes; as Flask does by default.
-    :param receiver: what its :attr:`broker` delivers to, for a program that subscribes as well.
-    :raises BrokerError: when there is no broker for the URL.
+    :param dumps: serializer to JSON for data other than text and bytes; Flask's by default.
+    :param receiver: receiver of the :attr:`broker`'s messages, if the program also subscribes.
+    :raises BrokerError: if there is no broker for the URL.
 
-    Nothing is opened before it is first used. It may be used by any number of threads and
-    greenlets, and by the children of a fork.
+    Nothing is opened before the first use. Any number of threads and greenlets may share a
+    publisher, and so may the children of a fork.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Publisher:
 
     @classmethod
     def _of(cls, sender: Sender, max_message_size: int, dumps: Dumps) -> Publisher:
-        """Return a publisher that sends through a sender, whatever its broker."""
+        """Return a publisher that sends through a given sender, with any broker."""
         new = cls.__new__(cls)
         new._sender, new._max_message_size, new._dumps = sender, max_message_size, dumps
         return new
@@ -115,17 +115,17 @@ class Publisher:
     def publish(
         self, channel: str, data: Any, *, key: str = "", transient: bool = False
     ) -> Position:
-        """Publish a message to all who subscribe to a channel, in all processes.
+        """Publish a message to all subscribers of a channel, in all processes.
 
         :param channel: any name of at most 1,024 bytes.
-        :param data: ``str``, bytes, or what becomes JSON.
-        :param key: of two messages with the same key a slow client needs only the newer, where its
+        :param data: ``str``, bytes, or data for JSON.
+        :param key: of two messages with the same key, a slow client gets only the newer if its
             policy is ``coalesce``.
-        :param transient: for who listens now: not kept in the history.
+        :param transient: whether only present subscribers get the message: no history.
         :returns: the message's position in the channel.
-        :raises BrokerError: when the broker cannot be reached.
-        :raises TypeError: when the data can be no message.
-        :raises ValueError: when the channel's name is none, or the message is too big.
+        :raises BrokerError: if the broker cannot be reached.
+        :raises TypeError: if the data cannot become a message.
+        :raises ValueError: if the channel's name is invalid, or the message is too big.
         """
         draft = self._draft(channel, data, key, transient)
         try:
@@ -134,12 +134,12 @@ class Publisher:
             return self._sender.failed(exc, [channel])[0]
 
     def publish_many(self, messages: Iterable[tuple[str, Any]], *, key: str = "") -> list[Position]:
-        """Publish many messages at the cost of few round trips.
+        """Publish many messages in few round trips.
 
         :param messages: pairs of a channel and the data, in the order to publish.
-        :param key: of each, as for :meth:`publish`.
-        :returns: the position of each.
-        :raises BrokerError: as :meth:`publish`; the first of them may have been published then.
+        :param key: key of every message, as for :meth:`publish`.
+        :returns: the position of each message.
+        :raises BrokerError: if the broker cannot be reached; the first ones may be published then.
         """
         sender = self._sender
         positions: list[Position] = []
@@ -155,19 +155,20 @@ class Publisher:
                 positions += sender.send(chunk)
             except BrokerError as exc:
                 positions += sender.failed(exc, [draft.channel for draft in chunk])
-                # The rest is not tried: each attempt may take as long.
+                # The rest is not tried: each attempt may take a full timeout.
                 positions += sender.failed(exc, [draft.channel for draft in drafts])
         return positions
 
     def position(self, channel: str) -> Position:
-        """Return the position of a channel's newest message, for a page to carry.
+        """Return the position of a channel's newest message, to put into a page.
 
-        A client that subscribes with ``since`` set to it gets everything published afterwards.
+        If a client subscribes with ``since`` set to that position, the client gets every message
+        published afterwards.
         """
         return self.broker.position(check_channel(channel))
 
     def positions(self, channels: Sequence[str]) -> list[Position]:
-        """Return the position of each channel, at the cost of one round trip where that can be."""
+        """Return the newest position of each channel, in one round trip if possible."""
         return self.broker.positions([check_channel(channel) for channel in channels])
 
     def subscribers(self, channel: str) -> int:
@@ -175,27 +176,27 @@ class Publisher:
         return self.broker.subscribers(check_channel(channel))
 
     def present(self, channel: str) -> list[str]:
-        """Return the identities that are in a channel, in all processes, sorted."""
+        """Return the identities present in a channel, in all processes, sorted."""
         return self.broker.present(check_channel(channel))
 
     def disconnect(self, *, user: UserId, code: int = 1008, reason: str = "") -> None:
         """Close the WebSockets and end the event streams of a user, in all processes.
 
-        Returns when all have been told; the connections end a moment later. Who comes back is asked
-        anew who it is, so take the permission away first.
+        The call returns when the order has been sent; the connections end a moment later. Clients
+        may reconnect and are authenticated again, so revoke the user's permission first.
 
-        :param user: id, as ``@sockets.user_id`` or ``@turbo.user_id`` returns it, or its text.
+        :param user: id as returned by ``@sockets.user_id`` or ``@turbo.user_id``, or its text.
         :param code: close code for the WebSockets: 1008, or 4000 to 4999 for codes of your own.
         :param reason: at most 123 bytes of text.
-        :raises BrokerError: when the broker cannot be reached, so that the user may still have
-            connections: call again then.
-        :raises TypeError: when the id is no ``str``, ``int`` or ``UUID``.
-        :raises ValueError: when there is no user, or a close frame cannot carry the rest.
+        :raises BrokerError: if the broker cannot be reached; the user may still have connections,
+            so call again.
+        :raises TypeError: if the id is not a ``str``, ``int`` or ``UUID``.
+        :raises ValueError: if there is no user, or a close frame cannot carry code and reason.
         """
         self._sender.disconnect(DisconnectOrder.of(user, code, reason))
 
     def close(self) -> None:
-        """Let go of the connections to the broker; can be repeated."""
+        """Close the connections to the broker; can be repeated."""
         self._sender.close()
 
     def __enter__(self) -> Publisher:
@@ -228,10 +229,10 @@ class Publisher:
 
 
 def check_channel(name: Any) -> str:
-    """Return the name of a channel.
+    """Check the name of a channel and return the name.
 
-    :raises TypeError: when it is no text.
-    :raises ValueError: when it is empty, too long, reserved or cannot be encoded.
+    :raises TypeError: if the name is not text.
+    :raises ValueError: if the name is empty, too long, reserved or cannot be encoded.
     """
     if not isinstance(name, str):
         raise TypeError(f"a channel's name is a str, got {type(name).__name__}")
@@ -253,8 +254,8 @@ def _check_key(key: Any) -> None:
 def utf8(text: str, what: str) -> bytes:
     """Return a text as UTF-8.
 
-    :param what: it is, for what an error says.
-    :raises ValueError: if it holds half a surrogate pair.
+    :param what: name of the text in error messages.
+    :raises ValueError: if the text holds half a surrogate pair.
     """
     try:
         return text.encode()
@@ -265,7 +266,7 @@ def utf8(text: str, what: str) -> bytes:
 def encode(data: Any, dumps: Dumps, place: str) -> tuple[str, bytes]:
     """Return the kind and the bytes of a message for data, as ``str``, bytes or JSON.
 
-    :param place: where it goes, for what an error says.
+    :param place: destination of the data, for error messages.
     """
     if isinstance(data, str):
         return TEXT, utf8(data, f"the text for {place}")
@@ -277,9 +278,9 @@ def encode(data: Any, dumps: Dumps, place: str) -> tuple[str, bytes]:
 def json_of(data: Any, dumps: Dumps, place: str) -> str:
     """Return data as JSON.
 
-    :param place: where it goes, for what an error says.
-    :raises TypeError: when it holds a value of a type that JSON does not have.
-    :raises ValueError: when it holds itself, too many levels, or a number that is not finite.
+    :param place: destination of the data, for error messages.
+    :raises TypeError: if the data holds a value of a type that JSON does not have.
+    :raises ValueError: if the data holds itself, too many levels, or a number that is not finite.
     """
     try:
         return dumps(data)

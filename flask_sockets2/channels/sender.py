@@ -1,7 +1,7 @@
-"""Sender: all published messages leave through a sender.
+"""Sender: gives each published message to the broker.
 
-The :class:`Sender` of a script gives messages to the broker, the :class:`AppSender` of an
-application counts them too, and that of ``turbo/testing.py`` captures them.
+A script publishes through a :class:`Sender`. An application publishes through an
+:class:`AppSender`, which also counts messages. ``turbo/testing.py`` has one that captures them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Sender:
     :param broker: receives the messages.
     """
 
-    #: Whether one message may be sent later in place of several, as with refreshes of Turbo.
+    #: Whether one message may be sent later in place of several, as for Turbo's page refreshes.
     combines = True
 
     def __init__(self, broker: Broker) -> None:
@@ -40,21 +40,21 @@ class Sender:
     def send(self, drafts: Sequence[Draft]) -> list[Position]:
         """Send messages in their order and return the position of each.
 
-        :raises BrokerError: when the broker cannot be reached.
+        :raises BrokerError: if the broker cannot be reached.
         """
         return self.broker.publish(drafts)
 
     def failed(self, exc: BrokerError, channels: Sequence[str]) -> list[Position]:
-        """Handle that a message to each channel was not sent: raise the error.
+        """Handle an error in sending one message to each channel: raise the error.
 
-        :returns: what the caller gets instead of positions if errors are only logged.
+        :returns: substitutes for the positions, if a subclass only logs errors.
         """
         raise exc
 
     def disconnect(self, order: DisconnectOrder) -> None:
-        """Send an order to disconnect a user to all processes.
+        """Order all processes to disconnect a user.
 
-        :raises BrokerError: when the broker cannot be reached.
+        :raises BrokerError: if the broker cannot be reached.
         """
         try:
             self._send_order(order)
@@ -73,23 +73,23 @@ class Sender:
 
 
 class Watch(Protocol):
-    """Looks whether anybody hears what a process publishes."""
+    """Watches whether a process that publishes also serves clients."""
 
     settled: bool
 
     def published(self, channel: str) -> None:
-        """Take note of a message."""
+        """Note that a message was published."""
 
 
 class AppSender(Sender):
-    """Sends what one application publishes in this process.
+    """Sends the messages that one application publishes in this process.
 
     :param app: the application.
-    :param fanout: has the broker, and the subscribers of this process.
-    :param counters: to count in.
-    :param log_errors: log what cannot be published, and do not raise.
-    :param unheard: looks whether anybody hears what is published, if the broker reaches no other
-        process.
+    :param fanout: fan-out with the broker and this process's subscribers.
+    :param counters: counters for published messages and errors.
+    :param log_errors: whether errors in publishing are logged instead of raised.
+    :param unheard: makes a watch that warns if this process serves no clients; used if the broker
+        reaches no other process.
     """
 
     def __init__(
@@ -137,10 +137,10 @@ class AppSender(Sender):
     def disconnect(self, order: DisconnectOrder) -> None:
         """End the user's connections in this process, and send the order to the others.
 
-        If the broker cannot be reached, the order is kept, and published as soon as the broker is
-        back while this process runs.
+        If the broker cannot be reached, this process keeps the order, and publishes it as soon as
+        the broker is back.
 
-        :raises BrokerError: when the broker cannot be reached.
+        :raises BrokerError: if the broker cannot be reached.
         """
         self._fanout.deliver(Message(ORDERS, JSON, order.serialize(), NOWHERE))
         try:
@@ -152,7 +152,7 @@ class AppSender(Sender):
                 f"not be told ({exc.description}); this process tries again for an hour, while it "
                 "runs; to be certain, disconnect the user again when the broker is back"
             ) from exc
-        except BaseException:  # killed, or a timeout of its request's
+        except BaseException:  # the greenlet was killed, or the request timed out
             self._unsent.keep(order)
             raise
         self._unsent.drop(order.user)
@@ -162,7 +162,7 @@ class AppSender(Sender):
         self._fanout.close()
 
     def _is_heard(self) -> bool:
-        """Tell whether this process has served anybody, or is a test."""
+        """Return whether this process has served a request, or is a test."""
         app = self._app
         served = app.testing or getattr(app, "_got_first_request", False)
         return bool(served or self._fanout.channels()) or "pytest" in sys.modules

@@ -1,4 +1,4 @@
-"""Calls that are delayed, all by the same time, in one thread that ends when it is idle."""
+"""DelayedCalls: run functions later, all after the same delay, in one thread."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["DelayedCalls"]
 
 logger = logging.getLogger("flask_sockets2.brokers")
 
-_STEP = 0.5  # seconds; the longest that close() may have to wait for the thread's end
+_STEP = 0.5  # seconds; after close(), the thread ends within this time
 
 
 class DelayedCalls:
-    """Calls functions after a delay, in their order.
+    """Calls functions after a delay, in their order. The thread ends when no calls are left.
 
     :param delay: seconds, the same for all.
     """
@@ -28,7 +28,7 @@ class DelayedCalls:
         self._delay = delay
         self._calls: deque[tuple[float, Callable[[], None]]] = deque()
         self._running = False
-        self._lock = native_lock()  # guards taking calls, and starting and ending the thread
+        self._lock = native_lock()  # guards taking calls, and the thread's start and end
 
     def call(self, function: Callable[[], None]) -> None:
         """Call a function later; does not wait."""
@@ -38,14 +38,14 @@ class DelayedCalls:
                 return
             self._running = True
         try:
-            # threading.Thread would wait until it runs, and a hub's callback cannot wait.
+            # threading.Thread waits until the thread runs, but a hub's callback cannot wait.
             _thread.start_new_thread(self._run, ())
         except RuntimeError:
             self._running = False  # the next call tries again
             logger.exception("what was put off waits for a thread")
 
     def flush(self) -> None:
-        """Call what has not been called yet, now and in this thread."""
+        """Run all pending calls now, in this thread."""
         while True:
             with self._lock:
                 if not self._calls:
@@ -54,7 +54,7 @@ class DelayedCalls:
             _call(function)
 
     def close(self) -> None:
-        """Forget what has not been called yet."""
+        """Cancel all pending calls."""
         with self._lock:
             self._calls.clear()
 
@@ -69,7 +69,7 @@ class DelayedCalls:
                 if left <= 0:
                     self._calls.popleft()
             if left > 0:
-                # In a thread or greenlet, as gevent has patched threads or not; see _thread above.
+                # Waits in a native thread, or in a greenlet if gevent has patched threads.
                 threading.Event().wait(min(left, _STEP))
                 continue
             _call(function)

@@ -1,11 +1,11 @@
-"""The broker of many processes and hosts: history in Redis Streams, delivery by pub/sub.
+"""RedisBroker: channels of many processes and hosts, with Redis Streams and pub/sub.
 
-It speaks to Redis 6.2 and newer, Valkey, their replicas that were promoted, and their clusters
-(Redis 7.0 and newer, Valkey). Needs ``pip install "flask-sockets2[redis]"``.
+Needs ``pip install "flask-sockets2[redis]"``. Works with Redis 6.2 and newer, Valkey, their
+promoted replicas, and their clusters (Redis 7.0 and newer, Valkey).
 
-What is published is added to the log and delivered by one script, so that history and delivery
-cannot disagree. Each process has one connection for pub/sub (on a cluster one for each node;
-``listener.py``), and some for commands (``client.py``).
+One script adds a message to the log and publishes it, so that history and delivery always agree.
+Each process has one connection for pub/sub (on a cluster one for each node; ``listener.py``), and
+several for commands (``client.py``).
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ from .scripts import APPEND, HISTORY, HOLD, POSITION, Call, Names, body_of, pars
 
 __all__ = ["RedisBroker"]
 
-# Published by one run of the script, during which the server does nothing else:
+# Limits for one run of the script, during which the server does nothing else:
 _ROUND_MESSAGES = 64
 _ROUND_BYTES = 2**20
 _PAGE = 100  # messages of a history in one answer
 _BATCH = 100  # histories asked for in one exchange
-_EXCHANGE_BYTES = 4 * 2**20  # of messages that are read at once; a longer message comes alone
+_EXCHANGE_BYTES = 4 * 2**20  # bytes of messages per exchange; a longer message comes alone
 
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def _understood(method: Method) -> Method:
-    """Have a method raise BrokerError for an answer that no Redis would give."""
+    """Make a method raise BrokerError if an answer does not come from a Redis."""
 
     @wraps(method)
     def understanding(self: RedisBroker, *args: Any) -> Any:
@@ -68,9 +68,9 @@ def _understood(method: Method) -> Method:
 class RedisBroker(Broker):
     """Channels of all processes that use one server (``redis://``, ``rediss://``, ``unix://``).
 
-    :param client_timeout: seconds for one answer of the server, where the URL sets none.
-    :param listener_times: of the connection that listens.
-    :param lease_times: of what a process says about itself.
+    :param client_timeout: seconds for one answer of the server, if the URL sets no timeout.
+    :param listener_times: timeouts of the pub/sub connection.
+    :param lease_times: times of this process's lease.
     """
 
     shared = True
@@ -96,7 +96,7 @@ class RedisBroker(Broker):
         _forked_with(self)
 
     def _begin(self) -> None:
-        """Make what belongs to one process."""
+        """Make the objects that belong to one process."""
         self._listener = Listener(
             self._client,
             self._names,
@@ -110,7 +110,7 @@ class RedisBroker(Broker):
         )
 
     def _after_fork(self) -> None:
-        """Let go, in a child, of what is its parent's: its threads, locks and connections."""
+        """Abandon the parent's threads, locks and connections, in the child of a fork."""
         self._client.forget()
         self._listener.forget()
         self._leases.forget()
@@ -128,10 +128,10 @@ class RedisBroker(Broker):
         return positions
 
     def _append(self, drafts: Sequence[Draft]) -> list[Position]:
-        """Publish at once, each channel's messages together or not at all.
+        """Publish in one exchange, all or none of each channel's messages.
 
-        A script that the server has forgotten, a slot that has moved or a memory that is full
-        concerns one call then, and no channel's messages are in two: they keep their order.
+        One call holds all messages of a channel, so that they keep their order even after an error:
+        if the server has forgotten the script, has moved a slot or is out of memory.
         """
         if len(drafts) == 1 or not self._client.clustered:
             return self._positions(drafts, self._client.run([self._append_call(drafts)])[0])
@@ -148,7 +148,7 @@ class RedisBroker(Broker):
     def _append_call(self, drafts: Sequence[Draft]) -> Call:
         keys: list[str] = []
         channels: dict[str, tuple[int, bytes]] = {}
-        # What is published to a reserved channel comes alone.
+        # A message to a reserved channel is always published alone.
         kept = _kept(self.options.of(drafts[0].channel))
         args: list[Any] = [self._client.verb, new_epoch(), *kept]
         for channel, kind, data, key, event, transient in drafts:
@@ -160,7 +160,7 @@ class RedisBroker(Broker):
         return Call(APPEND, keys, args)
 
     def _positions(self, drafts: Sequence[Draft], reply: bytes) -> list[Position]:
-        """Read the positions of what was published."""
+        """Parse the positions of published messages from the script's reply."""
         positions, *renewed = reply.decode().split("!")
         for number in renewed:
             channel = list(dict.fromkeys(draft.channel for draft in drafts))[int(number) - 1]
@@ -192,9 +192,9 @@ class RedisBroker(Broker):
         return self._keep([(channel, 0.0) for channel in channels])
 
     def _keep(self, channels: Sequence[tuple[str, float]]) -> list[Position]:
-        """Return the newest position of each channel, and have the server keep it.
+        """Return the newest position of each channel, and extend its lifetime on the server.
 
-        :param channels: names, and for how many seconds this process has listened to each.
+        :param channels: names, and the seconds for which this process has listened to each.
         """
         calls = [
             Call(
@@ -217,9 +217,9 @@ class RedisBroker(Broker):
     def _histories(
         self, wanted: Sequence[tuple[str, Position | None]]
     ) -> Iterator[History | BrokerError]:
-        """Yield the histories of several channels, an error for one that cannot be read.
+        """Yield the history of each channel, or the error if the history cannot be read.
 
-        One is let go before the next but few is read: together they can be more than fits.
+        Each history is yielded before the next is read in full: all may not fit into memory.
         """
         for start in range(0, len(wanted), _BATCH):
             batch = wanted[start : start + _BATCH]
@@ -235,18 +235,18 @@ class RedisBroker(Broker):
     ) -> Call:
         """Return the call for a page of a history.
 
-        :param newest: offset that it begins with, '' for the newest of all.
-        :param together: pages in one exchange; one that is alone holds a message, however long.
+        :param newest: offset of the page's first message, '' for the newest of all.
+        :param together: pages in one exchange; a page alone holds one message of any length.
         """
         args = [new_epoch(), *(since or ("", "")), self.options.history_size, newest]
         args += [_PAGE, _EXCHANGE_BYTES // together, int(together == 1)]
         return Call(HISTORY, self._names.log(channel), args)
 
     def _read(self, channel: str, since: Position | None, reply: Any) -> History:
-        """Read a history, whose first page has come, from its newest message back.
+        """Read a history from its newest message back; the first page is given.
 
-        What is trimmed between two pages, or was written by another program, ends it; so does a
-        message that is too much for ``history_bytes``.
+        The history ends at messages that were trimmed between two pages, at another program's
+        entry, or if ``history_bytes`` is reached.
         """
         position = Position(reply[0].decode(), int(reply[1]))
         offset = position.offset
@@ -261,14 +261,14 @@ class RedisBroker(Broker):
                 messages.append(message)
                 offset -= 1
         except ValueError:
-            pass  # another program's
+            pass  # another program's entry
         if since is not None and since != (position.epoch, offset):
             return History((), position, complete=False)
         messages.reverse()
         return History(messages, position)
 
     def _bodies(self, channel: str, since: Position | None, reply: Any) -> Iterator[bytes]:
-        """Yield the messages of a log, the newest first, that follow a position without a gap."""
+        """Yield a log's messages after a position, the newest first, up to a gap."""
         epoch, newest, more, page = reply
         offset = int(newest)
         if since is None:
@@ -281,7 +281,7 @@ class RedisBroker(Broker):
             call = self._page(channel, since, newest=offset)
             _, _, more, page = self._client.run([call])[0]
 
-    # -- who is there ----------------------------------------------------------------------
+    # -- presence --------------------------------------------------------------------------
 
     def count(self, channel: str, subscribers: int) -> None:
         self._leases.count(channel, subscribers)
@@ -313,13 +313,13 @@ class RedisBroker(Broker):
 
 
 def _kept(options: BrokerOptions) -> tuple[int, int, int]:
-    """Return how many messages of a log are kept, and how many milliseconds it and its meta."""
+    """Return the messages to keep, and the milliseconds that log and meta are kept."""
     log_ttl = max(int(options.history_ttl * 1000), 1)
     return options.history_size, log_ttl, max(int(DAY * 1000), 10 * log_ttl)
 
 
 def _rounds(drafts: Sequence[Draft]) -> Iterator[list[Draft]]:
-    """Cut drafts into what is published at once."""
+    """Split drafts into rounds, each published by one run of the script."""
     together: list[Draft] = []
     size = 0
     for draft in drafts:
@@ -335,12 +335,12 @@ def _rounds(drafts: Sequence[Draft]) -> Iterator[list[Draft]]:
 # -- fork --------------------------------------------------------------------------------------
 
 _brokers: weakref.WeakSet[RedisBroker] = weakref.WeakSet()
-_lock = native_lock()  # guards both
+_lock = native_lock()  # guards _brokers and _registered
 _registered: list[bool] = []
 
 
 def _forked_with(broker: RedisBroker) -> None:
-    """Have a broker renewed in the children of this process."""
+    """Register a broker for renewal in the children of this process."""
     with _lock:
         _brokers.add(broker)
         if not _registered and hasattr(os, "register_at_fork"):

@@ -1,7 +1,7 @@
-"""The connections for commands: scripts run on a server, or on the nodes of a cluster.
+"""RedisClient: connections that run scripts on a server, or on the nodes of a cluster.
 
-They are opened at their first use. Under gevent that has patched ``socket``, each native thread has
-connections of its own, since a socket belongs to the hub of its thread.
+Connections are opened at their first use. If gevent has patched ``socket``, each native thread has
+its own connections, since a socket belongs to the hub of its thread.
 """
 
 from __future__ import annotations
@@ -36,46 +36,45 @@ from .scripts import Call
 __all__ = ["SOCKET_TIMEOUT", "RedisClient"]
 
 SOCKET_TIMEOUT = 5.0  # seconds for one answer, and for connecting; a URL may set others
-_SAYING = 0.2  # seconds that a server gets to say why it hangs up
-_PROBING = 2.0  # seconds for it to show whether it speaks TLS, once it could not be reached
-_OLDEST, _OLDEST_CLUSTER = (6, 2), (7, 0)  # of Redis; Valkey says 7.2
-_CONNECTIONS = 32  # for commands at the same time; more callers wait, as long as for an answer
+_SAYING = 0.2  # seconds for a server to send the reason why it hangs up
+_PROBING = 2.0  # seconds for an unreachable server to show whether it speaks TLS
+_OLDEST, _OLDEST_CLUSTER = (6, 2), (7, 0)  # versions of Redis; Valkey reports 7.2
+_CONNECTIONS = 32  # for commands in parallel; further callers wait up to the timeout
 
 _PLACE = frozenset(("host", "port", "path"))
 
 _ANSWERS = (errors.ResponseError, errors.AuthenticationError, errors.BusyLoadingError)
-"""Errors that only a server raises whose protocol is understood, so TLS is not in question."""
+"""Errors that a server sends in the Redis protocol, so the choice of TLS was right."""
 
 _OURS = frozenset({"protocol", "decode_responses", "encoding", "encoding_errors"})
-"""Options of a URL that are not its user's choice: bytes are read as they come."""
+"""Options that a URL cannot set, since answers are read as bytes."""
 
-# What other libraries write behind a host, and a slash or more within a password.
+# Text that other libraries put behind a host, or that belongs to a password with a raw slash.
 _NOT_IN_HOST = re.compile(r"[^\w.:%\[\]-]")
 _NOT_IN_PATH = re.compile(r"@/|[&;,]\w*=")
 _OPTION = re.compile(r"(unexpected|Invalid)(?: keyword argument| value for) '(\w+)'")
-"""The option that redis-py objects to."""
+"""The option that redis-py refuses."""
 
 
 class _Servers(NamedTuple):
-    """The connections of one process, or of one native thread of it."""
+    """The connections of one process, or of one native thread."""
 
     pool: BlockingConnectionPool
-    #: A RedisCluster, half of which has no types, for its knowledge of slots; None where there is
-    #: one server.
+    #: A RedisCluster, which knows the slots and is half untyped; None for a single server.
     cluster: Any
-    pools: dict[str, BlockingConnectionPool]  # of the cluster's nodes
+    pools: dict[str, BlockingConnectionPool]  # by name of the cluster's node
 
 
 class RedisClient:
     """Runs scripts on a server, or on the nodes of a cluster.
 
-    :param url: where it is, as redis-py reads it.
-    :param timeout: seconds for one answer, where the URL sets none.
-    :param prefix: of all names on the server, for what an error says.
-    :raises BrokerError: when the URL cannot be read.
+    :param url: URL of the server, as redis-py reads URLs.
+    :param timeout: seconds for one answer, if the URL sets no timeout.
+    :param prefix: prefix of all names on the server, for error messages.
+    :raises BrokerError: if the URL cannot be read.
 
-    Nothing is tried twice, since it might be published twice then: a connection that was closed
-    while it was idle is noticed before it is used.
+    No command is retried, since a retry could publish a message twice. A connection that was closed
+    while idle is noticed before its next use.
     """
 
     def __init__(self, url: str, timeout: float, prefix: str = "") -> None:
@@ -132,7 +131,7 @@ class RedisClient:
 
     @property
     def clustered(self) -> bool:
-        """Whether it is a cluster; asks the server the first time."""
+        """Whether the server is a node of a cluster; the first call asks the server."""
         if self._clustered is None:
             self._translated(self._servers)
         return bool(self._clustered)
@@ -143,11 +142,11 @@ class RedisClient:
         return "SPUBLISH" if self.clustered else "PUBLISH"
 
     def run(self, calls: Sequence[Call]) -> list[Any]:
-        """Run scripts and return what each returned, in that order.
+        """Run scripts and return their results, in the order of the calls.
 
-        On a cluster the keys of each are in one slot, and no two calls depend on their order.
+        On a cluster the keys of each call are in one slot, and no two calls depend on their order.
 
-        :raises BrokerError: when the server cannot be reached, or refuses one of them.
+        :raises BrokerError: if the server cannot be reached, or refuses a call.
         """
         replies: list[Any] = self._translated(lambda: self._exchange(calls))
         for reply in replies:
@@ -156,9 +155,9 @@ class RedisClient:
         return replies
 
     def replies(self, calls: Sequence[Call]) -> list[Any]:
-        """Run scripts and return what each returned, a BrokerError where the server refuses it.
+        """Run scripts and return their results; a BrokerError for each call that is refused.
 
-        :raises BrokerError: when the server cannot be reached, or is a replica.
+        :raises BrokerError: if the server cannot be reached, or is a replica.
         """
         return [
             self.error(reply) if isinstance(reply, errors.RedisError) else reply
@@ -172,7 +171,7 @@ class RedisClient:
         return self._run_on_nodes(servers, calls)
 
     def _pool_of(self, servers: _Servers, name: str) -> BlockingConnectionPool:
-        """Return the connections to a node."""
+        """Return the connection pool of a node."""
         pool = servers.pools.get(name)
         if pool is None:
             host, _, port = name.rpartition(":")
@@ -191,7 +190,7 @@ class RedisClient:
             try:
                 found = _exchange(self._pool_of(servers, name), [calls[i] for i in own])
             except (errors.ConnectionError, errors.TimeoutError):
-                cluster.nodes_manager.initialize()  # its slots may be with another node by now
+                cluster.nodes_manager.initialize()  # another node may have the slots by now
                 raise
             for i, reply in zip(own, found, strict=True):
                 if isinstance(reply, (errors.AskError, errors.TryAgainError, errors.ClusterError)):
@@ -202,9 +201,9 @@ class RedisClient:
     # -- for the listener ------------------------------------------------------------------
 
     def node_of(self, name: bytes) -> str:
-        """Return the node of a cluster that has a pub/sub channel, '' where there is no cluster.
+        """Return the cluster node that has a pub/sub channel, '' if there is no cluster.
 
-        :raises BrokerError: when the servers cannot be reached.
+        :raises BrokerError: if the servers cannot be reached.
         """
 
         def ask() -> Any:
@@ -214,9 +213,9 @@ class RedisClient:
         return str(self._translated(ask))
 
     def refresh(self) -> None:
-        """Ask the cluster again which node has what.
+        """Ask the cluster again which node has which slots.
 
-        :raises BrokerError: when the servers cannot be reached.
+        :raises BrokerError: if the servers cannot be reached.
         """
 
         def ask() -> None:
@@ -227,9 +226,9 @@ class RedisClient:
         self._translated(ask)
 
     def connection(self, node: str) -> Any:
-        """Return a connection to a node, not yet connected, that no pool knows.
+        """Return a new connection to a node, outside any pool and not yet connected.
 
-        :raises BrokerError: when the servers cannot be reached.
+        :raises BrokerError: if the servers cannot be reached.
         """
 
         def make() -> Any:
@@ -250,7 +249,7 @@ class RedisClient:
             raise self.error(exc) from exc
 
     def error(self, exc: Exception) -> BrokerError:
-        """Return an error of redis-py in our words."""
+        """Return a BrokerError with a remedy for an error of redis-py."""
         if self._clustered is None and not isinstance(exc, _ANSWERS):  # never reached
             tls = self.shown.startswith("rediss:")
             if tls and _speaks_plainly(self._place):
@@ -264,11 +263,11 @@ class RedisClient:
     # -- the end ---------------------------------------------------------------------------
 
     def forget(self) -> None:
-        """Leave all connections to the parent, in a child of a fork."""
+        """Leave all connections to the parent, in the child of a fork."""
         self._local = _store()
 
     def close(self) -> None:
-        """Close the connections; those of other native threads under gevent end with these."""
+        """Close the connections; under gevent, other native threads close theirs as they end."""
         servers: _Servers | None = getattr(self._local, "servers", None)
         self._local = _store()
         if servers is not None:
@@ -279,16 +278,16 @@ class RedisClient:
 
 
 def _what_is_wrong(exc: Exception, url: str) -> str:
-    """Return what is wrong with a URL, without any part of its password, and the remedy."""
+    """Return the mistake in a URL and the remedy, without any part of the password."""
     option = _OPTION.search(str(exc))
     query = url.partition("?")[2]
     if option is not None and option[1] == "unexpected" and ("password=" in url or "@" in query):
-        # A password that holds an & goes on as if it were an option. So does one that holds a ?,
-        # and the @ in front of the host is behind it.
+        # If a password holds an & or a ?, redis-py reads the rest as an option. After a ?, the @ in
+        # front of the host is part of the query.
         return "one of its options is unknown; write an & in the password as %26, and a ? as %3F"
     if option is not None:
         return f"its option {option[2]!r} is unknown or has a wrong value; see those of redis-py"
-    # What it says may hold a part of the password, where that holds a slash.
+    # The error's text may hold a part of the password, if the password holds a slash.
     return (
         "it cannot be read; the port is a number up to 65535, and special characters of the "
         "password are written as %2F"
@@ -296,11 +295,10 @@ def _what_is_wrong(exc: Exception, url: str) -> str:
 
 
 def _without_ours(url: str) -> str:
-    """Return a URL without the options that are not its user's choice.
+    """Return a URL without the options that a URL cannot set.
 
-    :raises BrokerError: when it names a database by anything but its number, which redis-py would
-        take for 0; when its host or path holds what may be a part of the password; when it has no
-        path and needs one.
+    :raises BrokerError: if the database is not a number (redis-py would read 0), if host or path
+        may hold a part of the password, or if a socket's path is missing.
     """
     address, _, query = url.partition("?")
     parts = urlsplit(address)
@@ -329,7 +327,7 @@ def _without_ours(url: str) -> str:
 
 
 def _store() -> Any:
-    """Return where a process keeps its connections, under a patched gevent each native thread."""
+    """Return a store of connections for this process; if gevent patched, one per native thread."""
     monkey = sys.modules.get("gevent.monkey")
     if monkey is None or not monkey.is_module_patched("socket"):
         return SimpleNamespace()
@@ -337,12 +335,12 @@ def _store() -> Any:
 
 
 def _greet(pool: BlockingConnectionPool, connection: Any) -> None:
-    """Begin a new connection, as redis-py would without this function.
+    """Set up a new connection as redis-py does, and find out why a server hangs up.
 
-    A server with as many clients as it may have says so and hangs up, and a client that speaks
-    first may find nothing but that the connection is broken.
+    A server at its client limit sends an error and hangs up. If the client writes first, the error
+    may be lost; so another connection only reads.
 
-    :raises redis.RedisError: when the server refuses the connection, with what it says.
+    :raises redis.RedisError: if the server refuses the connection, with the server's error.
     """
     try:
         connection.on_connect()
@@ -354,12 +352,12 @@ def _greet(pool: BlockingConnectionPool, connection: Any) -> None:
 
 
 def _is_broken(exc: Exception) -> bool:
-    """Whether nothing was heard of the server."""
+    """Return whether a connection broke without any answer of the server."""
     return type(exc) is errors.ConnectionError and not str(exc).startswith("max number of clients")
 
 
 def _said_at_once(options: Mapping[str, Any]) -> errors.ResponseError | None:
-    """Return the error that a server says to a connection which asks nothing, None for silence."""
+    """Return the error that a server sends before any command, None if the server is silent."""
     try:
         with _plain_socket(options) as sock:
             sock.settimeout(_SAYING)
@@ -388,7 +386,7 @@ def _plain_socket(options: Mapping[str, Any]) -> socket.socket:
 
 
 def _speaks_plainly(options: Mapping[str, Any]) -> bool:
-    """Whether a server answers without TLS."""
+    """Return whether a server answers without TLS."""
     try:
         with _plain_socket({**options, "socket_connect_timeout": _PROBING}) as sock:
             sock.settimeout(_PROBING)
@@ -399,10 +397,10 @@ def _speaks_plainly(options: Mapping[str, Any]) -> bool:
 
 
 def _speaks_tls(options: Mapping[str, Any]) -> bool:
-    """Whether a server answers a handshake of TLS, be it by refusing it."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # to load authorities takes some 45 ms
+    """Return whether a server answers a TLS handshake, even by refusing."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # loading authorities takes some 45 ms
     context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # nothing is said to it
+    context.verify_mode = ssl.CERT_NONE  # no data follows the handshake
     try:
         with (
             _plain_socket({**options, "socket_connect_timeout": _PROBING}) as sock,
@@ -418,9 +416,9 @@ def _speaks_tls(options: Mapping[str, Any]) -> bool:
 
 
 def _is_cluster(pool: BlockingConnectionPool, shown: str) -> bool:
-    """Whether a server is a node of a cluster.
+    """Return whether a server is a node of a cluster.
 
-    :raises BrokerError: when it is too old, or a Sentinel.
+    :raises BrokerError: if the server is too old, or a Sentinel.
     """
     replies = _converse(pool, [("INFO", "server"), ("INFO", "cluster")])
     for reply in replies:
@@ -446,11 +444,11 @@ def _is_cluster(pool: BlockingConnectionPool, shown: str) -> bool:
 
 
 def _exchange(pool: Any, calls: Sequence[Call]) -> list[Any]:
-    """Run scripts; an error of the server is in the place of what it answers."""
+    """Run scripts; if the server refuses a call, its error is in the place of the result."""
     replies = _converse(pool, [call.by_name() for call in calls])
     unknown = [i for i, reply in enumerate(replies) if isinstance(reply, errors.NoScriptError)]
     if unknown:
-        # The text runs in any case, and the server knows the script afterwards.
+        # EVAL runs in any case, and the server knows the script afterwards.
         again = _converse(pool, [calls[i].in_full() for i in unknown])
         for i, reply in zip(unknown, again, strict=True):
             replies[i] = reply
@@ -467,12 +465,12 @@ def _converse(pool: Any, commands: Sequence[Sequence[Any]]) -> list[Any]:
             try:
                 replies.append(connection.read_response())
             except errors.ReadOnlyError:
-                raise  # it is a replica by now, and its address may lead to the new primary
+                raise  # the server became a replica; its address may lead to the new primary
             except errors.ResponseError as exc:
                 replies.append(exc)
         return replies
     except BaseException:
-        connection.disconnect()  # answers that nobody reads are still to come
+        connection.disconnect()  # unread answers are still to come
         raise
     finally:
         pool.release(connection)

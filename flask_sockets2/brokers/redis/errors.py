@@ -1,4 +1,4 @@
-"""Remedies: errors of redis-py in our words, with what helps, and without a password."""
+"""Errors of redis-py as BrokerError: with a remedy, and without the password."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ...exceptions import BrokerError
 __all__ = ["GARBLED", "broker_error"]
 
 GARBLED = (ValueError, TypeError, LookupError, AttributeError)
-"""What is raised when an answer is read that no Redis would give."""
+"""Exceptions that are raised if an answer does not come from a Redis."""
 
 _BEFORE = re.compile(r"(Error running script \(call to \w+\): )?@user_script:\s*\d+: -?")
 _BEHIND = re.compile(r", with args| script: (?:on @user_script:|[0-9a-f]{40})")
-"""What older and newer servers put around an error: where in a script, what was sent."""
+"""Text that older and newer servers add to an error: line of the script, and arguments."""
 
 _WORDS: dict[type[Exception], str] = {
     errors.OutOfMemoryError: "OOM",
@@ -31,7 +31,7 @@ _WORDS: dict[type[Exception], str] = {
     errors.MasterDownError: "MASTERDOWN",
     errors.MovedError: "MOVED",
 }
-"""The first word of an answer, where redis-py has made a class of it."""
+"""First word of an answer, if redis-py has replaced the word by a class."""
 
 _GRANT = (
     "grant its user the keys ~{prefix}:*, the pub/sub channels &{prefix}:* and the commands that "
@@ -63,7 +63,7 @@ _REMEDIES = {
     "MISCONF": "make room on its disk, so that it can save",
     "DENIED": "give it a password (requirepass) and put that in the URL, as it says",
 }
-"""What helps, by the first words of an answer."""
+"""Remedies, by the first words of an answer."""
 
 _CAUSES: tuple[tuple[type[Exception], str, str], ...] = (
     (socket.gaierror, "", "correct the name of the host in the URL, or see whether its DNS works"),
@@ -82,15 +82,15 @@ _CAUSES: tuple[tuple[type[Exception], str, str], ...] = (
     ),
     (PermissionError, "unix:", "let this process read and write the socket (unixsocketperm)"),
 )
-"""What helps, by what has kept a connection from being made, and how the URL begins."""
+"""Remedies, by the cause of a failed connection and the beginning of the URL."""
 
 
 def broker_error(exc: Exception, shown: str, password: str, prefix: str = "") -> BrokerError:
-    """Return what is to be raised in place of an error.
+    """Return a BrokerError to raise in place of an error.
 
-    :param shown: where the server is.
-    :param password: that an error may hold, empty for none.
-    :param prefix: of all names on the server.
+    :param shown: address of the server, for the message.
+    :param password: password to hide in the message, empty for none.
+    :param prefix: prefix of all names on the server.
     """
     said = _BEHIND.split(_BEFORE.sub("", str(exc)), maxsplit=1)[0].strip().rstrip(".")
     if password:

@@ -8,10 +8,10 @@ The states of a channel's feed::
     behind      the connection was lost; the history brings the missed messages, then live again
 
 If the history cannot be read, the channel reports a gap and goes on with the next message. Other
-channels do not wait for one that fails.
+channels do not wait for the failed one.
 
-A message is recognised by its offset. So a message is delivered once, even if both the history and
-the connection bring it.
+The feed recognises a message by its offset. So each message is delivered once, even if the history
+and the connection both bring a copy.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ logger = logging.getLogger("flask_sockets2.brokers")
 
 _HELD = 1000  # messages of one channel that wait for its position; the history has the rest
 
-_ANSWERED = threading.Event()  # in the place of one for each channel, which takes 1 KiB
+_ANSWERED = threading.Event()  # shared by all answered feeds, since an event takes 1 KiB
 _ANSWERED.set()
 
 
@@ -47,7 +47,7 @@ class Feed:
     :ivar begun: monotonic time at which the feed was made.
     :ivar keep_at: monotonic time at which the server is asked again to keep the channel.
     :ivar answered: set when the server has answered; a refusal is in ``error``.
-    :ivar gone: unsubscribed; any thread may set it.
+    :ivar gone: True after unsubscribe(); any thread may set the flag.
     """
 
     __slots__ = (
@@ -80,7 +80,7 @@ class Feed:
         self.held.clear()
 
     def confirm(self) -> bool:
-        """Note that the server sends every message from now on.
+        """Note that the server sends every new message from now on.
 
         :returns: whether the history has to be read.
         """
@@ -128,7 +128,7 @@ class Feed:
         elif self.behind:
             pass  # the history brings the message
         elif position.epoch != last.epoch:
-            # The log was begun anew, and this connection has seen all that came since.
+            # A new log has begun, and this connection has brought every message since then.
             if position.offset != 1:
                 self._missed(Position(position.epoch, position.offset - 1))
             self._deliver(message)
@@ -166,7 +166,7 @@ class Feed:
         except Exception:
             logger.exception("a receiver raised")
 
-    # -- what was missed -------------------------------------------------------------------
+    # -- missed messages -------------------------------------------------------------------
 
     def bring(self, found: History | BrokerError) -> None:
         """Deliver the missed messages, or report a gap."""

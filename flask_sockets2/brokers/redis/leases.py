@@ -1,21 +1,21 @@
 """Leases: presence and subscriber counts of all processes, without those of dead processes.
 
-Each process takes part under a random token and a lease that the process renews. Identities and
-subscribers of a channel are told as numbers, not as changes, so that a call can be repeated after
-an error.
+Each process registers under a random token, with a lease that the process renews. Reports to the
+server hold numbers of connections, not changes, so that a report can be repeated after an error.
 
-A process whose lease is over is dead from the moment at which another process notices. A reader
-takes the dead process out of the channel that is being read, the next process that renews its own
-lease takes it out of the rest; both publish ``leave`` for identities that are nowhere else. If the
-process was only paused, its lease cannot be renewed any more: the process takes another token and
-tells everything again, so that ``join`` is published. Calls that were under way before the pause
-are refused by their deadline, since nothing would clear their effect.
+If a lease has expired, the process is dead as soon as another process notices. A reader removes the
+dead process from the channel being read. The next process that renews its own lease removes the
+dead one from the rest. Both publish ``leave`` for identities that are nowhere else.
 
-A restarted Redis does not know the lease either, and may have recorded presence under it already.
-So the process takes that lease once more and lets it end.
+If the process was only paused, its lease can no longer be renewed. The process takes another token
+and reports everything again, so that ``join`` is published. Reports from before the pause are
+refused after their deadline, since no other process would clear them.
 
-On a cluster that server's clock is another than that of the leases: they may differ by a quarter of
-a lease.
+A restarted Redis no longer knows the lease, although presence may be recorded under it already. So
+the process takes that lease once more and lets it expire.
+
+On a cluster, channels and leases may be on servers with different clocks. The clocks may differ by
+a quarter of a lease.
 """
 
 from __future__ import annotations
@@ -60,18 +60,18 @@ __all__ = ["LeaseTimes", "Leases"]
 logger = logging.getLogger("flask_sockets2.brokers")
 
 _BATCH = 100  # scripts in one exchange
-_REFUSALS = 3  # one after another, until it is not a pause that makes the server refuse
-_KEPT = 3600.0  # seconds that the server keeps what nobody touches; all processes are gone then
+_REFUSALS = 3  # refusals in a row until an error; a pause of this process causes fewer
+_KEPT = 3600.0  # seconds that the server keeps untouched keys; all processes are gone by then
 _JOIN, _LEAVE = (body_of(TEXT, b"", "", event, True) for event in ("join", "leave"))
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseTimes:
-    """Seconds.
+    """Times of a lease, in seconds.
 
-    :ivar lease: after its last sign of life, when a process is taken for dead.
-    :ivar renew: between two signs of life.
-    :ivar tick: within which changed counts are told to other processes.
+    :ivar lease: time since the last renewal after which a process counts as dead.
+    :ivar renew: interval between two renewals.
+    :ivar tick: delay within which changed counts are reported to other processes.
     """
 
     lease: float = 10.0
@@ -80,10 +80,10 @@ class LeaseTimes:
 
 
 class _Lease(NamedTuple):
-    """What the server knows of this process.
+    """The lease of this process, as the server knows it.
 
-    :ivar process: its name.
-    :ivar deadline: of what is said under it, by the server's clock, in milliseconds.
+    :ivar process: name of the process.
+    :ivar deadline: end of the time for reports, in milliseconds of the server's clock.
     """
 
     process: str
@@ -91,7 +91,7 @@ class _Lease(NamedTuple):
 
 
 class _Attempt:
-    """A renewal of the lease under way; all who need one meanwhile share its result."""
+    """A renewal of the lease in progress; callers that need one meanwhile share its result."""
 
     def __init__(self) -> None:
         self.error: BrokerError | None = None
@@ -101,9 +101,9 @@ class _Attempt:
         self._ended.set()
 
     def wait(self, timeout: float) -> None:
-        """Wait until it has ended.
+        """Wait until the renewal has ended.
 
-        :raises BrokerError: when it failed, or has not ended in time.
+        :raises BrokerError: if the renewal failed, or has not ended in time.
         """
         if not self._ended.wait(timeout):
             raise BrokerError(
@@ -115,12 +115,12 @@ class _Attempt:
 
 
 class Leases:
-    """Presence and counts of this process, and what others say of theirs.
+    """Reports presence and counts of this process, and returns those of all processes.
 
-    :param client: runs scripts, and raises BrokerError.
-    :param grace: seconds after which an identity that left is gone.
+    :param client: client that runs scripts, and raises BrokerError.
+    :param grace: seconds for which an identity stays after its last connection.
 
-    One thread, begun with the first join or count, tells what changed and renews the lease.
+    One thread, started by the first join or count, reports changes and renews the lease.
     """
 
     def __init__(self, client: RedisClient, names: Names, grace: float, times: LeaseTimes) -> None:
@@ -133,20 +133,20 @@ class Leases:
         self._leaving = DelayedCalls(grace)
         self._lock = native_lock()  # guards what follows, never while anything waits
         self._counts: dict[str, int] = {}
-        self._uncounted: set[str] = set()  # channels whose count was not told yet
+        self._uncounted: set[str] = set()  # channels whose count is not reported yet
         self._identities: dict[str, Counter[str]] = {}
-        self._unsettled: set[tuple[str, str]] = set()  # channel and identity, not told yet
+        self._unsettled: set[tuple[str, str]] = set()  # channel and identity, not reported yet
         self._begun = False
         self._closed = False
         self._attempt: _Attempt | None = None
-        self._wanted: set[str] = set()  # channels to be in with the next attempt
-        self._channels: set[str] = set()  # that the server knows this process to be in
-        # Written by who makes the attempt, of which there is one at a time.
+        self._wanted: set[str] = set()  # channels to register with the next attempt
+        self._channels: set[str] = set()  # channels registered on the server
+        # Written only by the thread that makes the attempt; there is one attempt at a time.
         self._lease: _Lease | None = None
         self._renewed = 0.0
-        self._abandoned: list[tuple[str, set[str]]] = []  # processes that it was, their channels
-        self._reapable: list[str] = []  # processes found dead with the last renewal
-        # The thread's own.
+        self._abandoned: list[tuple[str, set[str]]] = []  # former names, with their channels
+        self._reapable: list[str] = []  # dead processes, found at the last renewal
+        # State of the thread:
         self._touched = monotonic()
         self._changed = threading.Event()
         self._stop = threading.Event()
@@ -171,7 +171,7 @@ class Leases:
         counts = {
             process: int(count)
             for process, count in zip(found[::2], found[1::2], strict=True)
-            if count.isdigit()  # else another program's
+            if count.isdigit()  # else another program has written the count
         }
         for process in self._dead() if counts else ():
             counts.pop(process, None)
@@ -211,8 +211,8 @@ class Leases:
 
     def present(self, channel: str) -> list[str]:
         if self._lease is not None:
-            self._register(())  # after a pause it would be among the dead itself,
-            self._settle_rest()  # and has to say its own identities again
+            self._register(())  # after a pause, this process would be among the dead itself,
+            self._settle_rest()  # and has to report its own identities again
         keys = [*self._names.log(channel), self._names.key(channel, "who")]
         keys += [f"{keys[-1]}:{process.decode()}" for process in self._dead()]
         found = self._client.run([Call(WHO, keys, self._event_args(channel))])[0]
@@ -224,13 +224,13 @@ class Leases:
         return dead
 
     def _settle(self, wanted: Iterable[tuple[str, str]]) -> None:
-        """Tell the connections of identities, until what was told last is what is the case."""
+        """Report the connections of identities, until the last report matches the present state."""
         left = list(wanted)
         while left:
             batch, left = left[:_BATCH], left[_BATCH:]
             told = [(*each, self._connections(*each)) for each in batch]
             self._say([channel for channel, _ in batch], partial(self._settling, told))
-            # Who told it at the same time may have been overtaken; the last one is right.
+            # Concurrent reports may overtake each other; the last one is right.
             left += [
                 (channel, identity)
                 for channel, identity, connections in told
@@ -254,9 +254,9 @@ class Leases:
         ]
 
     def _say(self, channels: Sequence[str], calls: Callable[[_Lease], list[Call]]) -> None:
-        """Say something of channels, under a lease that holds when the server hears it.
+        """Report on channels, under a lease that is valid when the server runs the calls.
 
-        :param calls: makes the calls for a lease; they can be repeated.
+        :param calls: makes the calls for a lease; the calls can be repeated.
         """
         for refusals in range(_REFUSALS):
             lease = self._register(channels, renew=refusals > 0)
@@ -282,9 +282,9 @@ class Leases:
     # -- the lease -------------------------------------------------------------------------
 
     def _register(self, channels: Iterable[str], *, renew: bool = False) -> _Lease:
-        """Have the server know this process to be in channels, and to be alive.
+        """Register this process and its channels on the server, and renew the lease if needed.
 
-        While the server is silent, all who call this wait for the same answer.
+        While the server is silent, all callers wait for the same answer.
         """
         wanted = set(channels)
         renew = renew or monotonic() - self._renewed > self._times.lease / 2
@@ -306,13 +306,13 @@ class Leases:
 
     @contextmanager
     def _making(self, attempt: _Attempt) -> Iterator[None]:
-        """Make an attempt, the result of which others share."""
+        """Make an attempt whose result other callers share."""
         try:
             yield
         except BrokerError as exc:
             attempt.error = exc
             raise
-        finally:  # where a greenlet is killed here, those who wait try themselves
+        finally:  # if a greenlet is killed here, waiting callers try themselves
             with self._lock:
                 self._attempt = None
             attempt.end()
@@ -337,8 +337,8 @@ class Leases:
     def _renew(self, channels: Iterable[str], *, out: bool = False) -> tuple[bool, list[str]]:
         """Renew the lease, or take one.
 
-        :param out: take this process out of the channels instead.
-        :returns: whether there was one, where there should be; and the processes that are dead.
+        :param out: whether to remove this process from the channels instead.
+        :returns: False if the lease was lost, else True; and the dead processes.
         """
         known = self._lease is not None
         process = self._lease.process if self._lease is not None else secrets.token_hex(8)
@@ -359,9 +359,9 @@ class Leases:
         return Call(RENEW, keys, args)
 
     def _begin_anew(self, wanted: set[str]) -> None:
-        """Take another name, under which everything is said again.
+        """Take another name, and report everything again under that name.
 
-        :param wanted: channels in which something may have been said under the old one, too.
+        :param wanted: further channels that may hold reports under the old name.
         """
         assert self._lease is not None
         process, self._lease = self._lease.process, None
@@ -374,7 +374,7 @@ class Leases:
         self._changed.set()
 
     def _let_end(self) -> None:
-        """Have what was said under abandoned leases reaped, once no more of it can be heard."""
+        """Register abandoned leases once more; when they expire, all their reports are reaped."""
         while self._abandoned:
             process, channels = self._abandoned[0]
             self._client.run([self._renewal(process, channels, known=False)])
@@ -383,12 +383,12 @@ class Leases:
     # -- the thread ------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """Begin the thread, unless it runs; where that cannot be, the next call tries again."""
+        """Start the thread, unless it runs; if the start fails, the next call tries again."""
         try:
             with self._lock:
                 if self._begun or self._closed:
                     return
-                # threading.Thread would wait until it runs, and a hub's callback cannot wait.
+                # threading.Thread waits until the thread runs, but a hub's callback cannot wait.
                 _thread.start_new_thread(self._run, ())
                 self._begun = True
         except RuntimeError as exc:
@@ -412,7 +412,7 @@ class Leases:
         self._ended.set()
 
     def _round(self) -> None:
-        """Tell what changed, and see to what is due."""
+        """Report changes, and run the periodic work if due."""
         due = monotonic() - self._renewed >= self._times.renew
         self._register((), renew=due)
         self._settle_rest()
@@ -455,7 +455,7 @@ class Leases:
         ]
 
     def _reap(self) -> None:
-        """Take dead processes out of the channels that they were in."""
+        """Remove dead processes from their channels."""
         names = self._names
         for process in self._reapable:
             own = names.channels_of(process)
@@ -466,7 +466,7 @@ class Leases:
                 continue  # another process was faster
             logger.info("a process has ended; taking it out of %d channels", len(channels))
             for batch in _batches(channel.decode() for channel in channels):
-                self._register(())  # reaping must not cost the own lease
+                self._register(())  # keep the own lease valid while reaping
                 self._client.run(
                     [
                         Call(
@@ -483,21 +483,21 @@ class Leases:
             self._client.run([Call(END, [names.reaping, own], [process])])
 
     def _forget_idle(self) -> None:
-        """Have this process taken out of channels that it has nothing to say of."""
+        """Remove this process from channels if there is nothing to report on them."""
         with self._lock:
             told = {channel for channel, _ in self._unsettled}
             told.update(self._uncounted, self._counts, self._identities)
             idle = self._channels - told
             if not idle or self._lease is None or self._attempt is not None:
                 return  # the next round may find some
-            # Who wants one from now on waits for this attempt, and makes another.
+            # If another caller needs one of these channels, the caller waits for this attempt.
             self._channels -= idle
             attempt = self._attempt = _Attempt()
         with self._making(attempt):
             self._renew(idle, out=True)
 
     def _touch(self) -> None:
-        """Have the server keep what has not changed for long."""
+        """Ask the server to keep keys that have not changed for long."""
         with self._lock:
             channels, lease = list(self._channels), self._lease
         process = lease.process if lease is not None else ""
@@ -515,7 +515,7 @@ class Leases:
     # -- the end ---------------------------------------------------------------------------
 
     def close(self) -> None:
-        """End; what this process said holds for as long as identities that left are kept."""
+        """End the thread; other processes drop this one's reports after the grace period."""
         self._leaving.close()
         with self._lock:
             self._closed = True
@@ -536,7 +536,7 @@ class Leases:
             logger.debug("could not give up the lease, which ends by itself: %s", exc)
 
     def forget(self) -> None:
-        """End, in a child of a fork, what goes on in the parent."""
+        """End in the child of a fork; the parent goes on."""
         self._closed = True
         self._leaving.close()
 
@@ -548,9 +548,9 @@ def _batches(channels: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _event() -> Any:
-    """Return an event to wait with for one who waits for the server in the same native thread.
+    """Return an event for waiting until another caller in the same native thread has an answer.
 
-    That is what a patched socket needs, also where gevent leaves threads alone.
+    If gevent has patched ``socket``, the event must be gevent's, even if threads are unpatched.
     """
     monkey = sys.modules.get("gevent.monkey")
     if monkey is None or not monkey.is_module_patched("socket"):

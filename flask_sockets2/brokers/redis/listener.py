@@ -1,7 +1,7 @@
-"""Listening: one connection for pub/sub, however many channels; on a cluster one for each node.
+"""Listener: one pub/sub connection for all channels; on a cluster, one for each node.
 
-Each connection has a reader (``reader.py``), and each channel that is subscribed to a feed, which
-one of them reads (``feeds.py``).
+Each connection has a reader (``reader.py``). Each subscribed channel has a feed (``feeds.py``),
+which one of the readers serves.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ __all__ = ["Listener"]
 
 
 class Listener:
-    """Delivers the channels that are subscribed to, in this process.
+    """Delivers the messages of subscribed channels in this process.
 
-    :param servers: where the channels are.
-    :param keep: returns the newest positions of channels, and has the server keep these; it takes
-        the seconds for which this process has listened to each.
-    :param histories: yields the histories of several channels, or why one cannot be read.
+    :param servers: client for the servers with the channels.
+    :param keep: extends the lifetime of channels on the server and returns their positions. Its
+        argument is names, with the seconds for which this process has listened to each.
+    :param histories: yields each channel's history, or the error if the history cannot be read.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Listener:
         self.histories = histories
         self.times = times
         self._names = names
-        # Guards what is below, and with it the order of what readers are asked. Never held while
+        # Guards the attributes below and the order of requests to readers. Never held while
         # anything waits.
         self._lock = native_lock()
         self.feeds: dict[bytes, Feed] = {}
@@ -74,7 +74,7 @@ class Listener:
                 raise
             with self._lock:
                 if feed.gone:
-                    continue  # another thread has unsubscribed, or its own attempt has failed
+                    continue  # another thread has unsubscribed, or has failed to subscribe
                 since = feed.since
                 if since is None:
                     feed.since = position
@@ -109,10 +109,10 @@ class Listener:
             feed.gone = True
 
     def _assign(self, feed: Feed, mover: Reader | None = None) -> None:
-        """Have a feed read by the reader of its node.
+        """Give a feed to the reader of its node.
 
-        :param mover: the reader that had it.
-        :raises BrokerError: when that one is out of reach, or cannot be started.
+        :param mover: reader that had the feed before.
+        :raises BrokerError: if the node cannot be reached, or its reader cannot be started.
         """
         node = self.servers.node_of(feed.name)
         with self._lock:
@@ -124,7 +124,7 @@ class Listener:
                 reader.ask(SUBSCRIBE, feed)
 
     def _start_reader(self, node: str) -> Reader:
-        """Start a node's reader; others see it only once it runs. Called with the lock held."""
+        """Start a node's reader and list the reader once running. Called with the lock held."""
         if self._closed:
             raise BrokerError("cannot subscribe: the broker is closed")
         try:
@@ -138,7 +138,7 @@ class Listener:
         return reader
 
     def away(self) -> bool | None:
-        """Return whether a connection that listens is lost; None where there is none to lose."""
+        """Return whether a pub/sub connection is lost; None if there is no connection."""
         with self._lock:
             readers = list(self._readers.values())
         return any(reader.away for reader in readers) if readers else None
@@ -146,7 +146,7 @@ class Listener:
     # -- for readers -----------------------------------------------------------------------
 
     def begin(self, reader: Reader) -> list[Feed]:
-        """Return a reader's feeds, all of which it is to ask for on a new connection."""
+        """Return a reader's feeds; the reader subscribes to all of them on a new connection."""
         with self._lock:
             reader.drop_questions()
             return [each for each in self.feeds.values() if each.reader is reader]
@@ -159,7 +159,7 @@ class Listener:
     def move(self, reader: Reader, feeds: Sequence[Feed]) -> None:
         """Give feeds to the readers of the nodes that have their channels now.
 
-        :raises BrokerError: when the cluster cannot be reached; they stay with this one then.
+        :raises BrokerError: if the cluster cannot be reached; the feeds stay with this reader then.
         """
         self.servers.refresh()
         for feed in feeds:
@@ -169,7 +169,7 @@ class Listener:
             reader.pause(self.times.shortest_wait)  # the nodes do not agree yet
 
     def retire(self, reader: Reader) -> bool:
-        """Drop a reader that has nothing to read; false where it has."""
+        """Drop a reader without feeds; return False if the reader still has feeds."""
         with self._lock:
             if any(each.reader is reader for each in self.feeds.values()):
                 return False
@@ -177,7 +177,7 @@ class Listener:
             return True
 
     def drop(self, reader: Reader) -> None:
-        """Forget a reader whose thread ends: who subscribes from now on starts another."""
+        """Forget a reader whose thread ends; the next subscribe() starts another reader."""
         with self._lock:
             self._drop(reader)
 
@@ -203,6 +203,6 @@ class Listener:
             reader.close()
 
     def forget(self) -> None:
-        """Leave everything to the parent, in a child of a fork."""
+        """Leave everything to the parent, in the child of a fork."""
         for reader in self._readers.values():
             reader.forget()

@@ -1,8 +1,8 @@
-"""Reader: one connection for pub/sub, and the thread that has it to itself.
+"""Reader: one pub/sub connection, and the thread that alone uses the connection.
 
-That thread (under a patched gevent, a greenlet) alone reads from the connection, writes to it and
-calls the receiver; who subscribes asks it through an inbox and waits for the answer, so that no
-lock is held while anything waits.
+The thread is a greenlet if gevent has patched threads. Only this thread reads from the connection,
+writes to it and calls the receiver. A subscriber in another thread puts a request into the inbox
+and waits for the answer. So no lock is held while anything waits.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ logger = logging.getLogger("flask_sockets2.brokers")
 
 _random = SystemRandom()  # not the program's generator, which may have been seeded
 
-_CHUNK = 64  # messages, after which others may run
-_LOOK = 10.0  # seconds between two looks for channels that the server has to be asked to keep
-_KEPT_AT_ONCE = 100  # channels that the server is asked to keep, between two looks for messages
+_CHUNK = 64  # messages, after which other threads or greenlets may run
+_LOOK = 10.0  # seconds between two searches for channels whose lifetime must be extended
+_KEPT_AT_ONCE = 100  # channels whose lifetime is extended between two reads of messages
 _BREATH = 1e-6  # seconds in which other threads or greenlets may run
 
 SUBSCRIBE, UNSUBSCRIBE, START = "subscribe", "unsubscribe", "start"
-"""What a reader is asked for; START: a position is known, which what comes is delivered after."""
+"""Requests to a reader; START: a position is known, deliver the messages after that position."""
 
 
 @dataclass(frozen=True, slots=True)
 class ListenerTimes:
-    """Seconds.
+    """Timeouts and intervals of a listener, in seconds.
 
-    :ivar answer: within which the server answers a SUBSCRIBE or PING.
-    :ivar ping: without any message, after which it is asked whether it is still there.
-    :ivar shortest_wait: before the first attempt to reconnect, doubled for each one after it.
-    :ivar longest_wait: between two attempts.
-    :ivar keep: after which the server is asked again, at the latest, to keep the epochs of silent
-        channels; it does so for a day, or for less if nobody has listened for long.
+    :ivar answer: timeout for the server's answer to a SUBSCRIBE or PING.
+    :ivar ping: idle time after which the reader sends a PING.
+    :ivar shortest_wait: delay before the first attempt to reconnect; doubles with each attempt.
+    :ivar longest_wait: longest delay between two attempts.
+    :ivar keep: longest interval between two requests to keep a silent channel's epoch. The server
+        keeps an epoch for a day, or for less if this process has not listened for long.
     """
 
     answer: float = 5.0
@@ -64,18 +64,18 @@ class ListenerTimes:
     keep: float = 3600.0
 
     def keep_at(self, channel: str, begun: float, now: float) -> float:
-        """Return when the server has to be asked again to keep a channel that it keeps by now.
+        """Return when to ask the server again to keep a channel, after a request at ``now``.
 
-        :param begun: when this process began to listen to it, by the same clock.
+        :param begun: time at which this process began to listen to the channel, by the same clock.
         """
         return now + min(silent_ttl(channel, now - begun) / 2, self.keep)
 
 
 class Reader:
-    """One connection for pub/sub, and the thread that has it to itself.
+    """Reads one pub/sub connection in a thread of its own, and reconnects if the connection fails.
 
-    :param node: of a cluster that it is to, else ''.
-    :ivar failure: of the last attempt to connect, None where it succeeded.
+    :param node: cluster node to connect to, '' for a single server.
+    :ivar failure: error of the last attempt to connect, None if the attempt succeeded.
     """
 
     def __init__(self, listener: Listener, node: str) -> None:
@@ -85,52 +85,52 @@ class Reader:
         self._times = listener.times
         self._feeds = listener.feeds
         self._inbox: deque[tuple[str, Feed]] = deque()  # guarded by the listener's lock
-        self._asked: deque[tuple[str, Feed]] = deque()  # not answered yet, in their order
-        self._behind: list[Feed] = []  # confirmed, and still lack messages
-        self._returning: set[Feed] = set()  # that lack messages since the connection was lost
+        self._asked: deque[tuple[str, Feed]] = deque()  # unanswered requests, in their order
+        self._behind: list[Feed] = []  # confirmed feeds that still lack messages
+        self._returning: set[Feed] = set()  # feeds that lack messages since the connection was lost
         self._recovering = False
-        self._connected = False  # at the present attempt
-        self._well = False  # it has been heard at that, and all have caught up
+        self._connected = False  # in the present attempt
+        self._well = False  # the server has answered in this attempt, and all feeds have caught up
         self._connection: Any = None  # of redis-py, whose classes have no common type
-        self._waiting_since: float | None = None  # for an answer
-        self._looked = monotonic()  # for feeds that the server has to be asked to keep
-        self._to_keep: list[Feed] = []  # those that are left
+        self._waiting_since: float | None = None  # for an answer of the server
+        self._looked = monotonic()  # last search for channels whose lifetime must be extended
+        self._to_keep: list[Feed] = []  # feeds found by that search, not handled yet
         self._closed = False
         self._stop = threading.Event()
         self._waker, self._woken = socket.socketpair()
         self._waker.setblocking(False)
         self._woken.setblocking(False)
         self._finished = threading.Event()
-        self._thread = 0  # its identity
+        self._thread = 0  # identity of the thread
 
     def start(self) -> None:
-        """Start the thread; where that cannot be, nothing is left of it.
+        """Start the thread; if that fails, all resources are freed.
 
-        :raises RuntimeError: when the system allows no more threads.
+        :raises RuntimeError: if the system allows no more threads.
         """
-        # Not threading.Thread, whose books are wrong in a child that gevent has forked.
+        # Not threading.Thread, whose bookkeeping is wrong in a child that gevent has forked.
         try:
             _thread.start_new_thread(self._run, ())
         except BaseException:
             self._close_wakers()
             raise
 
-    # -- called by others ------------------------------------------------------------------
+    # -- called by other threads -----------------------------------------------------------
 
     def ask(self, what: str, feed: Feed) -> None:
-        """Ask for something; never waits. Called with the listener's lock held."""
+        """Put a request into the inbox; never waits. Called with the listener's lock held."""
         self._inbox.append((what, feed))
         self._wake()
 
     def drop_questions(self) -> None:
-        """Forget what a new connection makes pointless. Called with the listener's lock held."""
+        """Drop requests that a new connection makes obsolete. Called with the listener's lock."""
         self._inbox = deque(each for each in self._inbox if each[0] == START)
 
     def _wake(self) -> None:
         try:
             self._waker.send(b"!")
         except OSError:
-            pass  # it is full, so that the thread wakes anyway, or closed
+            pass  # the socket is full, so the thread wakes anyway, or closed
 
     def _close_wakers(self) -> None:
         self._waker.close()
@@ -144,7 +144,7 @@ class Reader:
             self._finished.wait(self._times.answer)
 
     def forget(self) -> None:
-        """End, in a child of a fork, without a word to the server, whose connection goes on."""
+        """End in the child of a fork, silently: the parent still uses the connection."""
         self._closed = True
         connection = self._connection
         if connection is not None:
@@ -162,7 +162,7 @@ class Reader:
                 try:
                     self._connect()
                     self._serve(self._connection)
-                except Exception as exc:  # whatever it was, delivery must go on
+                except Exception as exc:  # delivery must go on after any error
                     self._lost(exc)
                 finally:
                     self._disconnect()
@@ -177,12 +177,12 @@ class Reader:
 
     @property
     def away(self) -> bool:
-        """Whether its connection is lost, and has not come back with all that was missed."""
+        """Whether the connection is lost, or feeds still lack messages after a reconnect."""
         return self._recovering or self.failure is not None
 
     def pause(self, seconds: float) -> None:
-        """Wait, unless it is to end. Called in the thread."""
-        # Not time.sleep, which gevent may patch where it leaves threads alone: it is no greenlet's.
+        """Wait, unless the reader is to end. Called in the thread."""
+        # Not time.sleep: gevent may patch sleep but not threads; the reader is no greenlet then.
         self._stop.wait(seconds)
 
     def _connect(self) -> None:
@@ -201,7 +201,7 @@ class Reader:
             connection.disconnect()
 
     def _lost(self, exc: Exception) -> None:
-        """Have all feeds wait for the next connection."""
+        """Report a lost connection and let all feeds wait for the next one."""
         if self._closed:
             return
         error = exc if isinstance(exc, BrokerError) else self._listener.servers.error(exc)
@@ -228,7 +228,7 @@ class Reader:
                 self._returning.add(feed)
 
     def _moved_away(self) -> bool:
-        """Give everything to other nodes of a cluster, where this one is out of reach."""
+        """Move all feeds to other cluster nodes, if this node cannot be reached."""
         listener = self._listener
         if not self.node:
             return False
@@ -239,10 +239,10 @@ class Reader:
         return listener.retire(self)
 
     def _serve(self, connection: Any) -> None:
-        """Read from a connection, and write what is asked for, until it is lost."""
+        """Read from a connection, and send requests, until the connection is lost."""
         self._waiting_since = None
         with selectors.DefaultSelector() as selector:
-            # redis-py has no other way to wait for a connection and something else.
+            # redis-py has no public way to wait for a connection and another socket.
             selector.register(connection._sock, selectors.EVENT_READ)
             selector.register(self._woken, selectors.EVENT_READ)
             feeds = self._listener.begin(self)
@@ -272,9 +272,9 @@ class Reader:
             for what, feed in questions
         ]
         if commands:
-            # One command for each, so that each has an answer of its own.
+            # One command per feed, so that each feed has its own answer.
             connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-            if self._waiting_since is None:  # else it owes older answers already
+            if self._waiting_since is None:  # else older answers are due already
                 self._waiting_since = monotonic()
 
     def _answer_inbox(self, connection: Any) -> None:
@@ -294,9 +294,9 @@ class Reader:
         self._send(connection, questions)
 
     def _patience(self, connection: Any, heard: float) -> float:
-        """Return for how many seconds to wait for the server, and ask whether it is still there.
+        """Return how many seconds to wait for the server; send a PING after silence.
 
-        A server that is stopped, and a network that swallows everything, end here.
+        If a server has stopped or a network drops all packets, a timeout error ends the wait.
         """
         now = monotonic()
         times = self._times
@@ -320,7 +320,7 @@ class Reader:
             pass
 
     def _read(self, connection: Any) -> int:
-        """Read what is there, but no more than others can wait for; return how many messages."""
+        """Read the replies that have arrived, up to a limit; return their number."""
         count = 0
         while count < _CHUNK and connection.can_read(0):
             count += 1
@@ -362,7 +362,7 @@ class Reader:
 
     def _refused(self, exc: errors.ResponseError) -> None:
         if not self._asked:
-            return  # an answer to PING is as good as any other
+            return  # an error in answer to PING also shows that the server is alive
         what, feed = self._asked.popleft()
         if what == UNSUBSCRIBE or feed.gone:
             return
@@ -392,7 +392,7 @@ class Reader:
             self._behind.append(feed)
 
     def _catch_up(self) -> None:
-        """Bring confirmed feeds what they missed; live messages wait meanwhile."""
+        """Deliver missed messages to confirmed feeds; live messages wait meanwhile."""
         waiting, self._behind = self._behind, []
         behind = [each for each in waiting if each.behind and each.reader is self]
         if behind:
@@ -410,7 +410,7 @@ class Reader:
                 self._listener.receiver.reconnected()
 
     def _keep(self) -> None:
-        """Have the server keep the epochs of channels that nobody publishes to."""
+        """Ask the server to keep the epochs of channels without new messages."""
         now = monotonic()
         times = self._times
         if not self._to_keep and now - self._looked >= min(_LOOK, times.keep):

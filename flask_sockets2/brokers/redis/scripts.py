@@ -1,22 +1,22 @@
-"""Scripts: what the Redis broker runs on the server, each one step that nothing comes between.
+"""Scripts: Lua code that the Redis broker runs on the server, each script as one atomic step.
 
-They need no more than Redis 6.2 (sharded pub/sub of clusters: 7.0), and Valkey.
+The scripts need Redis 6.2 (for sharded pub/sub of clusters 7.0) or Valkey.
 
-All that is kept of a channel has a hash tag of its own, so that a cluster holds it in one slot::
+All keys of a channel share a hash tag, so that a cluster holds the keys in one slot::
 
     P:{channel}:meta            hash: run, epoch, offset
     P:{channel}:log             stream: the history; the entry of offset 7 is 7-0
     P:{channel}:who             hash: identity -> connections in all processes
     P:{channel}:who:<process>   hash: identity -> connections in that process
     P:{channel}:counts          hash: process -> subscribers
-    P:{name}:holder             text: who holds a name
-    P:<db>:{channel}            pub/sub channel; these know no databases, so that it names its own
+    P:{name}:holder             text: holder of a name
+    P:<db>:{channel}            pub/sub channel, named with the database, which pub/sub ignores
     P:processes:{processes}               sorted set: process -> end of its lease
     P:processes:{processes}:reaping       sorted set: dead process -> end of its reaper's lease
-    P:processes:{processes}:<process>     set: channels that it has presence or counts in
+    P:processes:{processes}:<process>     set: channels with presence or counts of the process
 
-``P`` is :attr:`BrokerOptions.prefix`. An epoch ends with the server's run: a server that restarts,
-or a replica that is promoted, may have lost the newest messages, and nobody could tell.
+``P`` is :attr:`BrokerOptions.prefix`. An epoch ends with the server's run: a restarted server or a
+promoted replica may have lost the newest messages without a trace.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ __all__ = [
 class Script:
     """A Lua script.
 
-    :ivar text: its source.
-    :ivar sha: the name that a server knows it by, once it has seen it.
+    :ivar text: source of the script.
+    :ivar sha: name of the script on a server that has run it before.
     """
 
     __slots__ = ("sha", "text")
@@ -67,7 +67,7 @@ class Script:
 
 
 class Call(NamedTuple):
-    """A script with the names of its keys and its other arguments."""
+    """A script to run, with the names of its keys and its other arguments."""
 
     script: Script
     keys: Sequence[str]
@@ -78,14 +78,14 @@ class Call(NamedTuple):
         return ("EVALSHA", self.script.sha, len(self.keys), *self.keys, *self.args)
 
     def in_full(self) -> tuple[Any, ...]:
-        """Return the command for a server that does not."""
+        """Return the command for a server that does not know the script."""
         return ("EVAL", self.script.text, len(self.keys), *self.keys, *self.args)
 
 
 class Names:
-    """Names on the server.
+    """Makes the names of keys and pub/sub channels on the server.
 
-    :param prefix: of all of them; may hold no braces, which would be the hash tag.
+    :param prefix: prefix of all names, without braces, which would mark the hash tag.
     :param db: number of the database.
     """
 
@@ -110,16 +110,16 @@ class Names:
         return [start + "meta", start + "log"]
 
     def pubsub(self, channel: str) -> bytes:
-        """Return the name of a channel in pub/sub."""
+        """Return the name of a channel for pub/sub."""
         return f"{self._pubsub}{_tag(channel)}}}".encode()
 
     def channels_of(self, process: str) -> str:
-        """Return the name of the set of channels that a process is in."""
+        """Return the name of the set of a process's channels."""
         return f"{self.processes}:{process}"
 
 
 def _tag(channel: str) -> str:
-    """Return a channel's name without braces, which would end the hash tag."""
+    """Return a channel's name with its braces escaped, since a brace would end the hash tag."""
     if "%" in channel or "{" in channel or "}" in channel:
         return channel.replace("%", "%25").replace("{", "%7B").replace("}", "%7D")
     return channel
@@ -128,7 +128,7 @@ def _tag(channel: str) -> str:
 # -- messages on the wire ----------------------------------------------------------------------
 #
 # In the log:    flags and kind (1 byte), length of event (1), length of key (4), event, key, data.
-# In pub/sub:    position as text, a space, and the same.
+# In pub/sub:    position as text, a space, and the same fields.
 
 _HEADER = struct.Struct(">BBI")
 _TRANSIENT = 0x10
@@ -137,7 +137,7 @@ _KINDS = (TEXT, BINARY, JSON)
 
 
 def body_of(kind: str, data: bytes, key: str, event: str, transient: bool) -> bytes:
-    """Return a message as it lies in the log."""
+    """Return a message in the format of the log."""
     flags = _FLAGS[kind] | _TRANSIENT if transient else _FLAGS[kind]
     if not key and not event:
         return _HEADER.pack(flags, 0, 0) + data
@@ -147,10 +147,10 @@ def body_of(kind: str, data: bytes, key: str, event: str, transient: bool) -> by
 
 
 def parse(channel: str, payload: bytes, position: Position | None = None) -> Message:
-    """Read a message.
+    """Parse a message.
 
-    :param payload: from the log; from pub/sub where no position is given.
-    :raises ValueError: when it is none: whoever can publish on the server could have sent it.
+    :param payload: entry of the log, or the pub/sub payload if no position is given.
+    :raises ValueError: if the payload is malformed, since other programs may publish, too.
     """
     start = 0
     if position is None:
@@ -180,13 +180,13 @@ def parse(channel: str, payload: bytes, position: Position | None = None) -> Mes
 
 # -- Lua: messages -----------------------------------------------------------------------------
 
-# log_of(meta, log, fresh) -> epoch, offset of the newest message; begins the log anew, under the
-# epoch `fresh`, if there is none, or another run of a server or another program wrote it. Its
-# first write is one that a server out of memory refuses, so that nothing has changed then. Where an
-# access control list forbids INFO, all runs are taken for the same.
+# log_of(meta, log, fresh) -> epoch, offset of the newest message. If there is no log, or the log is
+# from another run of the server or another program, a new log begins under the epoch `fresh`.
+# HSET comes first: a server out of memory refuses HSET, so that nothing has changed then. If an
+# access control list forbids INFO, all runs count as the same.
 #
-# A log without messages costs whoever asks for its name nothing, so a minute is all that it gets;
-# POSITION keeps it for longer if a process listens.
+# Any client can create a log without messages at no cost, so that log is kept for a minute. If a
+# process listens, POSITION keeps the log for longer.
 _LOG_OF = """
 local DAY, MINUTE = 86400000, 60000
 local run
@@ -210,9 +210,9 @@ local function text(number)
 end
 """
 
-# append(log, size, offset, message) -> whether the log had to be written anew.
-# Another program may have added an entry, with an ID of the server's choice for example. IDs of a
-# stream only grow, not even deleting the entry helps, so the log is written again without it.
+# append(log, size, offset, message) -> whether the log had to be rewritten.
+# Another program may have added an entry, for example with an ID chosen by the server. IDs of a
+# stream only grow, even if the entry is deleted, so the log is rewritten without that entry.
 _APPEND_TO = """
 local function append(log, size, offset, message)
   local id = text(offset) .. '-0'
@@ -231,13 +231,13 @@ local function append(log, size, offset, message)
 end
 """
 
-# Publishes messages, in their order: all of them, or none with an error.
+# Publishes messages in their order: all of them, or none if there is an error.
 #   KEYS: meta and log of each channel.
 #   ARGV: PUBLISH or SPUBLISH, fresh epoch, size of the log, milliseconds that the log and the meta
-#         are kept; then for each message: number of its channel (1 is the first), name of that in
-#         pub/sub, '1' for a transient one, the message.
-#   Returns the positions as one text, with spaces between them; then '!' and the number of each
-#   channel whose log had to be written anew.
+#         are kept; then for each message: number of its channel (1 is the first), the channel's
+#         name in pub/sub, '1' for a transient message, the message.
+#   Returns the positions as one text, separated by spaces; then '!' and the channel's number for
+#   each log that had to be rewritten.
 APPEND = Script(
     _LOG_OF,
     _APPEND_TO,
@@ -268,9 +268,9 @@ return table.concat(positions, ' ') .. table.concat(renewed)
 """,
 )
 
-# Returns the newest position as {epoch, offset}, and keeps the meta: for a day if the log has
-# messages, else for the time given. A process that subscribes asks again and again; otherwise a
-# channel that is silent for a day would seem to have lost messages.
+# Returns the newest position as {epoch, offset}. Also keeps the meta: for a day if the log has
+# messages, else for the time given. A subscribed process repeats this call. Otherwise a channel
+# that is silent for a day would seem to have lost messages.
 #   KEYS: meta, log.  ARGV: fresh epoch; milliseconds that a log without messages is kept.
 POSITION = Script(
     _LOG_OF,
@@ -286,13 +286,14 @@ return {epoch, text(offset)}
 """,
 )
 
-# Returns the newest position and a page of what follows another, from the newest message back to a
-# gap at most: {epoch, offset, 1 where more may be before these, {message, ..}}.
+# Returns the newest position and a page of the messages after a given position. The page goes from
+# the newest message back, to a gap at most.
+#   Returns {epoch, offset, 1 if older messages may follow, {message, ..}}.
 #   KEYS: meta, log.
-#   ARGV: fresh epoch; epoch and offset of the other position, epoch '' for all that is kept; size
-#         of the log; offset that the page begins with, '' for the newest; messages and bytes on the
-#         page; messages that are on it even where they have more bytes.
-# Messages are read one by one, since nothing tells how long they are before they are read.
+#   ARGV: fresh epoch; epoch and offset of the given position, epoch '' for all kept messages; size
+#         of the log; offset of the page's first message, '' for the newest; most messages and bytes
+#         on the page; messages that are on the page even if they exceed the bytes.
+# Messages are read one by one, since their length is unknown before they are read.
 HISTORY = Script(
     _LOG_OF,
     """
@@ -322,7 +323,7 @@ return {epoch, text(newest), more, page}
 """,
 )
 
-# -- Lua: who is there -------------------------------------------------------------------------
+# -- Lua: presence -----------------------------------------------------------------------------
 
 # now() -> milliseconds, by the server's clock.
 _NOW = """
@@ -332,10 +333,10 @@ local function now()
 end
 """
 
-# late(deadline) -> whether that is over.
-# A process may be paused between being told that its lease holds and what it says under it; it may
-# have been reaped then, and nobody would reap it again. So what it says has a deadline before the
-# end of the lease, and is refused after it. The lease itself is in another slot.
+# late(deadline) -> whether the deadline is over.
+# A process may be paused between renewing its lease and reporting under that lease. If the process
+# was reaped meanwhile, no other process would reap the late report. So each report has a deadline
+# before the end of the lease, and is refused afterwards. The lease itself is in another slot.
 _LATE = (
     _NOW
     + """
@@ -346,11 +347,11 @@ end
 )
 
 # settle(process, identity, old, new) sets the connections of an identity in a process, whose key is
-# `process`, and publishes `join` for the first and `leave` for the last in all processes.
+# `process`. If they are the first in all processes, `join` is published; after the last, `leave`.
 #   KEYS: meta, log, who, who of the process, ...
 #   ARGV: PUBLISH or SPUBLISH, fresh epoch, name of the channel in pub/sub, the messages `join` and
 #         `leave` without their data, ...
-# clear(process) takes all identities of a dead process out of the channel.
+# clear(process) removes all identities of a dead process from the channel.
 _SETTLE = """
 local function settle(process, identity, old, new)
   if new == old then return end
@@ -381,8 +382,8 @@ end
 """
 
 # Sets the connections of an identity in a process; can be repeated.
-#   KEYS and ARGV: as above; then identity, connections, milliseconds that it is kept, deadline.
-#   Returns 0 where that is over.
+#   KEYS and ARGV: as above; then identity, connections, milliseconds to keep the keys, deadline.
+#   Returns 0 if the deadline is over.
 SETTLE = Script(
     _LOG_OF,
     _SETTLE,
@@ -397,7 +398,7 @@ return 1
 """,
 )
 
-# Takes a dead process out of a channel; can be repeated.
+# Removes a dead process from a channel; can be repeated.
 #   KEYS and ARGV: as above, and KEYS[5]: counts; ARGV[6]: the process.
 REAP = Script(
     _LOG_OF,
@@ -409,9 +410,9 @@ return 1
 """,
 )
 
-# Returns the identities that are in a channel, after taking out those of dead processes. A
-# reader that only disregarded them would miss the `join` of an identity that comes back before
-# the reaper does: for the server, that identity was never away.
+# Returns the identities present in a channel, after removing the identities of dead processes. If a
+# reader only ignored these identities, the server would not see them leave. So an identity that
+# comes back before the reaper would not be announced by `join`.
 #   KEYS: meta, log, who, who of each dead process.  ARGV: as above.
 WHO = Script(
     _LOG_OF,
@@ -429,9 +430,9 @@ return identities
 """,
 )
 
-# Sets the subscribers that a channel has in a process.
-#   KEYS: counts.  ARGV: process, subscribers, milliseconds that it is kept, deadline.
-#   Returns 0 where that is over.
+# Sets the number of a channel's subscribers in a process.
+#   KEYS: counts.  ARGV: process, subscribers, milliseconds to keep the key, deadline.
+#   Returns 0 if the deadline is over.
 COUNT = Script(
     _LATE,
     """
@@ -446,11 +447,11 @@ return 1
 """,
 )
 
-# Returns the subscribers that a channel has: {process, subscribers, ...}.
+# Returns the numbers of a channel's subscribers: {process, subscribers, ...}.
 #   KEYS: counts.
 COUNTS = Script("return redis.call('HGETALL', KEYS[1])\n")
 
-# Has keys kept.  ARGV: milliseconds.
+# Extends the lifetime of keys.  ARGV: milliseconds.
 TOUCH = Script(
     """
 for i = 1, #KEYS do
@@ -460,12 +461,12 @@ return 1
 """,
 )
 
-# Renews the lease of a process, and has it in channels.
+# Renews the lease of a process, and adds channels to the process.
 #   KEYS: processes, reaping, channels of the process.
-#   ARGV: process; milliseconds of its lease, and that all is kept; '1' where it should have one
-#         already; '1' to take the channels out instead; channels.
-#   Returns {0} where it should and has none, since it has been taken for dead; else the time when
-#         its lease ends, and the dead.
+#   ARGV: process; milliseconds of its lease, and to keep the keys; '1' if a lease should exist
+#         already; '1' to remove the channels instead; channels.
+#   Returns {0} if the lease should exist but does not, since the process was declared dead; else
+#         the time when its lease ends, and the dead processes.
 RENEW = Script(
     _NOW,
     """
@@ -491,8 +492,8 @@ return found
 )
 
 # Returns the processes whose lease is over and whose presence may not have been cleared yet. From
-# then on they are dead for all: none of them can renew its lease, it has to take another one.
-#   KEYS: processes, reaping.  ARGV: milliseconds that all is kept.
+# then on these processes are dead for all: instead of renewing its lease, each must take a new one.
+#   KEYS: processes, reaping.  ARGV: milliseconds to keep the key.
 DEAD = Script(
     _NOW,
     """
@@ -506,10 +507,10 @@ return redis.call('ZRANGE', KEYS[2], 0, -1)
 """,
 )
 
-# Claims a dead process: returns its channels, or nil where another process reaps it. It stays among
-# those that are reaped until END, so that a reaper that dies has an heir.
-#   KEYS: processes, reaping, channels of the process.  ARGV: process; milliseconds of the
-# claim, and that all is kept.
+# Claims a dead process for reaping: returns its channels, or nil if another process has the claim.
+# The dead process is listed in `reaping` until END, so that another reaper can take over.
+#   KEYS: processes, reaping, channels of the process.
+#   ARGV: process; milliseconds of the claim, and to keep the key.
 CLAIM = Script(
     _NOW,
     """
@@ -538,7 +539,7 @@ return 1
 """,
 )
 
-# Shortens the lease of a process that ends.
+# Shortens the lease of an ending process.
 #   KEYS: processes.  ARGV: process, milliseconds.
 SHORTEN = Script(
     _NOW,
@@ -548,8 +549,8 @@ return 1
 """,
 )
 
-# Holds a name: returns 1, or 0 where another holds it.
-#   KEYS: its holder.  ARGV: who holds it from now on; milliseconds, 0 to give it back.
+# Holds a name: returns 1, or 0 if another holder has the name.
+#   KEYS: key of the name.  ARGV: new holder; milliseconds, 0 to release the name.
 HOLD = Script(
     """
 local holder = redis.call('GET', KEYS[1])
