@@ -26,9 +26,9 @@ status  code
 A WebSocket of gevent-websocket is accepted already and cannot subscribe. The page is sent
 ``{"event": "unsupported"}``, the connection is closed, and the page uses Server-Sent Events.
 
-The server then sends JSON messages: the channels, one for each requested stream; the newest
-position of each channel; and the envelopes of :mod:`flask_sockets2.encoding`. Envelopes between
-``at`` and the newest position may arrive after the message with that position::
+When all names are verified, the server sends JSON messages: the channels, one for each requested
+stream; the newest position of each channel; and envelopes of :mod:`flask_sockets2.encoding`.
+Envelopes between ``at`` and the newest position may arrive after the message with that position::
 
     {"event": "streams", "channels": ["turbo:all", "turbo:stream:room:5"]}
     {"event": "subscribed", "channel": "turbo:all", "position": "9f86d081884c7d65-42"}
