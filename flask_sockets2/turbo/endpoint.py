@@ -47,7 +47,7 @@ plain markup for all pages and for its user, and a ``refresh`` after a gap.
 The ``POST`` changes nothing, and pages of other origins cannot send it: ``Origin`` is checked as
 for a WebSocket. The ``POST`` is therefore exempt from Flask-WTF's CSRF check, whose token expires
 after an hour, before the streams do. Flask-WTF would not check QUERY, but firewalls and CDNs block
-that method, and Server-Sent Events are the fallback for clients behind them.
+that method. Clients behind firewalls and CDNs are the ones that need Server-Sent Events.
 
 Differences from Turbo-Flask: the endpoint is called ``flask_sockets2_turbo_stream``; the user id
 is also read when the page is rendered, and a connection of another user is refused.
@@ -246,7 +246,7 @@ def _user_of_connection(turbo: Any) -> str | None:
     return None if user_id is None else user_channel(user_id)
 
 
-# -- what is asked for -------------------------------------------------------------------------
+# -- the requested streams ---------------------------------------------------------------------
 
 
 def _asked_in_url() -> tuple[Asked, int]:

@@ -4,8 +4,8 @@ Differences from Turbo-Flask, which has the same interface:
 
 - Targets and attributes are escaped; content is HTML, which is not escaped.
 - :meth:`Turbo.can_stream` is True only if ``Accept`` names the type of streams: ``responses.py``.
-- Offline recipients are no error: a push to them stays in the history of their channel until a
-  page reconnects, as far as the history reaches.
+- Offline recipients are no error: a page that reconnects receives earlier pushes from the history
+  of its channel, as far as the history reaches.
 - ``clients`` has only sockets that the application puts there; connections are subscribers of
   channels, in all processes. An id and its text are the same user.
 - The user id is read when the page is rendered, and the page carries the id, signed. The id is a
@@ -177,8 +177,8 @@ class Turbo:
         :param parts: parts of the stream's name: str, int or UUID.
         :param position: position after which the page receives all messages; by default the one
             that :meth:`position` returned in this request, else the present one.
-        :param bind: connections that may use the tag: ``"user"`` for the page's user if there is
-            one, ``"session"`` for the page's session, None for any client that has the page.
+        :param bind: connections that may use the tag. ``"user"``: connections of the page's user,
+            if there is one; ``"session"``: of the page's session; None: of any client.
         :raises RuntimeError: if the application has no ``SECRET_KEY``, or the page no session.
         :raises ValueError: if ``position`` or ``bind`` is something else.
         """
@@ -199,9 +199,9 @@ class Turbo:
     def position(self, *parts: Part) -> Position:
         """Return a stream's position; call this before you query the data that the page shows.
 
-        The page then also receives messages pushed between the query and the rendering, because
-        the rest of the request uses this position. Without parts, the position is that of pushes to
-        all, and the position of pushes to the user is kept as well. If the broker is unreachable,
+        The rest of the request uses this position, so the page also receives messages pushed
+        between the query and the rendering. Without parts, the position is that of pushes to all;
+        the position of pushes to the user is then remembered, too. If the broker is unreachable,
         the position is "-", which stands for a gap.
 
         ::
@@ -445,9 +445,8 @@ class Turbo:
     def user_id(self, f: UserFunction) -> UserFunction:
         """Register the function that returns the current user's id, for ``push(to=…)``.
 
-        The function returns None if no user is logged in. If it raises, or returns a response that
-        refuses, a connection is refused, and a page is rendered without its user. Any other return
-        value is a TypeError.
+        The function returns None if no user is logged in. An exception or a returned response
+        refuses a connection; a page is rendered without its user. Any other value is a TypeError.
 
         ::
 

@@ -121,8 +121,8 @@ def with_sender(markup: str, sender: str) -> str:
 def sender_of(request_id: str) -> str:
     """Return the name by which a message refers to the request that caused the message: a hash.
 
-    If a client knew the id itself, that client could send the id with its own requests, and the
-    page would ignore their messages.
+    If another client knew the id itself, that client could send the id with its own requests. The
+    page would then ignore their messages.
 
     :param request_id: id that turbo.js gave the request, ``X-Turbo-Request-Id``.
     """

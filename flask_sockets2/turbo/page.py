@@ -12,15 +12,15 @@
     <turbo-stream-from name="InR1…" position="9f86d081884c7d65-7" hidden></turbo-stream-from>
 
 ``{{ turbo(nonce=…) }}`` puts the nonce on both scripts, and into the meta ``csp-nonce`` before
-them, for the style sheet of turbo.js. turbo.js also puts the nonce on every script in a body or
-stream that it renders. A policy with a nonce therefore does not stop injected scripts there. A
-policy with ``script-src 'self'`` stops injected scripts, and needs no nonce.
+them. turbo.js uses the meta for its style sheet, and for every script in a body or stream that it
+renders. A policy with a nonce therefore does not stop injected scripts there. A policy with
+``script-src 'self'`` stops injected scripts, and needs no nonce.
 
 Differences from Turbo-Flask: there is no inline script, so that a Content-Security-Policy need not
 allow any. File URLs change with the content, so that browsers cache the files for a year. In a
-rolling restart a page of a new worker may request a file from an old one, which sends its own
-version, uncached. No element has ``data-turbo-track``: on a page without that element, such as
-Flask's error pages, turbo.js would reload the form's page and hide the error. If a visit brings
+rolling restart a page of a new worker may request a file from an old worker. The old worker sends
+its own version, uncached. No element has ``data-turbo-track``: Flask's error pages would lack the
+element, and turbo.js would then reload the form's page and hide the error. If a visit brings
 another version of our module, the browser follows the next link without turbo.js.
 
 A signed name is a permission, so a page with signed names gets ``Cache-Control: private``, unless

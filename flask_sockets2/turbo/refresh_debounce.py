@@ -1,7 +1,7 @@
 """Debounce of refreshes: of many within half a second, a page gets the first and one last.
 
-Each refresh makes every page of a stream load itself again. So the first refresh is sent at once,
-and all others within the pause are combined into one, sent after the pause. The limit applies per
+Each refresh makes every page of a stream load itself again. So the first refresh is sent at once.
+All others within the pause are combined into one, which is sent after the pause. This applies per
 stream, across all workers. (turbo-rails sends only the last refresh, per stream and request.)
 
 The page whose request caused a refresh ignores the refresh, because that page shows the response

@@ -234,7 +234,7 @@ def _block(name: str) -> str:
     return f"{{% block {name} %}}{{% endblock %}}"
 
 
-# -- what a page tells about itself ------------------------------------------------------------
+# -- settings of a page ------------------------------------------------------------------------
 
 
 def refreshes_with(method: str = "replace", scroll: str = "reset") -> Markup:

@@ -11,7 +11,7 @@ channel                    subscribers
 A signed name permits its stream for ``TURBO_STREAM_MAX_AGE`` seconds (86,400; None for any age)
 after the rendering of the page. Any client may use a name unless the name is bound to a user or
 session. Names are readable, so put no secrets into them. The signed fields are the channel, the
-earliest position that the page may ask for and, for a bound name, a hash of the user or session::
+page's earliest position and, if the name is bound, a hash of the user or session::
 
     ["turbo:stream:room:5", "9f86d081884c7d65-42", "uXp3…"]
 

@@ -12,8 +12,8 @@ The first available source is used:
 The last three are the UMD build, which sets ``window.Turbo`` in a classic script.
 
 Differences from Turbo-Flask: the installed copy comes before the CDN. Attributes are escaped. A
-falsy ``version`` other than None, such as an undefined variable of a template, means the package's
-version (``{{ turbo(app) }}`` was a frequent mistake).
+falsy ``version`` other than None means the package's version: ``{{ turbo(app) }}`` was a frequent
+mistake, and passes an undefined variable.
 """
 
 from __future__ import annotations
