@@ -1,4 +1,4 @@
-"""Turbo Streams for Flask: answers to forms, and pushes to pages that never go stale."""
+"""Turbo Streams for Flask: answer forms with streams, and push updates to open pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Broadcasts after the database commits: no page is told of what is not so.
+"""Broadcasts that wait for the database commit, so that no page shows uncommitted data.
 
 ::
 
@@ -8,22 +8,21 @@
     )
     db.session.commit()  # sends it
 
-Without it a page may ask for a row that no other connection can see yet, and shows what a rollback
-has undone. ActiveRecord's callbacks ``after_commit``, on which turbo-rails broadcasts, do the same.
-
-What happens to what was broadcast in a transaction:
+Before the commit, a page may request a row that no other connection can see yet. If the transaction
+is rolled back, the page shows data that does not exist. turbo-rails broadcasts in ActiveRecord's
+``after_commit`` callbacks for the same reason.
 
 ==============================  ==================================================================
 the transaction                 its broadcasts
 ==============================  ==================================================================
-commits                         are sent, in their order, while ``commit()`` runs
+commits                         are sent in order while ``commit()`` runs
 is rolled back                  are dropped
-is a savepoint and is released  are those of the transaction around it
-is closed without either        are dropped, and that is logged as a warning
+is a savepoint and is released  pass to the enclosing transaction
+is closed without either        are dropped, with a warning in the log
 ==============================  ==================================================================
 
-Where no transaction has begun nothing waits for a commit, and a broadcast is sent at once; Rails'
-``after_all_transactions_commit`` does the same. The session begins one by itself with the first
+If no transaction has begun, a broadcast is sent at once, as with Rails'
+``after_all_transactions_commit``. The session begins a transaction by itself with the first
 ``add()``, query or change.
 """
 
@@ -48,10 +47,10 @@ __all__ = ["flushed", "send_after_commit"]
 logger = logging.getLogger("flask_sockets2.turbo")
 
 _CALLS = "flask_sockets2.turbo.commit"
-"""In ``session.info``: what is to be called, by transaction. Sessions are for one thread."""
+"""Key of ``session.info``: calls to make, by transaction. A session belongs to one thread."""
 
 _COMMITTED = "flask_sockets2.turbo.committed"
-"""In ``session.info``: the outermost transaction, from its commit to its end."""
+"""Key of ``session.info``: the outermost transaction, from its commit to its end."""
 
 Call = Callable[[], Sequence[Position | None]]
 
@@ -66,11 +65,11 @@ def send_after_commit(
 ) -> Sequence[Position | None]:
     """Send a stream when a session commits; the other arguments are those of :data:`Send`.
 
-    If the broker is away then, the stream is lost; that is logged, and the commit does not fail.
+    If the broker is unreachable then, an error is logged, and only the stream is lost.
 
-    :param session: of :func:`flushed`.
-    :param send: sends at once.
-    :returns: positions of no channel, since none is known yet.
+    :param session: session that :func:`flushed` returned.
+    :param send: function that sends at once.
+    :returns: ``NOWHERE`` for each channel, since no position is known yet.
     """
     _when_committed(session, partial(send, publisher, channels, stream, sockets))
     return [NOWHERE] * len(channels)
@@ -79,11 +78,11 @@ def send_after_commit(
 def flushed(session: Any) -> Session:
     """Return a session after a flush, so that new objects have their ids.
 
-    :param session: a session or a ``scoped_session``, as Flask-SQLAlchemy's ``db.session``. One
-        whose ``autoflush`` is off is not flushed.
-    :raises RuntimeError: when SQLAlchemy is not installed.
-    :raises TypeError: when it is something else.
-    :raises sqlalchemy.exc.SQLAlchemyError: when the flush fails, as the commit would.
+    :param session: a session, or a ``scoped_session`` such as Flask-SQLAlchemy's ``db.session``.
+        If its ``autoflush`` is off, the session is not flushed.
+    :raises RuntimeError: if SQLAlchemy is not installed.
+    :raises TypeError: if ``session`` is something else.
+    :raises sqlalchemy.exc.SQLAlchemyError: if the flush fails, as the commit would.
     """
     try:
         from sqlalchemy.orm import Session, scoped_session
@@ -98,14 +97,14 @@ def flushed(session: Any) -> Session:
         raise TypeError(
             f"expected a session of SQLAlchemy, as db.session, got {type(session).__name__}"
         )
-    # While it flushes, as in an event of a mapper, there are ids already, and flush() would raise.
+    # During a flush, as in an event of a mapper, ids exist already, and flush() would raise.
     if session.autoflush and not getattr(session, "_flushing", False):
         session.flush()
     return session
 
 
 def _when_committed(session: Session, call: Call) -> None:
-    """Call something once what a session does now is committed."""
+    """Make a call when the session's current transaction commits; at once if there is none."""
     transaction = session.get_nested_transaction() or session.get_transaction()
     if transaction is None:
         _call([call])
@@ -126,9 +125,9 @@ def _calls_of(session: Session) -> dict[SessionTransaction, list[Call]]:
 
 
 def _after_commit(session: Session) -> None:
-    """Also called for savepoints, before they end."""
+    """Listen for commits; SQLAlchemy also reports a savepoint's release, before its end."""
     transaction = session.get_nested_transaction() or session.get_transaction()
-    around = transaction and transaction.parent  # not that of a flush: it has no savepoints
+    around = transaction and transaction.parent  # never a flush's, which has no savepoints
     if not around:
         session.info[_COMMITTED] = transaction
     calls = _pop(session, transaction)
@@ -141,18 +140,18 @@ def _after_commit(session: Session) -> None:
 
 
 def _after_rollback(session: Session) -> None:
-    """Also called for savepoints, and when a flush has failed; before the transaction ends."""
+    """Drop a transaction's calls; also for savepoints and failed flushes, before they end."""
     _pop(session, session.get_nested_transaction() or session.get_transaction())
 
 
 def _after_transaction_end(session: Session, transaction: SessionTransaction) -> None:
-    """Drop what neither a commit nor a rollback has taken, so that no transaction is kept."""
+    """Drop calls left over by commit and rollback, so that no transaction stays in memory."""
     calls = _pop(session, transaction)
     if session.info.get(_COMMITTED) is transaction:
         del session.info[_COMMITTED]
-        if calls:  # of the program's own listener for after_commit, which ran behind ours
+        if calls:  # added by the application's own after_commit listener, which ran after ours
             _call(calls)
-    elif calls and transaction.parent is None:  # a rollback closes the savepoints within it, too
+    elif calls and transaction.parent is None:  # a rollback also closes inner savepoints
         logger.warning(
             "%d broadcasts were dropped, as their transaction was closed without a commit; "
             "turbo.after_commit(session) comes before session.commit()",
@@ -161,16 +160,16 @@ def _after_transaction_end(session: Session, transaction: SessionTransaction) ->
 
 
 def _pop(session: Session, transaction: SessionTransaction | None) -> list[Call]:
-    """Return what a transaction has; a program may have cleared ``session.info``."""
+    """Take a transaction's calls; the application may have cleared ``session.info``."""
     calls: list[Call] = session.info.get(_CALLS, {}).pop(transaction, [])
     return calls
 
 
 def _call(calls: list[Call]) -> None:
-    """Publish; what goes wrong is logged, as ``commit()`` must not seem to have failed.
+    """Publish, and log errors, so that ``commit()`` does not seem to have failed.
 
-    Where the broker is away the rest is not tried: each might wait for as long. A timeout of
-    gevent's that the program has set around its commit goes through, for it is the program's.
+    If the broker is unreachable, the other calls are skipped, since each might wait as long. A
+    gevent timeout that the application has set around its commit is raised.
     """
     for number, call in enumerate(calls):
         error: object = "see above"  # with SOCKETS_PUBLISH_ERRORS = "log"
@@ -179,7 +178,7 @@ def _call(calls: list[Call]) -> None:
                 continue
         except BrokerError as exc:
             error = exc
-        except Exception:  # whatever it is: this is the caller's commit
+        except Exception:  # of any class: the caller's commit must not fail
             logger.exception("a broadcast of what was committed was not sent")
             continue
         logger.error(

@@ -1,4 +1,4 @@
-"""Broadcaster: sends streams to the pages of channels, and to sockets of the program's own."""
+"""Broadcaster: publishes streams to channels, and sends them to the application's own sockets."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ logger = logging.getLogger("flask_sockets2.turbo")
 _LONGEST_REQUEST_ID = 100  # characters; turbo.js sends a UUID
 
 Send = Callable[[Publisher, list[str], str | Refresh, Sequence[Any]], Sequence[Position | None]]
-"""Sends a stream, now or later: publisher, channels, the markup or one channel's refresh, sockets
-of the program's own. Returns a position for each channel."""
+"""Function that sends a stream, now or later, and returns a position for each channel. Arguments:
+publisher, channels, the markup or one channel's refresh, sockets of ``turbo.clients``."""
 
 
 class Broadcaster:
-    """Sends streams at once."""
+    """Sends streams at once, without waiting for a commit."""
 
     def __init__(self) -> None:
-        # By an application's publisher, of which a process that was forked has others.
+        # By publisher: a forked process has publishers of its own.
         self._debounces: WeakKeyDictionary[Publisher, RefreshDebounce] = WeakKeyDictionary()
 
     def send(
@@ -44,7 +44,7 @@ class Broadcaster:
     ) -> Sequence[Position | None]:
         """Send a stream; see :data:`Send`.
 
-        :raises BrokerError: when the broker cannot be reached.
+        :raises BrokerError: if the broker cannot be reached.
         """
         if isinstance(stream, Refresh):
             [channel] = channels
@@ -52,7 +52,7 @@ class Broadcaster:
         positions = publisher.publish_many(
             ((channel, stream) for channel in channels), key=key_of(stream)
         )
-        for socket in sockets:  # last: what is tried again, after an error, has not been sent
+        for socket in sockets:  # last: a retry after a broker error sends nothing twice
             _send_to(socket, stream)
         return positions
 
@@ -70,10 +70,10 @@ class Broadcaster:
 def for_pages(
     stream: str | Iterable[str], serving: Callable[[], Sockets], exclude_sender: bool
 ) -> str:
-    """Return the markup of a stream, without names that only the current user could use.
+    """Return the markup to push; names of streams in it are no longer bound to the current user.
 
-    :param serving: returns the sockets of the application.
-    :param exclude_sender: not for the page that has sent the current request.
+    :param serving: function that returns the application's ``Sockets``.
+    :param exclude_sender: whether the page that sent the current request ignores the stream.
     """
     markup = joined(stream)
     if not is_shown(markup) and serving()._app().debug:
@@ -89,10 +89,10 @@ def for_pages(
 
 
 def refresh_of(for_all: str, request_id: str | None, *, exclude_sender: bool) -> Refresh:
-    """Return a refresh whose page of origin leaves it out.
+    """Return a refresh that the page which caused it ignores.
 
-    :param for_all: the same for every page.
-    :param request_id: of the request that has caused it; None for the current one, if
+    :param for_all: markup of the refresh for every page.
+    :param request_id: id of the request that caused the refresh; None for the current request if
         ``exclude_sender``.
     """
     if exclude_sender and request_id is None:
@@ -104,8 +104,8 @@ def refresh_of(for_all: str, request_id: str | None, *, exclude_sender: bool) ->
 
 
 def recipients_of(to: Any) -> list[Any] | None:
-    """Return the ids that ``to`` means, None for all; among others None is nobody."""
-    if isinstance(to, LocalProxy):  # whose value need not be iterable as it is
+    """Return the user ids in ``to``, None for all users; a None within an iterable is skipped."""
+    if isinstance(to, LocalProxy):  # the proxy seems iterable, its value need not be
         to = to._get_current_object()
     if to is None:
         return None
@@ -115,16 +115,16 @@ def recipients_of(to: Any) -> list[Any] | None:
 
 
 def _send_to(socket: Any, markup: str) -> None:
-    """Send to a socket of the program's own; others must not miss it when one is dead."""
+    """Send to one of the application's own sockets; if it is dead, the others still receive."""
     try:
         socket.send(markup)
     except OSError as exc:
         logger.debug("a socket of turbo.clients has ended: %s", exc)
-    except Exception:  # whatever library it is of
+    except Exception:  # of any WebSocket library
         logger.exception("a socket of turbo.clients cannot be sent to")
 
 
 def _request_id() -> str | None:
-    """Return the id that turbo.js gave the current request, None without one."""
+    """Return the id that turbo.js gave the current request, or None."""
     given = request.headers.get("X-Turbo-Request-Id", "") if has_request_context() else ""
     return given if 0 < len(given) <= _LONGEST_REQUEST_ID else None

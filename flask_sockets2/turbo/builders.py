@@ -1,4 +1,4 @@
-"""Streams as texts: a function for each action of turbo.js."""
+"""Turbo Streams as strings: one function for each action of turbo.js."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _OPTIONS = frozenset({"action", "content", "target", "targets", "method"})
 def append(content: Any = None, target: Any = None, multiple: bool = False, **options: Any) -> str:
     """Return a stream that adds content at the end of a target.
 
-    :param content: HTML, as it is.
-    :param target: id of the element; a CSS selector with ``multiple``.
-    :param multiple: the target is a CSS selector.
-    :param options: ``targets``: a CSS selector, in place of the target. ``method``:
-        ``"morph"``, for ``replace`` and ``update``. ``template``: to render instead of content,
-        with all options that are not named here. ``attributes``: a dict of further ones.
-    :raises TypeError: when there is no target or no content, or an option is unknown.
-    :raises ValueError: when the method is none of the action.
+    :param content: HTML, which is not escaped.
+    :param target: id of the element, or a CSS selector if ``multiple`` is True.
+    :param multiple: whether the target is a CSS selector.
+    :param options: ``targets``: a CSS selector, instead of the target. ``method``: ``"morph"``, for
+        ``replace`` and ``update``. ``template``: a template to render instead of content, with all
+        other options as its variables. ``attributes``: a dict of further attributes.
+    :raises TypeError: if the target or the content is missing, or an option is unknown.
+    :raises ValueError: if the action does not support the method.
 
     ::
 
@@ -57,12 +57,12 @@ def replace(content: Any = None, target: Any = None, multiple: bool = False, **o
 
 
 def update(content: Any = None, target: Any = None, multiple: bool = False, **options: Any) -> str:
-    """Return a stream that replaces what is in a target; see :meth:`append`."""
+    """Return a stream that replaces the content of a target; see :meth:`append`."""
     return _stream("update", content, target, multiple, **options)
 
 
 def after(content: Any = None, target: Any = None, multiple: bool = False, **options: Any) -> str:
-    """Return a stream that adds content behind a target; see :meth:`append`."""
+    """Return a stream that adds content after a target; see :meth:`append`."""
     return _stream("after", content, target, multiple, **options)
 
 
@@ -88,11 +88,11 @@ def refresh(
     method: str | None = None,
     scroll: str | None = None,
 ) -> str:
-    """Return a stream that has a page loaded again.
+    """Return a stream that makes a page load itself again.
 
-    :param request_id: of the request that has caused it; the page that sent it does not.
-    :param method: ``"morph"`` or ``"replace"``, None as the page says.
-    :param scroll: ``"preserve"`` or ``"reset"``, None as the page says.
+    :param request_id: id of the request that caused the refresh; its page ignores the refresh.
+    :param method: ``"morph"`` or ``"replace"``; None for the page's own setting.
+    :param scroll: ``"preserve"`` or ``"reset"``; None for the page's own setting.
     """
     return str(stream_tag("refresh", request_id=request_id, method=method, scroll=scroll))
 
@@ -106,17 +106,17 @@ def action(
     attributes: Mapping[str, Any] | None = None,
     **further: Any,
 ) -> str:
-    """Return a stream with an action of the page's own, of ``Turbo.StreamActions``.
+    """Return a stream with a custom action, which the page defines in ``Turbo.StreamActions``.
 
-    :param attributes: of the element, as for :meth:`append`.
-    :param further: attributes, too, where their names are those of keywords.
+    :param attributes: attributes of the element, as for :meth:`append`.
+    :param further: more attributes, if their names are valid as keywords.
     """
     further = {**_checked(attributes), **further}
     return str(stream_tag(name, content, target=target, targets=targets, **further))
 
 
 def stream(stream: str | Iterable[str]) -> Response:
-    """Return a response of one stream or several."""
+    """Return the response to a request that answers with one stream or several."""
     return current_app.response_class(stream, mimetype=MIMETYPE)
 
 
@@ -159,7 +159,7 @@ def _stream(
 
 
 def _checked(attributes: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return further attributes, none of which is an option of its own."""
+    """Return the attributes as a dict; a name that has an option of its own is refused."""
     found = dict(attributes or {})
     for name in found:
         if name in _OPTIONS:

@@ -1,7 +1,7 @@
 """``flask turbo vendor`` puts a copy of turbo.js into the application's static folder.
 
-For an installation without one (from the source distribution on a machine without npm, say), for
-another version, and for a server of static files that shall deliver it, too.
+Use the command if the installation has no copy, such as one built without npm. Use it also to get
+another version, or to let a server of static files deliver turbo.js.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _obtain(source: Path | None, version: str) -> dict[str, bytes]:
 
 
 def _explain(app: Flask, path: Path) -> None:
-    """Say how the pages find the copy."""
+    """Tell the user which setting makes the pages load the copy."""
     url = _static_url(app, path)
     if url is None:
         click.echo(
@@ -119,7 +119,7 @@ def _explain(app: Flask, path: Path) -> None:
 
 
 def _static_url(app: Flask, path: Path) -> str | None:
-    """The URL at which the application serves a file, None where it does not."""
+    """Return the URL at which the application serves a file, or None."""
     if app.static_folder is None or app.static_url_path is None:
         return None
     try:

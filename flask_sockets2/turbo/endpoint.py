@@ -1,56 +1,56 @@
-"""The connection of a page: one for all its streams, as a WebSocket or as Server-Sent Events.
+"""The endpoint of a page's connection: one WebSocket or event stream for all its Turbo Streams.
 
-``GET /turbo-stream?s=<name>&at=<position>&s=<name>&at=<position>…``: parallel lists, of which
-``at`` may be empty or short. Servers take URLs of a few KiB, some twenty streams. What goes beyond
-is announced by ``more=<number>`` and follows: as the first message of the WebSocket, within ten
-seconds, or as the body of a ``POST`` that asks for Server-Sent Events::
+``GET /turbo-stream?s=<name>&at=<position>&s=<name>&at=<position>…``: two parallel lists. An ``at``
+may be empty, and the last ones may be missing. Servers accept URLs of a few KiB, about 20 streams.
+If a page has more, ``more=<number>`` announces them. A WebSocket sends them as its first message,
+within ten seconds; for Server-Sent Events they are the body of a ``POST``::
 
     {"streams": [["<name>", "<position>"], …]}
 
-Every name is verified, the application asked for those it named, and the stream of a user given
-only to a connection that ``@turbo.user_id`` says is that user's, before anything is subscribed
-to: those in the URL before the connection is accepted, so that a refusal is an HTTP status. One of
-those that follow is told by the close code of a WebSocket.
+Names are verified before their channels are subscribed to. ``@turbo.authorize`` is asked about
+streams of ``stream_from``. A user's stream is only for the user that ``@turbo.user_id`` returns.
+A name in the URL is verified before the accept, so that a refusal is an HTTP status. For a name
+that follows, the WebSocket is closed with a close code.
 
 ======  =====  ==================================================================================
 status  code
 ======  =====  ==================================================================================
-400     4400   what was asked for makes no sense, or is too much
-403     4403   a name is forged or another user's, or ``@turbo.authorize`` says no; a redirect by
-               which it answers is 4403, too, and other responses as their status is here
-410     4410   a name is older than ``TURBO_STREAM_MAX_AGE``; a page loaded anew has a new one
-429            its address or user has too many connections, or connects too often
-503     1013   the broker is away, or what was announced did not come in time
+400     4400   the request is malformed, or names too many streams
+403     4403   a name is forged or another user's, or ``@turbo.authorize`` refuses. A redirect by
+               ``@turbo.authorize`` is 4403, too; its other responses follow this table
+410     4410   a name is older than ``TURBO_STREAM_MAX_AGE``; a reloaded page has a new one
+429            the address or user has too many connections, or connects too often
+503     1013   the broker is unreachable, or the announced names did not arrive in time
 ======  =====  ==================================================================================
 
-The WebSocket of gevent-websocket's handler, which has accepted it already and cannot be subscribed,
-is told ``{"event": "unsupported"}`` and closed; the page then takes Server-Sent Events.
+A WebSocket of gevent-websocket is accepted already and cannot subscribe. The page is sent
+``{"event": "unsupported"}``, the connection is closed, and the page uses Server-Sent Events.
 
-Then come JSON texts: first the channels, one for each stream asked for; for each channel its newest
-position at that time; and the envelopes of :mod:`flask_sockets2.encoding`, of which those between
-``at`` and that position may come after the text that names it::
+When all names are verified, the server sends JSON messages: the channels, one for each requested
+stream; the newest position of each channel; and envelopes of :mod:`flask_sockets2.encoding`.
+Envelopes between ``at`` and the newest position may arrive after the message with that position::
 
     {"event": "streams", "channels": ["turbo:all", "turbo:stream:room:5"]}
     {"event": "subscribed", "channel": "turbo:all", "position": "9f86d081884c7d65-42"}
     {"channel": "turbo:all", "position": "9f86d081884c7d65-43", "data": "<turbo-stream …"}
 
-A name that is bound to a user or to a session is for connections of that one only.
+A name that is bound to a user or session works only for connections of that user or session.
 
-A signed name carries the position that its page was rendered at, and an earlier one is a gap: no
-page is sent what was pushed before it was made. ``turbo:all`` is not signed: a client that may open
-the URL may have all that is kept of it.
+A signed name carries the position at which its page was rendered, and an earlier ``at`` is a gap:
+a page receives no messages from before its rendering. ``turbo:all`` is not signed: a client that
+may open the URL may read the whole history of that channel.
 
-As Server-Sent Events, for a request that accepts ``text/event-stream``, the same texts come. A
-client without ``s``, as turbo.js' own ``Turbo.connectStreamSource(new WebSocket(url))``, gets the
-markup for all and for its user as it is, and for a gap a ``refresh``.
+If the request accepts ``text/event-stream``, the same messages are sent as Server-Sent Events. A
+client without ``s``, as turbo.js' own ``Turbo.connectStreamSource(new WebSocket(url))``, receives
+plain markup for all pages and for its user, and a ``refresh`` after a gap.
 
-The ``POST`` changes nothing, and pages of other origins may not send it: ``Origin`` is looked at as
-for a WebSocket. So it needs no token against forged requests, and Flask-WTF is told so: a page's
-token is over after an hour, its streams are not. A method that Flask-WTF passes over, as QUERY, is
-one that firewalls and CDNs refuse, and Server-Sent Events are there for who sits behind such.
+The ``POST`` changes nothing, and pages of other origins cannot send it: ``Origin`` is checked as
+for a WebSocket. The ``POST`` is therefore exempt from Flask-WTF's CSRF check, whose token expires
+after an hour, before the streams do. Flask-WTF would not check QUERY, but firewalls and CDNs block
+that method. Clients behind firewalls and CDNs are the ones that need Server-Sent Events.
 
-Differences from Turbo-Flask: the endpoint is called ``flask_sockets2_turbo_stream``; the id of the
-user is asked for when the page is made, too, and a connection of another one is refused.
+Differences from Turbo-Flask: the endpoint is called ``flask_sockets2_turbo_stream``; the user id
+is also read when the page is rendered, and a connection of another user is refused.
 """
 
 from __future__ import annotations
@@ -95,32 +95,32 @@ EXTENSION = "flask_sockets2.turbo"
 logger = logging.getLogger("flask_sockets2.turbo")
 
 USER_ID = "flask_sockets2.turbo.user_id"
-"""Key of the environ: the id of who connects, where the callback has said so already."""
+"""Key of the environ: id of the connecting user, if ``@turbo.user_id`` was called already."""
 
 _ENDPOINT = "flask_sockets2_turbo_stream"
 _EVENTS_ENDPOINT = "flask_sockets2_turbo_events"
 _POLICY = "coalesce"
 _REFRESH = str(stream_tag("refresh"))
 
-# What a hostile client can ask for, and how long it can take.
-_MAX_FOLLOWING = 2**19  # bytes of what does not fit into the URL
-_FOLLOWING_TIMEOUT = 10.0  # seconds for it to come over a WebSocket
+# Limits against a hostile client.
+_MAX_FOLLOWING = 2**19  # bytes of names that do not fit into the URL
+_FOLLOWING_TIMEOUT = 10.0  # seconds until they arrive over a WebSocket
 
 _REFUSALS = frozenset({400, 401, 403, 404, 410})
-"""Statuses that become close codes, 4000 more: a client need not try again."""
+"""Statuses that become close codes, plus 4000: the client need not retry."""
 
 Asked = list[tuple[str, str]]
-"""Names as a client gave them, and the positions that it has seen everything up to."""
+"""Names from a client, each with the position up to which the client has seen everything."""
 
 Subscriptions = list[tuple[str, str]]
-"""The same of channels that it may have."""
+"""Channels that the client may subscribe to, with the same positions."""
 
 
 def serve_streams(app: Flask, route: str) -> None:
-    """Add the rules of the connection; can be repeated."""
+    """Add the URL rules of the connection; a second call changes nothing."""
     if _ENDPOINT in app.view_functions:
         return
-    # Sockets of its own: routes of those that serve several applications go to all of them.
+    # Separate Sockets, since a route on shared Sockets is added to each application they serve.
     sockets = Sockets(app)
     for options in everywhere(app):
         sockets.add_url_rule(
@@ -133,12 +133,12 @@ def serve_streams(app: Flask, route: str) -> None:
             **options,
         )
         app.add_url_rule(route, _EVENTS_ENDPOINT, _events, methods=["GET", "POST"], **options)
-    # Before all functions of before_request, in whatever order the extensions came.
+    # Runs before all before_request functions, in whatever order extensions were set up.
     app.url_value_preprocessor(_exempt_from_tokens)
 
 
 def _exempt_from_tokens(endpoint: str | None, values: dict[str, Any] | None) -> None:
-    """Have Flask-WTF ask for no token, see above."""
+    """Exempt the endpoint of Server-Sent Events from Flask-WTF's CSRF check; see above."""
     if endpoint == _EVENTS_ENDPOINT:
         csrf: Any = current_app.extensions.get("csrf")
         if hasattr(csrf, "exempt"):
@@ -146,7 +146,7 @@ def _exempt_from_tokens(endpoint: str | None, values: dict[str, Any] | None) -> 
 
 
 def accepts(mimetype: str) -> bool:
-    """Whether the client of the current request names a type; ``*/*`` does not."""
+    """Return whether ``Accept`` of the current request names a type; ``*/*`` names none."""
     return any(
         quality > 0 and accepted.partition(";")[0].strip().lower() == mimetype
         for accepted, quality in request.accept_mimetypes
@@ -154,8 +154,8 @@ def accepts(mimetype: str) -> bool:
 
 
 def _connect(ws: Any, **_: str) -> None:
-    """Serve a WebSocket, which goes on when this returns."""
-    if not hasattr(ws, "subscribe"):  # a warning says how to start a server whose do
+    """Serve a WebSocket; the connection stays open after this function returns."""
+    if not hasattr(ws, "subscribe"):  # of gevent-websocket
         ws.send(json.dumps({"event": "unsupported"}))
         ws.close()
         return
@@ -166,7 +166,7 @@ def _connect(ws: Any, **_: str) -> None:
         return
     asked, following = _asked_in_url()
     subscriptions = _permitted(turbo, asked)
-    state_of().channels.check(subscriptions[0][0])  # while there is no answer, it can be 503
+    state_of().channels.check(subscriptions[0][0])  # before the accept, so that it can be a 503
     ws.accept()
     if following:
         further = _received(ws, turbo, following)
@@ -181,7 +181,7 @@ def _connect(ws: Any, **_: str) -> None:
 
 
 def _received(ws: Any, turbo: Any, number: int) -> Subscriptions | None:
-    """Wait for what did not fit into the URL; None where the connection is over."""
+    """Receive the names that did not fit into the URL; None if the connection is over."""
     try:
         message = ws.receive(_FOLLOWING_TIMEOUT)
     except TimeoutError:
@@ -193,8 +193,8 @@ def _received(ws: Any, turbo: Any, number: int) -> Subscriptions | None:
     try:
         return _permitted(turbo, _parsed(message, number))
     except HTTPException as exc:
-        status = exc.get_response(request.environ).status_code  # code is None for a response
-        if 300 <= status < 400:  # a WebSocket cannot be redirected, but its page is, loaded again
+        status = exc.get_response(request.environ).status_code  # exc.code is None for a response
+        if 300 <= status < 400:  # cannot redirect a WebSocket; the page is redirected on reload
             status = 403
         if status not in _REFUSALS:
             raise
@@ -203,7 +203,7 @@ def _received(ws: Any, turbo: Any, number: int) -> Subscriptions | None:
 
 
 def _events(**_: str) -> Any:
-    """Serve Server-Sent Events; any other request should have been for a WebSocket."""
+    """Serve Server-Sent Events; any other request is told to open a WebSocket."""
     if not accepts("text/event-stream"):
         return mismatch(WebsocketMismatch())
     guest = expect(current_app)
@@ -225,32 +225,32 @@ def _events(**_: str) -> Any:
 
 
 def _turbo() -> Any:  # Turbo, whose module imports this one
-    """Return the application's Turbo, with its jobs begun: in this process there is a page now."""
+    """Return the application's Turbo and start its jobs, since a page uses this process now."""
     turbo = current_app.extensions[EXTENSION]
     turbo.start_jobs(current_app._get_current_object())  # type: ignore[attr-defined]  # a proxy, as Flask documents it
     return turbo
 
 
 def _own_channels(turbo: Any) -> list[str]:
-    """Return the channels of a client that names none."""
+    """Return the channels of a client that names no streams."""
     user = _user_of_connection(turbo)
     return [ALL] if user is None else [ALL, user]
 
 
 def _user_of_connection(turbo: Any) -> str | None:
-    """Return the channel of who connects."""
-    if USER_ID in request.environ:  # as it was admitted
+    """Return the channel of the connecting user, or None."""
+    if USER_ID in request.environ:  # set at admission
         user_id = request.environ[USER_ID]
     else:
         user_id = turbo.user_of_connection()
     return None if user_id is None else user_channel(user_id)
 
 
-# -- what is asked for -------------------------------------------------------------------------
+# -- the requested streams ---------------------------------------------------------------------
 
 
 def _asked_in_url() -> tuple[Asked, int]:
-    """Return what the URL of the current request asks for, and how many more are to follow."""
+    """Return the streams in the URL of the current request, and how many more follow."""
     names, positions = request.args.getlist("s"), request.args.getlist("at")
     following = request.args.get("more", 0, type=int)
     most = read(AppSettings, current_app.config).max_channels
@@ -261,12 +261,12 @@ def _asked_in_url() -> tuple[Asked, int]:
 
 
 def _position(text: str) -> str:
-    """Return a position as a client gave it; what is none is a gap, and never all that is kept."""
+    """Return a client's position; an invalid one becomes a gap, never the whole history."""
     return text if not text or Position.parse(text) else str(NOWHERE)
 
 
 def _body() -> bytes:
-    """Return the body of the current request, which must not be endless."""
+    """Return the body of the current request, up to a size limit."""
     size = request.content_length
     if size is None:
         abort(411)
@@ -276,9 +276,9 @@ def _body() -> bytes:
 
 
 def _parsed(text: str | bytes, number: int) -> Asked:
-    """Return what follows the URL.
+    """Return the streams that follow the URL.
 
-    :param number: how many were announced.
+    :param number: number of streams that the URL announced.
     """
     try:
         asked = [(name, position) for name, position in json.loads(text)["streams"]]
@@ -291,7 +291,7 @@ def _parsed(text: str | bytes, number: int) -> Asked:
 
 
 def _permitted(turbo: Any, asked: Asked) -> Subscriptions:
-    """Return the channels that were asked for, once all of it is verified."""
+    """Return the channels of the requested streams, once all of them are verified."""
     signer = StreamSigner(current_app) if current_app.secret_key else None
     user_of_connection = cache(partial(_user_of_connection, turbo))
     one_log = state_of().one_log
@@ -299,14 +299,14 @@ def _permitted(turbo: Any, asked: Asked) -> Subscriptions:
     for name, position in asked:
         if name == USER and signer is None:
             channel = user_of_connection()
-            # None: it is nobody any more, and what its position was in is not for it.
+            # None: the client has logged out, and its position was in the user's channel.
             subscriptions.append((channel, position) if channel else (ALL, ""))
         else:
             permission = _verified(signer, name)
             _check_holder(permission)
             since = not_before(position, permission.earliest, one_log=one_log)
             subscriptions.append((permission.channel, since))
-    for channel in dict.fromkeys(_channels(subscriptions)):  # once: it may cost a query
+    for channel in dict.fromkeys(_channels(subscriptions)):  # once each: may cost a query
         if is_user(channel):
             _check_user(channel, user_of_connection())
         else:
@@ -315,7 +315,7 @@ def _permitted(turbo: Any, asked: Asked) -> Subscriptions:
 
 
 def _verified(signer: StreamSigner | None, name: str) -> StreamPermission:
-    """Return what a name that a client gave permits."""
+    """Return the permission in a name that a client sent."""
     if name == ALL:
         return StreamPermission(ALL, START)
     try:
@@ -336,7 +336,7 @@ def _verified(signer: StreamSigner | None, name: str) -> StreamPermission:
 
 
 def _check_holder(permission: StreamPermission) -> None:
-    """See that the client is the one that a name is bound to."""
+    """Refuse a client if the name is bound to another user or session."""
     state = state_of()
     if state.holds(permission.holder) and state.holds(permission.old_holder):
         return
@@ -356,7 +356,7 @@ def _check_holder(permission: StreamPermission) -> None:
 
 
 def _check_user(channel: str, user: str | None) -> None:
-    """See that a stream is that of the user of the connection."""
+    """Refuse a client if the stream belongs to another user."""
     if channel != user:
         state_of().seldom_log(logger).warning(
             "other_user",
@@ -372,7 +372,7 @@ def _check_user(channel: str, user: str | None) -> None:
 
 
 def _authorize(turbo: Any, channel: str) -> None:
-    """Ask the application about a stream that it named."""
+    """Ask ``@turbo.authorize`` about a stream of ``stream_from``."""
     parts = parts_of_channel(channel)
     if parts is None or turbo.authorizer is None:
         return
@@ -387,12 +387,12 @@ def _authorize(turbo: Any, channel: str) -> None:
 
 
 def _channels(subscriptions: Subscriptions) -> list[str]:
-    """Return one channel for each stream, in the order in which they were asked for."""
+    """Return one channel for each stream, in the order of the request."""
     return [channel for channel, _ in subscriptions]
 
 
 def _together(subscriptions: Subscriptions) -> dict[str, str]:
-    """Return each channel once, with the position that nothing is missing after."""
+    """Return each channel once, with the earliest position that the client asked for."""
     found: dict[str, str] = {}
     for channel, position in subscriptions:
         found[channel] = _earlier(found[channel], position) if channel in found else position
@@ -400,9 +400,9 @@ def _together(subscriptions: Subscriptions) -> dict[str, str]:
 
 
 def _earlier(one: str, other: str) -> str:
-    """Of two positions the earlier; of those in different logs one that is a gap."""
+    """Return the earlier of two positions, or a gap if they are in different logs."""
     if not (one and other):
-        return one or other  # one of the two begins with what comes from now on
+        return one or other  # an empty position stands for the present
     first, second = Position.parse(one), Position.parse(other)
     if first is None or second is None or first.epoch != second.epoch:
         return str(NOWHERE)

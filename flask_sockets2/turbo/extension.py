@@ -1,20 +1,20 @@
-"""Turbo: streams for the pages of a Flask application, as answers and pushed from anywhere.
+"""Turbo: adds Turbo Streams to a Flask application, in responses and pushed to open pages.
 
-Differences from Turbo-Flask, whose interface this is:
+Differences from Turbo-Flask, which has the same interface:
 
-- Targets and attributes are escaped; the content is HTML as it is.
-- :meth:`Turbo.can_stream` is True only where the type of streams is named, see ``forms.py``.
-- Recipients that are not there are no error: what is pushed to them waits in the history of their
-  channel for a page that comes back.
-- ``clients`` has only what a program puts there; connections are subscribers of channels, in all
-  processes. An id and its text are the same user.
-- The id of a user is asked for when the page is made, and the page carries it, signed. It is a
-  text, a whole number or a UUID; None is nobody. Without ``SECRET_KEY`` it is asked for by the
-  connection, as there.
-- ``sock`` is a :class:`~flask_sockets2.Sockets`, and is there without ``TURBO_WEBSOCKET_ROUTE``,
-  too: an application without pages of its own may push.
+- Targets and attributes are escaped; content is HTML, which is not escaped.
+- :meth:`Turbo.can_stream` is True only if ``Accept`` names the type of streams: ``responses.py``.
+- Offline recipients are no error: a page that reconnects receives earlier pushes from the history
+  of its channel, as far as the history reaches.
+- ``clients`` has only sockets that the application puts there; connections are subscribers of
+  channels, in all processes. An id and its text are the same user.
+- The user id is read when the page is rendered, and the page carries the id, signed. The id is a
+  str, an int or a UUID, or None for no user. Without ``SECRET_KEY`` the connection reads the id,
+  as in Turbo-Flask.
+- ``sock`` is a :class:`~flask_sockets2.Sockets`, also without ``TURBO_WEBSOCKET_ROUTE``: an
+  application without pages of its own may push.
 - ``None`` as content is an error instead of the text "None".
-- The page is different, see ``page.py``, and the endpoint, see ``endpoint.py``.
+- The page is different (``page.py``), and so is the endpoint (``endpoint.py``).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ JobFunction = TypeVar("JobFunction", bound=Callable[[], object])
 
 
 class Turbo:
-    """Turbo Streams of one or several applications.
+    """Turbo Streams for one or several applications: builds, answers with, and pushes streams.
 
     :param app: the application, or None to call :meth:`init_app` later.
 
@@ -75,22 +75,22 @@ class Turbo:
             turbo.push(turbo.append(render_template("_todo.html", todo=todo), "todos"))
             return redirect(url_for("index"), 303)
 
-    All but what answers the current request may be called by any thread or greenlet. What pushes
-    raises :class:`~flask_sockets2.BrokerError` when the broker cannot be reached, unless
-    ``SOCKETS_PUBLISH_ERRORS`` is ``"log"``, and ValueError for more than
-    ``SOCKETS_MAX_MESSAGE_SIZE`` bytes.
+    Any thread or greenlet may call all methods, except methods that answer the current request. A
+    push raises :class:`~flask_sockets2.BrokerError` if the broker cannot be reached, unless
+    ``SOCKETS_PUBLISH_ERRORS`` is ``"log"``. A push of more than ``SOCKETS_MAX_MESSAGE_SIZE`` bytes
+    raises ValueError.
     """
 
     def __init__(self, app: Flask | None = None) -> None:
-        #: Sockets of the program's own that are pushed to as well, by ids of users.
+        #: The application's own sockets, by user id, which receive pushes as well.
         self.clients: dict[Any, list[Any]] = {}
-        #: Whose channels the streams are, once there is an application.
+        #: Sockets whose channels carry the streams; None before :meth:`init_app`.
         self.sock: Sockets | None = None
         self._broadcaster = Broadcaster()
-        self._send: Send = self._broadcaster.send  # the one way out; another after a commit
-        #: Returns the id of the user of the current request, None for nobody.
+        self._send: Send = self._broadcaster.send  # all pushes use it; after_commit() has another
+        #: Function that returns the id of the current request's user, None for no user.
         self.user_id_callback: Identify = self.default_user_id
-        #: Says who may have a stream; see :meth:`authorize`.
+        #: Function that authorizes a subscription to a stream; see :meth:`authorize`.
         self.authorizer: Permit | None = None
         self._jobs = Jobs()
         self._log = ThrottledLog(logger)
@@ -98,10 +98,10 @@ class Turbo:
             self.init_app(app)
 
     def init_app(self, app: Flask) -> None:
-        """Serve an application: its pages' connections, and ``turbo`` in its templates.
+        """Set up an application: the endpoint for its pages, and ``turbo`` in its templates.
 
-        :raises RuntimeError: when another Turbo serves it.
-        :raises ValueError: when a setting is not what is expected, naming it.
+        :raises RuntimeError: if the application has another Turbo already.
+        :raises ValueError: if a setting is invalid; the error names the setting.
         """
         check_keys(app)
         route = read(TurboSettings, app.config).websocket_route
@@ -134,20 +134,20 @@ class Turbo:
         connect: bool = True,
         user: bool = True,
     ) -> Markup:
-        """Return what connects a page; templates call it as ``{{ turbo() }}`` in ``<head>``.
+        """Return the tags that connect a page; write ``{{ turbo() }}`` in ``<head>``.
 
-        :param version: of turbo.js to load from the CDN; by default the version, and the copy if
-            there is one, that comes with this package. None = the newest.
-        :param url: of another copy of turbo.js, its UMD build.
-        :param nonce: of the page's Content-Security-Policy.
-        :param connect: False for a page to which nothing is pushed, as that of a login: it gets
-            turbo.js alone.
-        :param user: False for a page that several users are given, as from a cache: it gets the
-            pushes to all, and none to its user.
+        :param version: version of turbo.js to load from the CDN, None for the newest; by default
+            the version of this package, from the installed copy if there is one.
+        :param url: URL of another copy of turbo.js, its UMD build.
+        :param nonce: nonce of the page's Content-Security-Policy.
+        :param connect: False for a page without pushes, such as a login page, which loads turbo.js
+            alone.
+        :param user: False for a page that users share, as from a cache: the page receives pushes
+            to all users, and none to its own user.
         """
         app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]  # a proxy, as Flask documents it
         route = read(TurboSettings, app.config).websocket_route
-        if has_request_context():  # not what a command or a task renders
+        if has_request_context():  # no jobs in a command or a task that renders a page
             self.start_jobs(app)
         streams: list[tuple[str, object]] = []
         if route and connect:
@@ -163,7 +163,7 @@ class Turbo:
         connect: bool = True,
         user: bool = True,
     ) -> Markup:
-        """Do as :meth:`turbo`: templates have the object itself under that name."""
+        """Return the tags of :meth:`turbo`: in templates ``turbo`` is this object."""
         return self.turbo(version, url, nonce, connect=connect, user=user)
 
     def stream_from(
@@ -172,15 +172,15 @@ class Turbo:
         position: Position | str | None = None,
         bind: str | None = "user",
     ) -> Markup:
-        """Return what a page gets a stream by; as ``{{ turbo.stream_from("room", room.id) }}``.
+        """Return the tag that subscribes a page: ``{{ turbo.stream_from("room", room.id) }}``.
 
-        :param parts: of the stream's name: texts, whole numbers, UUIDs.
-        :param position: after which the page wants everything; by default the one that
-            :meth:`position` returned in this request, else the present one.
-        :param bind: who may use it: by default connections of the page's user, if there is one;
-            ``"session"`` for those of its session; None for any client that has the page.
-        :raises RuntimeError: when the application has no ``SECRET_KEY``, or the page no session.
-        :raises ValueError: when ``position`` or ``bind`` is something else.
+        :param parts: parts of the stream's name: str, int or UUID.
+        :param position: position after which the page receives all messages; by default the one
+            that :meth:`position` returned in this request, else the present one.
+        :param bind: connections that may use the tag. ``"user"``: connections of the page's user,
+            if there is one; ``"session"``: of the page's session; None: of any client.
+        :raises RuntimeError: if the application has no ``SECRET_KEY``, or the page no session.
+        :raises ValueError: if ``position`` or ``bind`` is something else.
         """
         if position is not None and not is_position(position):
             raise ValueError(
@@ -191,18 +191,18 @@ class Turbo:
         signer = StreamSigner(current_app)
         mark_private()
         known = positions_for_page([channel], self._serving)[0] if position is None else position
-        # Without one the page begins with what comes from now on, and may come back to that.
+        # With "" the page begins at the present, and may go back to that point on a reconnect.
         earliest = known if known != "" else positions_for_page([channel], self._serving)[0]
         holder = state_of().holder(bind)
         return stream_element(signer.permit(channel, earliest, holder), known)
 
     def position(self, *parts: Part) -> Position:
-        """Return the position of a stream, before the page reads what it shows.
+        """Return a stream's position; call this before you query the data that the page shows.
 
-        What is pushed between the reading and the rendering is then on the page, too. Without
-        parts it is that of the pushes to all, and those to the user are remembered with it. The
-        rest of the request remembers it. Where the broker is away it is that of no log, "-" in the
-        page, which is told of a gap by that.
+        The rest of the request uses this position, so the page also receives messages pushed
+        between the query and the rendering. Without parts, the position is that of pushes to all;
+        the position of pushes to the user is then remembered, too. If the broker is unreachable,
+        the position is "-", which stands for a gap.
 
         ::
 
@@ -217,26 +217,26 @@ class Turbo:
         return positions_for_page(channels, self._serving, remember=True)[0]
 
     def positions(self, names: Iterable[Sequence[Part]]) -> list[Position]:
-        """Return the positions of many streams, asked for at once; see :meth:`position`.
+        """Return the positions of many streams with one request to the broker.
 
-        A page with ``stream_from`` for each of a hundred rows waits for Redis once, not a hundred
-        times::
+        A page with ``stream_from`` for each of a hundred rows then waits for Redis once, not a
+        hundred times; see :meth:`position`::
 
             turbo.positions(("order", order.id) for order in orders)
 
-        :param names: the parts of each stream's name.
+        :param names: parts of each stream's name.
         """
         channels = [stream_channel(*parts) for parts in names]
         return positions_for_page(channels, self._serving, remember=True)
 
     def _user_of_page(self) -> str | None:
-        """Return the channel of the user of the current request, None without."""
+        """Return the channel of the current request's user, or None."""
         if not self.identifies() or not has_request_context():
             return None
         try:
             user_id = self._ask_user_id()
         except WrongAnswer:
-            raise  # whoever writes the function sees it at the first page
+            raise  # the developer sees the mistake at the first page
         except HTTPException as exc:
             self._log.warning(
                 "page", "the user id callback answers a page with %s: it has no user", exc
@@ -250,19 +250,18 @@ class Turbo:
         return None if user_id is None else user_channel(user_id)
 
     def _page_user(self) -> str | None:
-        """Return the id of the user of the current request; raises what the callback does."""
+        """Return the id of the current request's user; errors of the callback are raised."""
         return self._ask_user_id() if self.identifies() else None
 
     def subscribers(self, *parts: Part) -> int:
-        """Return how many pages have a stream, in all processes; it may be a second ago.
+        """Return the number of pages with a stream, in all processes, up to a second old.
 
-        :raises BrokerError: when the broker cannot be reached.
+        :raises BrokerError: if the broker cannot be reached.
         """
         return self._serving().subscribers(stream_channel(*parts))
 
     # -- streams ---------------------------------------------------------------------------
 
-    # Their docstrings are there.
     append = staticmethod(builders.append)
     prepend = staticmethod(builders.prepend)
     replace = staticmethod(builders.replace)
@@ -283,12 +282,12 @@ class Turbo:
         *,
         exclude_sender: bool = False,
     ) -> None:
-        """Send one stream or several to the pages of all, or of some users.
+        """Send one stream or several to the pages of all users, or of some users.
 
-        :param to: id of a user, or an iterable of such; None for all. Who is not there is no
+        :param to: id of a user, or an iterable of ids; None for all users. An offline user is no
             error.
-        :param exclude_sender: not to the page that has sent the current request.
-        :raises RuntimeError: when it is for users, and no function says who the user of a page is.
+        :param exclude_sender: whether the page that sent the current request ignores the stream.
+        :raises RuntimeError: if ``to`` names users, and no ``@turbo.user_id`` is registered.
         """
         recipients = recipients_of(to)
         if recipients and not (self.identifies() or self.clients):
@@ -310,9 +309,9 @@ class Turbo:
     ) -> Position:
         """Send one stream or several to all pages with ``stream_from`` of that name.
 
-        :param parts: of the name: texts, whole numbers, UUIDs.
-        :param exclude_sender: not to the page that has sent the current request.
-        :returns: the position in its channel.
+        :param parts: parts of the stream's name: str, int or UUID.
+        :param exclude_sender: whether the page that sent the current request ignores the stream.
+        :returns: the message's position in its channel.
 
         ::
 
@@ -329,8 +328,8 @@ class Turbo:
     ) -> Position:
         """Send an :meth:`append` to a stream.
 
-        :param parts: of the stream's name; the same for ``exclude_sender`` as in
-            :meth:`broadcast_to`.
+        :param parts: parts of the stream's name, as for :meth:`broadcast_to`.
+        :param exclude_sender: as for :meth:`broadcast_to`.
         :param options: ``content``, ``target`` and all others of :meth:`append`.
 
         ::
@@ -378,12 +377,12 @@ class Turbo:
     def broadcast_refresh_to(
         self, *parts: Part, exclude_sender: bool = True, **options: Any
     ) -> Position | None:
-        """Send a :meth:`refresh` to a stream; of many the first and one last, see ``refresh.py``.
+        """Send a :meth:`refresh` to a stream; frequent ones are combined: ``refresh_debounce.py``.
 
-        :param exclude_sender: not to the page that has sent the current request, or that of
-            ``request_id``.
-        :param options: of :meth:`refresh`.
-        :returns: the position in its channel, None where one that is sent soon stands for it.
+        :param exclude_sender: whether the page that sent the current request, or the request with
+            ``request_id``, ignores the refresh.
+        :param options: options of :meth:`refresh`.
+        :returns: the position in its channel, None if the refresh is combined with a later one.
         """
         request_id = options.pop("request_id", None)
         refresh = refresh_of(self.refresh(**options), request_id, exclude_sender=exclude_sender)
@@ -391,14 +390,14 @@ class Turbo:
         return position
 
     def after_commit(self, session: Any) -> Self:
-        """Return a Turbo that pushes and broadcasts when a session of SQLAlchemy commits.
+        """Return a Turbo whose pushes and broadcasts wait until a SQLAlchemy session commits.
 
-        Markup is made at once, and sent only if the transaction of now commits; see
+        Markup is built at once, and sent only if the current transaction commits; see
         ``after_commit.py``.
 
         :param session: a session, or ``db.session`` of Flask-SQLAlchemy.
-        :raises RuntimeError: when SQLAlchemy is not installed.
-        :raises TypeError: when it is something else.
+        :raises RuntimeError: if SQLAlchemy is not installed.
+        :raises TypeError: if ``session`` is something else.
 
         ::
 
@@ -428,12 +427,12 @@ class Turbo:
     def _publish(
         self, channels: list[str], stream: str | Refresh, sockets: Sequence[Any] = ()
     ) -> Sequence[Position | None]:
-        """Send to channels and to sockets of the program's own; all that is pushed passes here.
+        """Send to channels and to the application's own sockets; every push passes here.
 
-        :param stream: markup; a refresh is for one channel.
+        :param stream: markup, or a refresh for one channel.
         :returns: the position in each channel.
         """
-        # Of the application of now: at a commit there may be another one, or none.
+        # Take the publisher now: at a commit the current application may be another one, or none.
         return self._send(self._serving().publisher, channels, stream, sockets)
 
     def _serving(self) -> Sockets:
@@ -444,10 +443,10 @@ class Turbo:
     # -- users -----------------------------------------------------------------------------
 
     def user_id(self, f: UserFunction) -> UserFunction:
-        """Register what returns the id of the user of the current request, for ``push(to=…)``.
+        """Register the function that returns the current user's id, for ``push(to=…)``.
 
-        None is nobody. What it raises refuses a connection, and so does a response that refuses; a
-        page is rendered without its user. An answer that is no id is a TypeError.
+        The function returns None if no user is logged in. An exception or a returned response
+        refuses a connection; a page is rendered without its user. Any other value is a TypeError.
 
         ::
 
@@ -455,13 +454,13 @@ class Turbo:
             def get_user_id():
                 return current_user.id
 
-        :returns: the function as it is.
+        :returns: the function, unchanged.
         """
         self.user_id_callback = f
         return f
 
     def default_user_id(self) -> str:
-        """Return another id at each call: nobody can be pushed to alone."""
+        """Return a new id at each call, so that no user can be pushed to alone."""
         return uuid.uuid4().hex
 
     def _ask_user_id(self) -> str | None:
@@ -469,13 +468,13 @@ class Turbo:
         return identity(app, self.user_id_callback, by="@turbo.user_id")
 
     def user_of_connection(self) -> str | None:
-        """Return the id of the user of the current request, None without; for all connections.
+        """Return the user id for a connection, None if no user is logged in; for all connections.
 
-        One whose user cannot be told is refused. As nobody's it could stay when its user is
-        disconnected, and take a place beyond what the user may have.
+        If the callback fails, the connection is refused. An anonymous connection could survive
+        ``disconnect`` of its user, and would not count for the limit of connections per user.
 
-        :raises werkzeug.exceptions.HTTPException: what the callback answers, or 500 where it
-            raises anything else.
+        :raises werkzeug.exceptions.HTTPException: the response of the callback, or 500 if the
+            callback raises anything else.
         """
         if not self.identifies():
             return None
@@ -490,7 +489,7 @@ class Turbo:
             )
             raise
         except Exception as exc:
-            # Pages come again and again: not a traceback for each, as Flask would log it.
+            # Pages retry, so a traceback for each attempt, as Flask logs, would fill the log.
             self._log.error(
                 "refused a connection: the user id callback raised; return None if no user is "
                 "logged in",
@@ -501,12 +500,12 @@ class Turbo:
         return user_id
 
     def identifies(self) -> bool:
-        """Whether the application says who its users are."""
+        """Return whether the application has registered ``@turbo.user_id``."""
         function = getattr(self.user_id_callback, "__func__", None)
         return function is not Turbo.default_user_id
 
     def authorize(self, f: PermitFunction) -> PermitFunction:
-        """Register what is asked, at each connect, for each stream of ``stream_from``.
+        """Register the function that authorizes each stream of ``stream_from`` at each connect.
 
         ::
 
@@ -514,10 +513,10 @@ class Turbo:
             def may_have(kind, *parts):
                 return kind == "room" and current_user.is_in(int(parts[0]))
 
-        :param f: called in the connection's request with the parts of the name, as texts. True
-            permits; False and None refuse, and so do a response that it returns and what it
-            raises, which are sent. Anything else is a TypeError.
-        :returns: the function as it is.
+        :param f: function of the name's parts, as strings, called in the connection's request.
+            True permits the stream; False and None refuse. A returned response or a raised
+            HTTPException refuses, too, and is sent. Any other value is a TypeError.
+        :returns: the function, unchanged.
         """
         self.authorizer = f
         return f
@@ -525,10 +524,9 @@ class Turbo:
     # -- the request -----------------------------------------------------------------------
 
     def context_processor(self) -> dict[str, Any]:
-        """Return what templates have: ``turbo``."""
+        """Return the variables for templates: ``turbo``."""
         return {"turbo": self}
 
-    # Their docstrings are there.
     requested_frame = staticmethod(forms.requested_frame)
     can_stream = staticmethod(forms.can_stream)
     render_form = staticmethod(forms.render_form)
@@ -542,11 +540,11 @@ class Turbo:
     page_requires_reload = staticmethod(forms.page_requires_reload)
 
     def can_push(self, to: UserId | None = None) -> bool:
-        """Return whether a page is connected, in any process; it may be a second ago.
+        """Return whether a page is connected to any process, as of at most a second ago.
 
-        False if the broker cannot be reached: nothing can be pushed then.
+        False if the broker cannot be reached, because no push is possible then.
 
-        :param to: id of a user, None for anybody.
+        :param to: id of a user, or None for any user.
         """
         if to in self.clients or (to is None and self.clients):
             return True
@@ -561,15 +559,15 @@ class Turbo:
     def every(
         self, seconds: float, *, name: str | None = None
     ) -> Callable[[JobFunction], JobFunction]:
-        """Register a job that runs every so many seconds, in one of all workers; see ``every.py``.
+        """Register a job that runs every so many seconds, in one of all workers; see ``jobs.py``.
 
-        It runs in the application's context, without a request. What it raises is logged, and it
-        goes on.
+        The job runs in an application context, without a request. If the job raises, the error is
+        logged, and the job runs again at its next time.
 
-        :param name: the same in all processes, and no other application's on the same Redis; by
-            default the function's.
-        :raises ValueError: when the time is none, or another function has a job of that name.
-        :raises TypeError: when it has no name.
+        :param name: name of the job, equal in all processes and unique among the applications of a
+            Redis; by default the function's name.
+        :raises ValueError: if ``seconds`` is not above 0 and finite, or another job has the name.
+        :raises TypeError: if ``seconds`` is no number, or the function has no name.
 
         ::
 
@@ -586,9 +584,9 @@ class Turbo:
         return register
 
     def start_jobs(self, app: Flask) -> None:
-        """Begin the jobs in this process; called with each page and connection that it serves.
+        """Start the jobs in this process; each page and connection calls this.
 
-        None begin while ``app.testing``: tests call the functions.
+        With ``app.testing`` no job starts: call the functions in tests.
         """
         if self._jobs.registered and not app.testing:
             self._jobs.start(app, state_of(app).publisher)

@@ -1,4 +1,4 @@
-"""Jobs that run again and again, in one of all workers.
+"""Jobs that run at an interval, each in one of all workers.
 
 ::
 
@@ -6,10 +6,10 @@
     def load():
         turbo.push(turbo.replace(render_template("_load.html"), "load"))
 
-Each process has a thread for each job (under gevent a greenlet), begun with the first page or
-connection that it serves: a shell, a command or the parent of workers runs none. Where the broker
-reaches other processes, one of them does the work and the others stand by; with ``memory://`` each
-does it for its own pages. One that is killed is replaced when :data:`LEASE` seconds are over.
+Each process starts a thread for each job (under gevent a greenlet) when the first page or
+connection arrives. A shell, a command or the parent of workers therefore runs no job. If the broker
+reaches other processes, one process does the work and the others stand by. With ``memory://`` each
+process does the work for its own pages. A killed process is replaced after :data:`LEASE` seconds.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ __all__ = ["LEASE", "Job", "Jobs", "check_seconds"]
 logger = logging.getLogger("flask_sockets2.turbo")
 
 LEASE = 15.0
-"""Seconds after which the job of a silent process is another's; it is renewed well before."""
+"""Seconds until another process takes over the job of a silent one; a lease is renewed sooner."""
 
-_PAUSE = 0.5  # seconds after the broker has failed; meanwhile the application may end
+_PAUSE = 0.5  # seconds until a retry after a broker error; the application may end meanwhile
 
 
 class Job:
-    """A function that is called every so many seconds.
+    """A job: a function, its interval and its name.
 
-    :param seconds: between the beginnings of two calls; one that takes longer skips some.
-    :param name: the same in all processes.
+    :param seconds: seconds between the starts of two calls; a longer call skips some.
+    :param name: name of the job, equal in all processes.
     """
 
     def __init__(self, seconds: float, function: Callable[[], Any], name: str) -> None:
@@ -55,19 +55,19 @@ class Job:
         self.name = name
 
     def run(self, app: Flask) -> None:
-        """Call it once."""
+        """Call the function once, in an application context; errors are logged."""
         try:
             with app.app_context():
                 call(app, self.function, by="@turbo.every")
-        except BaseException:  # gevent.Timeout is no Exception, and SystemExit would end the thread
+        except BaseException:  # gevent.Timeout is no Exception; SystemExit would end the thread
             logger.exception("the job %s raised; it goes on in %s s", self.name, self.seconds)
 
 
 def check_seconds(seconds: Any) -> None:
-    """See that a job can run every so many seconds.
+    """Check the interval of a job.
 
-    :raises TypeError: when that is no number.
-    :raises ValueError: when it is not above 0, or endless.
+    :raises TypeError: if ``seconds`` is no number.
+    :raises ValueError: if ``seconds`` is not above 0, or infinite.
     """
     if isinstance(seconds, bool) or not isinstance(seconds, int | float):
         raise TypeError(f"every() needs a number of seconds, as @turbo.every(5), got {seconds!r}")
@@ -76,21 +76,21 @@ def check_seconds(seconds: Any) -> None:
 
 
 class Jobs:
-    """The jobs of one Turbo.
+    """The jobs of one Turbo: registers jobs, and starts them in each process.
 
-    :ivar registered: in their order.
+    :ivar registered: jobs in the order of registration.
     """
 
     def __init__(self) -> None:
         self.registered: list[Job] = []
-        # By an application's publisher, of which a process that was forked has others.
+        # By publisher: a forked process has publishers of its own.
         self._begun: WeakKeyDictionary[Publisher, dict[str, object]] = WeakKeyDictionary()
 
     def register(self, seconds: float, function: Any, name: str | None) -> None:
-        """Add a job, in place of an earlier one of the same lines.
+        """Add a job, or replace an earlier job whose function has the same source lines.
 
-        :raises ValueError: when another function has a job of that name.
-        :raises TypeError: when the function is none, or has no name.
+        :raises ValueError: if another function has a job with that name.
+        :raises TypeError: if ``function`` is not callable, or has no name.
         """
         if not callable(function):
             raise TypeError(f"a job is a function, got {type(function).__name__}")
@@ -99,17 +99,17 @@ class Jobs:
             if other.name == called:
                 if not _are_one(other.function, function):
                     raise ValueError(f"there is a job {called!r} already; give this one a name=")
-                other.seconds, other.function = seconds, function  # of a factory, called again
+                other.seconds, other.function = seconds, function  # its factory ran again
                 return
         self.registered.append(Job(seconds, function, called))
 
     def start(self, app: Flask, publisher: Publisher) -> None:
-        """Begin the jobs that this process has not begun for an application."""
+        """Start the jobs of an application that this process has not started yet."""
         begun = self._begun.get(publisher)
         if begun is None:
             begun = self._begun.setdefault(publisher, {})
         for job in self.registered:
-            # The thread whose mark is there begins the job. A lock could be held during a fork.
+            # The thread whose mark is stored starts the job. A lock could be held during a fork.
             mark = object()
             if begun.setdefault(job.name, mark) is not mark:
                 continue
@@ -131,17 +131,18 @@ def _name_of(function: Any) -> str:
 
 
 def _are_one(one: Any, other: Any) -> bool:
-    """Whether two functions are from the same lines, as those of a factory are."""
+    """Return whether two functions share their source lines, as in an application factory."""
     code = getattr(one, "__code__", one)
     return bool(code is getattr(other, "__code__", other))
 
 
 class _JobLease:
-    """A name that one process of all has, and renews while it lives, however long its job takes.
+    """A lease on a job's name, so that one process of all runs the job.
 
-    A process that is stopped for longer than the lease may find its job begun elsewhere.
+    The process renews its lease, however long a call takes. If it is paused for longer, another
+    process may run the job meanwhile.
 
-    :param publisher: whose broker says who has it; it is not kept alive.
+    :param publisher: publisher whose broker keeps the lease; held by a weak reference.
     """
 
     def __init__(self, publisher: Publisher, name: str) -> None:
@@ -149,15 +150,15 @@ class _JobLease:
         self._name = name
         self._holder = f"{os.getpid()}-{secrets.token_hex(8)}"
         self._later = DelayedCalls(LEASE / 3)
-        self._renewed = False  # again and again
+        self._renewed = False  # whether renewals are scheduled
         self._ended = False
         self._pid = os.getpid()
         atexit.register(self.give_back)
 
     def take(self) -> bool:
-        """Whether it is this process'.
+        """Take or keep the lease; return whether this process has the lease.
 
-        :raises BrokerError: when the broker does not say.
+        :raises BrokerError: if the broker cannot be reached.
         """
         mine = self._hold(LEASE)
         if mine and not self._renewed:
@@ -175,12 +176,12 @@ class _JobLease:
         except BrokerError as exc:
             logger.debug("%s could not be renewed: %s", self._name, exc)
         if self._ended:
-            self.give_back()  # once more: it may have ended while it was renewed
+            self.give_back()  # once more: a renewal may have run beside the release
         elif self._renewed:
             self._later.call(self._renew)
 
     def give_back(self) -> None:
-        """Let another process have it at once."""
+        """Release the lease, so that another process can take over at once."""
         atexit.unregister(self.give_back)
         if os.getpid() != self._pid:
             return
@@ -193,9 +194,9 @@ class _JobLease:
 
 
 def _start(app: Flask, publisher: Publisher, job: Job) -> None:
-    """Begin a job in this process, in a thread of its own, which ends when the application does.
+    """Start a thread for a job in this process; the thread ends when the application does.
 
-    :raises RuntimeError: when no thread can be started.
+    :raises RuntimeError: if no thread can be started.
     """
     lease = _JobLease(publisher, f"job:{job.name}")
     name = f"flask_sockets2 {job.name}"

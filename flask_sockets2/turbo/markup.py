@@ -1,10 +1,10 @@
-"""Markup of Turbo Streams: what turbo.js executes.
+"""Markup of Turbo Streams: the elements that turbo.js executes.
 
 ::
 
     <turbo-stream action="append" target="todos"><template>…</template></turbo-stream>
 
-Of the elements all but the content is escaped, which Turbo-Flask does not do.
+Targets and attributes are escaped, unlike in Turbo-Flask; content is not escaped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from markupsafe import Markup, escape
 __all__ = ["MIMETYPE", "is_shown", "joined", "key_of", "sender_of", "stream_tag", "with_sender"]
 
 MIMETYPE = "text/vnd.turbo-stream.html"
-"""Type of an answer that turbo.js executes."""
+"""MIME type of a response that turbo.js executes."""
 
 _ATTRIBUTE = re.compile(r"[A-Za-z][A-Za-z0-9_.:-]*")
 _TAG = re.compile(r"<turbo-stream(?=[\s>])")
@@ -38,17 +38,17 @@ def stream_tag(
     targets: Any = None,
     **attributes: Any,
 ) -> Markup:
-    """Return one stream element.
+    """Return one ``<turbo-stream>`` element.
 
     :param action: ``append``, ``prepend``, ``replace``, ``update``, ``before``, ``after``,
-        ``remove``, ``refresh`` or one of the page's own.
-    :param content: HTML, as it is; None for no ``<template>``. A ``refresh`` has none.
-    :param target: id of the element that it is for.
-    :param targets: or a CSS selector of several.
-    :param attributes: ``_`` becomes ``-``; True is an attribute without a value, None and False
-        are none.
-    :raises TypeError: when both targets are given.
-    :raises ValueError: when an attribute's name is none.
+        ``remove``, ``refresh`` or a custom action of the page.
+    :param content: HTML, which is not escaped; None for no ``<template>``. A ``refresh`` has none.
+    :param target: id of the element to change.
+    :param targets: CSS selector of several elements, instead of ``target``.
+    :param attributes: further attributes. In names ``_`` becomes ``-``. True is an attribute
+        without a value; None and False leave the attribute out.
+    :raises TypeError: if both targets are given.
+    :raises ValueError: if the name of an attribute is invalid.
 
     ::
 
@@ -68,14 +68,14 @@ def _attribute(name: str, value: Any) -> str:
         raise ValueError(f"{name!r} is no name of an attribute; use letters, digits and hyphens")
     if value is None or value is False:
         return ""
-    # str(): what is safe as HTML is not safe within quotes.
+    # str(): a Markup that is safe as HTML is not safe within quotes.
     return f" {name}" if value is True else f' {name}="{escape(str(value))}"'
 
 
 def joined(stream: str | Iterable[str]) -> str:
-    """Return one stream or several as one text.
+    """Return one stream or several as one string.
 
-    :raises TypeError: when it is something else.
+    :raises TypeError: if ``stream`` is neither a string nor an iterable of strings.
     """
     if isinstance(stream, str):
         return str(stream)
@@ -89,13 +89,13 @@ def joined(stream: str | Iterable[str]) -> str:
 
 
 def is_shown(markup: str) -> bool:
-    """Tell whether turbo.js does anything with a message: it has a stream, or nothing at all."""
+    """Return whether a message is blank, or has a ``<turbo-stream>`` that turbo.js executes."""
     return not markup.strip() or _TAG.search(markup.lower()) is not None
 
 
 def key_of(markup: str) -> str:
-    """Return the key of a message for ``coalesce``: of two replaces of one target a slow client
-    needs the newer only. Empty for what has to come in full: all other actions, and several.
+    """Return a message's key for ``coalesce``: a slow client skips all but the newest of a key. The
+    key is empty unless the message is a single ``replace`` or ``update`` of one target.
     """
     match = _KEYED.match(markup)
     if match is None or len(list(islice(_TAG.finditer(markup), 2))) > 1:
@@ -105,11 +105,11 @@ def key_of(markup: str) -> str:
 
 
 def with_sender(markup: str, sender: str) -> str:
-    """Return a message that the page which sent a request will drop.
+    """Return a message that the page which sent a request ignores.
 
-    turbo.js takes no notice of the attribute, ``turbo-streams.js`` does.
+    The attribute ``data-sender`` is for ``turbo-streams.js``; turbo.js ignores the attribute.
 
-    :param sender: what :func:`sender_of` returned.
+    :param sender: return value of :func:`sender_of`.
     """
     for found in _COMMENT_OR_TAG.finditer(markup):
         if not found[0].startswith("<!--"):
@@ -119,11 +119,11 @@ def with_sender(markup: str, sender: str) -> str:
 
 
 def sender_of(request_id: str) -> str:
-    """Return how a message names the request that has caused it.
+    """Return the name by which a message refers to the request that caused the message: a hash.
 
-    A client that knew the id itself could send it with a request of its own, and the page would
-    drop the messages which that one causes.
+    If another client knew the id itself, that client could send the id with its own requests. The
+    page would then ignore their messages.
 
-    :param request_id: that turbo.js gave the request, ``X-Turbo-Request-Id``.
+    :param request_id: id that turbo.js gave the request, ``X-Turbo-Request-Id``.
     """
     return sha256(request_id.encode()).hexdigest()[:32]  # turbo-streams.js does the same

@@ -1,11 +1,11 @@
-"""turbo.js: the release that this package is made for, and how to get it from npm.
+"""turbo.js: the release that this package supports, and functions that get it from npm.
 
-The repository and the source distribution hold no copy. ``setup.py`` packs one into wheels, and
-``flask turbo vendor`` puts one into an application's static folder; both come through here, and
-neither writes a byte whose hash has not been checked.
+The repository and the source distribution contain no copy. ``setup.py`` packs a copy into wheels,
+and ``flask turbo vendor`` writes a copy into an application's static folder. Both use this module.
+For the supported release, no byte is written before its hash is checked.
 
-``setup.py`` loads this file by its path, where Flask may not be installed: it imports the standard
-library only. npm is told to run no scripts; what it fetched is read in memory, never unpacked.
+``setup.py`` loads this file by its path, possibly without Flask installed, so the module imports
+the standard library only. npm runs no scripts, and its tarball is read in memory, never unpacked.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from tempfile import TemporaryDirectory
 PACKAGE = "@hotwired/turbo"
 
 UMD = "turbo.es2017-umd.js"
-"""For a classic script: of the two builds the one that sets ``window.Turbo``."""
+"""The build for a classic script, which sets ``window.Turbo``."""
 ESM = "turbo.es2017-esm.js"
-"""For ``import * as Turbo from "@hotwired/turbo"``, by an import map or a bundler."""
+"""The build for ``import * as Turbo from "@hotwired/turbo"``, by an import map or a bundler."""
 
 VERSION = "8.0.23"
 INTEGRITY = {
     UMD: "sha384-2ePXINFSJiSCWUJkjFJGYdr2kyM132s7uBi9k+JISp4P+AjN9DXn4H/1enWEHu36",
     ESM: "sha384-WTluvbYIlhW14A7J29od7iOv+SFs1XBKjEIBArVARW9ppIbzWZPq/MYZ2OatIIFC",
 }
-"""Of the files of ``VERSION``, as the attribute ``integrity`` wants it (W3C SRI §3.1)."""
+"""Hashes of the files of ``VERSION``, as the attribute ``integrity`` has them (W3C SRI §3.1)."""
 TARBALL_INTEGRITY = (
     "sha512-GZ7cijxEZ6Ig71u7rD6LHaRv/wcE/hNsc+nEfiWOkLNqUgLOwo5MNGWO"
     "y5ZV9ZUDSiQx1no7YxjTNnT4O6//cQ=="
 )
-"""Of the package that npm has of ``VERSION``, as npm states it (``npm view … dist.integrity``)."""
+"""Hash of npm's package of ``VERSION``, as npm states it (``npm view … dist.integrity``)."""
 
 LICENCE = "turbo.LICENSE.txt"
 LICENCE_TEXT = """\
@@ -68,7 +68,7 @@ LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION
 OF CONTRACT, TORT OR OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION
 WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
 """
-"""The package on npm names the licence and has no file of it; this is the repository's."""
+"""Licence of turbo.js' repository; the package on npm names the licence, but has no file of it."""
 
 NPM_TIMEOUT = 120.0  # seconds
 MAX_UNZIPPED_SIZE = 16 * 1024 * 1024  # bytes; 8.0.23 has 0.4 MiB
@@ -90,17 +90,17 @@ _UNREACHABLE = frozenset(
 
 
 class Unobtainable(Exception):
-    """turbo.js cannot be had, or what was found is not what it should be; nothing was written."""
+    """turbo.js is unavailable, or the copy is not the expected one; no file was written."""
 
 
 class NpmFailed(Unobtainable):
-    """There is no npm, or it could not fetch the package; a copy from elsewhere would do."""
+    """npm is missing or could not fetch the package; a copy from another source would work."""
 
 
 def check_version(version: str) -> str:
-    """Return an exact version as it is.
+    """Return a version unchanged if it is exact.
 
-    :raises ValueError: when it is a range, a tag or something else that npm would understand.
+    :raises ValueError: if the version is a range, a tag or any other expression that npm accepts.
     """
     if not _EXACT_VERSION.fullmatch(version):
         raise ValueError(f"expected an exact version such as {VERSION}, got {version!r}")
@@ -108,12 +108,12 @@ def check_version(version: str) -> str:
 
 
 def fetch(version: str = VERSION, *, timeout: float = NPM_TIMEOUT) -> bytes:
-    """Return the package as npm has it, a tarball.
+    """Return npm's package of turbo.js, a tarball.
 
-    :param version: an exact one.
-    :param timeout: seconds until npm is ended.
-    :raises NpmFailed: when there is no npm, or it fails.
-    :raises Unobtainable: when the hash of ``VERSION`` is another.
+    :param version: an exact version.
+    :param timeout: seconds until npm is killed.
+    :raises NpmFailed: if npm is missing or fails.
+    :raises Unobtainable: if the version is ``VERSION`` and the hash differs.
     """
     check_version(version)
     npm = shutil.which("npm")
@@ -130,13 +130,13 @@ def fetch(version: str = VERSION, *, timeout: float = NPM_TIMEOUT) -> bytes:
 
 
 def _arguments(version: str, folder: str) -> list[str]:
-    """Those of ``npm pack``; the folder keeps it from a project's settings in the ones above."""
+    """Return arguments for ``npm pack``; ``--prefix`` hides the settings of parent folders."""
     arguments = ["pack", f"{PACKAGE}@{version}", "--ignore-scripts", "--prefix", folder]
     arguments += ["--loglevel", "error", "--no-update-notifier"]
-    # By default npm tries for more than a minute, while a build without a network waits.
+    # By default npm retries for more than a minute, and a build without a network would wait.
     arguments += ["--fetch-retries", "1", "--fetch-retry-mintimeout", "1000"]
     if version == VERSION:
-        arguments.append("--prefer-offline")  # its cache cannot be stale: the hash is known
+        arguments.append("--prefer-offline")  # npm's cache cannot be stale: the hash is known
     return arguments
 
 
@@ -161,7 +161,7 @@ def _run_npm(command: list[str], version: str, folder: str, timeout: float) -> N
 
 
 def _reason(stderr: str, version: str) -> str:
-    """What npm says, in a line; empty where it says nothing."""
+    """Return npm's error in one line, or an empty string if npm printed none."""
     lines = [line[1] for line in re.finditer(r"^npm (?:error|ERR!) (.+)$", stderr, re.MULTILINE)]
     code = next((line.split()[-1] for line in lines if line.startswith("code ")), "")
     if code in _UNREACHABLE:
@@ -175,8 +175,8 @@ def _reason(stderr: str, version: str) -> str:
 def files_of(tarball: bytes, version: str = VERSION, name: str = "the tarball") -> dict[str, bytes]:
     """Return the two builds in a tarball of npm, by their file names.
 
-    :param name: of the tarball, for messages.
-    :raises Unobtainable: when it is none, holds another version, or a hash is not the known one.
+    :param name: name of the tarball, for error messages.
+    :raises Unobtainable: if the tarball is invalid or of another version, or a hash differs.
     """
     _check_tarball(tarball, version, name)
     try:
@@ -190,7 +190,7 @@ def files_of(tarball: bytes, version: str = VERSION, name: str = "the tarball") 
 
 
 def _unzipped(tarball: bytes) -> bytes:
-    """Return all that gzip has packed, so that its checksum counts, or refuse a bomb."""
+    """Return the unzipped bytes, with gzip's checksum verified; refuse a decompression bomb."""
     decompressor = zlib.decompressobj(wbits=31)  # gzip's format
     unzipped = decompressor.decompress(tarball, MAX_UNZIPPED_SIZE)
     if not decompressor.eof:
@@ -212,10 +212,9 @@ def _member(archive: tarfile.TarFile, path: str, name: str) -> bytes:
 def files_in(folder: Path, version: str = VERSION) -> dict[str, bytes]:
     """Return the two builds in a folder, by their file names.
 
-    :param folder: the package itself, its ``dist``, ``node_modules``, or what holds that.
-    :raises Unobtainable: when they are not there, another version is, or a hash is not the known
-        one.
-    :raises OSError: when a file cannot be read.
+    :param folder: folder of the package, its ``dist``, ``node_modules``, or the parent of that.
+    :raises Unobtainable: if a build is missing or of another version, or a hash differs.
+    :raises OSError: if a file cannot be read.
     """
     root = _package_in(folder)
     name = str(root)
@@ -269,17 +268,17 @@ def _check_hash(content: bytes, expected: str, name: str) -> None:
 
 
 def integrity_of(content: bytes, algorithm: str = "sha384") -> str:
-    """Return the hash as npm and the attribute ``integrity`` write it."""
+    """Return the hash of content in the format of npm and of the attribute ``integrity``."""
     digest = hashlib.new(algorithm, content).digest()
     return f"{algorithm}-{base64.b64encode(digest).decode()}"
 
 
 def write(files: Mapping[str, bytes], folder: Path) -> list[Path]:
-    """Write files and the licence into a folder, which is made; return their paths.
+    """Write files and the licence into a folder, which is created if missing; return their paths.
 
-    A file that is there is replaced at once: who reads it meanwhile gets the old or the new one.
+    An existing file is replaced atomically: a reader gets either the old or the new file.
 
-    :raises OSError: when the folder cannot be made, or not be written.
+    :raises OSError: if the folder cannot be created or written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []

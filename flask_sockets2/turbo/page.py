@@ -1,5 +1,4 @@
-"""What a page carries: turbo.js, the browser's half, its streams with their positions; and the
-serving of those files.
+"""Tags of a page, which load turbo.js and name the page's streams; and the URLs of their files.
 
 ``{{ turbo() }}`` in ``<head>``::
 
@@ -12,20 +11,20 @@ serving of those files.
 
     <turbo-stream-from name="InR1…" position="9f86d081884c7d65-7" hidden></turbo-stream-from>
 
-``{{ turbo(nonce=…) }}`` puts the nonce on both scripts and into the meta ``csp-nonce`` before them,
-from which turbo.js takes it for its style sheet. It takes it for every script in a body or a stream
-that it renders, too, whoever wrote that: there, a policy with a nonce does not guard against
-injected scripts. One with ``script-src 'self'`` does, and needs none.
+``{{ turbo(nonce=…) }}`` puts the nonce on both scripts, and into the meta ``csp-nonce`` before
+them. turbo.js uses the meta for its style sheet, and for every script in a body or stream that it
+renders. A policy with a nonce therefore does not stop injected scripts there. A policy with
+``script-src 'self'`` stops injected scripts, and needs no nonce.
 
 Differences from Turbo-Flask: there is no inline script, so that a Content-Security-Policy need not
-allow any. The URLs of the files change with their content, so a browser keeps them for ever. While
-workers are replaced, a page of a new one may ask an old one: it gets what that one has, for once.
-No element is tracked (``data-turbo-track``): turbo.js would answer a page without that element, as
-Flask's own error pages, by loading the form's page again, and nobody would see the error. When a
-visit brings another version of our module, the module leaves the next link to the browser.
+allow any. File URLs change with the content, so that browsers cache the files for a year. In a
+rolling restart a page of a new worker may request a file from an old worker. The old worker sends
+its own version, uncached. No element has ``data-turbo-track``: Flask's error pages would lack the
+element, and turbo.js would then reload the form's page and hide the error. If a visit brings
+another version of our module, the browser follows the next link without turbo.js.
 
-What is signed is a permission, so a page with signed names gets ``Cache-Control: private``, unless
-the application says itself who may keep it.
+A signed name is a permission, so a page with signed names gets ``Cache-Control: private``, unless
+the application sets ``public``, ``private`` or ``no-store`` itself.
 """
 
 from __future__ import annotations
@@ -73,15 +72,15 @@ def head(
     nonce: str | None,
     connect: bool = True,
 ) -> Markup:
-    """Return what ``{{ turbo() }}`` renders.
+    """Return the tags of ``{{ turbo() }}``.
 
-    :param route: of the connection, None for turbo.js alone.
-    :param connect: False for turbo.js alone on this page, by the same element as on others.
-    :param streams: of the page: pairs of a name as :func:`.names.StreamSigner.sign` makes it and a
-        position.
-    :param version: of turbo.js, see :mod:`.library`; the same for ``url`` and ``nonce``.
+    :param route: path of the connection, None for turbo.js alone.
+    :param connect: False for turbo.js alone on this page, by the same element as on other pages.
+    :param streams: streams of the page: pairs of a name, signed by
+        :meth:`.stream_names.StreamSigner.permit` or public, and a position.
+    :param version: as for :func:`.turbo_js.library_tag`; likewise ``url`` and ``nonce``.
     """
-    # In front: turbo.js looks for it as soon as it runs.
+    # First, because turbo.js looks for the nonce as soon as it runs.
     lines = [Markup('<meta name="csp-nonce" content="{}">').format(nonce)] if nonce else []
     if not route:
         return Markup("\n").join([*lines, library_tag(app, version, url, nonce, module=True)])
@@ -109,26 +108,26 @@ def _stream_meta(name: str, position: object, endpoint: str) -> Markup:
 
 
 def _with_root(app: Flask, route: str) -> str:
-    """Return the path of a rule as a browser has to ask for it."""
+    """Return the path of a rule with the prefix that the application is mounted at."""
     return local_url(app, "").removesuffix(PREFIX) + route
 
 
 def stream_element(name: str, position: object) -> Markup:
-    """Return what ``{{ turbo.stream_from(…) }}`` renders."""
-    # hidden: it is empty, yet a flex container would leave room for it.
+    """Return the element of ``{{ turbo.stream_from(…) }}``."""
+    # hidden: a flex container would leave a gap for the empty element.
     return Markup('<turbo-stream-from name="{}" position="{}" hidden></turbo-stream-from>').format(
         name, position
     )
 
 
 def mark_private() -> None:
-    """Have the answer to the current request kept by no cache that others share."""
+    """Keep the response to the current request out of shared caches."""
     if has_request_context():
         request.environ[_PRIVATE] = True
 
 
 def keep_private(app: Flask) -> None:
-    """Have the answers of an application looked at for that, and in debug mode for mistakes."""
+    """Make marked responses of an application private; in debug mode, warn of mistakes."""
 
     @app.after_request
     def turbo_private(response: Response) -> Response:
@@ -142,7 +141,7 @@ def keep_private(app: Flask) -> None:
 
 
 def _warn_of_nothing_shown(response: Response) -> None:
-    """Log why streams of a response, or for its page, are not shown; in debug mode."""
+    """Log why turbo.js would show nothing of a response, or of pushes to its page."""
     if response.mimetype == MIMETYPE and not is_shown(response.get_data(as_text=True)):
         logger.warning(
             "the answer of %.200s has the type of streams, but no <turbo-stream>, so no page shows "
@@ -151,7 +150,7 @@ def _warn_of_nothing_shown(response: Response) -> None:
         )
     elif response.mimetype == "text/html" and _PRIVATE in request.environ:
         page = response.get_data()
-        # A frame, or a fragment for a script, becomes a part of a page that has it.
+        # A frame or a fragment is inserted into a page, and that page has the tags.
         whole = "Turbo-Frame" not in request.headers and _WHOLE_PAGE.search(page)
         if whole and b"<turbo-stream-from " in page and _CONNECTS not in page:
             logger.warning(
@@ -163,9 +162,9 @@ def _warn_of_nothing_shown(response: Response) -> None:
 
 
 def everywhere(app: Flask) -> list[dict[str, Any]]:
-    """Return the options of rules that hold at each host or subdomain that an application has.
+    """Return options of URL rules that match on each host or subdomain of an application.
 
-    Pages name our paths without a host, whichever they are at.
+    Pages on any host use our paths without a host.
     """
     if app.url_map.host_matching:
         return [{"host": ANY_HOST}]
@@ -173,7 +172,7 @@ def everywhere(app: Flask) -> list[dict[str, Any]]:
 
 
 def serve_files(app: Flask) -> None:
-    """Add the rule of this package's files; can be repeated."""
+    """Add the URL rule of this package's files; a second call changes nothing."""
     if _ENDPOINT not in app.view_functions:
         for options in everywhere(app):
             app.add_url_rule(f"{PREFIX}<name>", _ENDPOINT, _file, **options)
@@ -187,13 +186,13 @@ def _file(name: str, **_: str) -> Response:
     response.headers["X-Content-Type-Options"] = "nosniff"
     if name == hashed_name(path):
         response.headers["Cache-Control"] = f"public, max-age={_YEAR}, immutable"
-    else:  # of another version of this package
+    else:  # the page is from another version of this package
         response.headers["Cache-Control"] = "no-store"
     return response
 
 
 def _path_of(name: str) -> Path | None:
-    """Return the file whose name with any hash this is."""
+    """Return the file with this name, whatever the hash in the name."""
     match = _FILE.fullmatch(name)
     wanted = match["stem"] + match["suffix"] if match else ""
     files = (path for path in (_MODULE, vendored_path()) if path is not None)

@@ -1,4 +1,4 @@
-"""The streams that a page carries, and the positions at which they begin."""
+"""Names of the streams that each page has, and the positions at which they begin."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def streams_of_page(
     """Return the names of the streams that each page has, with their positions.
 
     :param user: channel of the page's user, None for no user.
-    :param serving: returns the sockets of the application.
+    :param serving: function that returns the application's ``Sockets``.
     """
     channels = [ALL] if user is None else [ALL, user]
     positions = positions_for_page(channels, serving)
@@ -35,17 +35,17 @@ def streams_of_page(
             for channel, position in zip(channels[1:], positions[1:], strict=True)
         ]
         return list(zip([ALL, *signed], positions, strict=True))
-    # The connection asks who it is, and that may be another one: no position, then.
+    # The connection reads the user id, and the user may have changed: no position, then.
     return [(ALL, positions[0]), (USER, "")]
 
 
 def positions_for_page(
     channels: list[str], serving: Callable[[], Sockets], *, remember: bool = False
 ) -> list[Position]:
-    """Return the positions for a page, all asked for at once.
+    """Return the positions of channels for a page, with one request to the broker.
 
-    :param serving: returns the sockets of the application.
-    :param remember: for the rest of the request.
+    :param serving: function that returns the application's ``Sockets``.
+    :param remember: whether the rest of the request uses the same positions.
     """
     known = _known()
     missing = [channel for channel in channels if channel not in known]
@@ -58,16 +58,16 @@ def positions_for_page(
 
 
 def _known() -> dict[str, Position]:
-    """Return the positions that the current request has asked for early, by channel."""
+    """Return the positions that the current request remembers, by channel."""
     if not has_request_context():
         return {}
-    # Not in g, which outlives the request where a test has pushed an application context.
+    # Not in g, which outlives the request if a test has pushed an application context.
     known: dict[str, Position] = request.environ.setdefault(_KNOWN, {})
     return known
 
 
 def is_position(given: Any) -> bool:
-    """Return whether a value is a position for a page: one, its text, or an empty text."""
+    """Return whether a value is a position for a page: a ``Position``, its text, or ``""``."""
     if isinstance(given, Position):
         return True
     return isinstance(given, str) and (

@@ -1,16 +1,15 @@
-"""Refreshes, few of them: of many within half a second a page gets the first and one last.
+"""Debounce of refreshes: of many within half a second, a page gets the first and one last.
 
-A refresh says nothing but that something has changed, and each makes every page of its stream ask
-for itself anew. So the first is sent at once; those that follow within the pause become one, sent
-after it. That holds for each stream, over all workers. (turbo-rails sends the last one only, for
-each stream and each request.)
+Each refresh makes every page of a stream load itself again. So the first refresh is sent at once.
+All others within the pause are combined into one, which is sent after the pause. This applies per
+stream, across all workers. (turbo-rails sends only the last refresh, per stream and request.)
 
-The page whose request has caused a refresh leaves it out, for it shows the answer to that request.
-So the last one is of two kinds: for the others, where all that it stands for is of the request that
-caused the first one; else for all pages, the causing ones included.
+The page whose request caused a refresh ignores the refresh, because that page shows the response
+to the request. If the request of the first refresh also caused all combined ones, its page ignores
+the last refresh, too. In any other case, the last refresh is for all pages.
 
-Nothing is lost by it: what waits is sent after the last refresh that it stands for, and at once
-when the process ends, as that of a script does.
+No change is missed: the combined refresh is sent after the last refresh in it. If the process ends,
+as a script does, a waiting refresh is sent at once.
 """
 
 from __future__ import annotations
@@ -32,16 +31,16 @@ __all__ = ["PAUSE", "Refresh", "RefreshDebounce"]
 logger = logging.getLogger("flask_sockets2.turbo")
 
 PAUSE = 0.5  # seconds, as in turbo-rails
-_MARGIN = 0.05  # seconds that the last one comes after its hold is over
+_MARGIN = 0.05  # seconds from the end of its hold until the last refresh is sent
 
 
 @dataclass(frozen=True, slots=True)
 class Refresh:
     """A refresh for the pages of a stream.
 
-    :ivar markup: which the page that has caused it leaves out.
-    :ivar for_all: the same for every page.
-    :ivar cause: names the request that has caused it, None if there is none.
+    :ivar markup: markup that the page which caused the refresh ignores.
+    :ivar for_all: markup for every page.
+    :ivar cause: name of the request that caused the refresh, None without a request.
     """
 
     markup: str
@@ -50,7 +49,7 @@ class Refresh:
 
 
 class RefreshDebounce:
-    """Sends the first and the last of what comes in quick succession, see above."""
+    """Sends the first and the last of refreshes in quick succession; see above."""
 
     def __init__(self, pause: float = PAUSE) -> None:
         self._pause = pause
@@ -58,15 +57,15 @@ class RefreshDebounce:
         atexit.register(_flush, self._later, os.getpid())
 
     def send(self, publisher: Publisher, channel: str, refresh: Refresh) -> Position | None:
-        """Send a refresh now, or leave it to another one that is sent soon.
+        """Send a refresh now, or combine it with a refresh that is sent soon.
 
-        :returns: its position, None where it is sent later.
-        :raises BrokerError: when the broker cannot be reached.
+        :returns: the position of the refresh, None if it is sent later.
+        :raises BrokerError: if the broker cannot be reached.
         """
         broker, name = publisher.broker, f"{channel} {refresh.for_all}"
         try:
             first = self._hold(broker, f"refresh:{name}")
-            # Held by the first one's cause, again and again while there is no other.
+            # The cause of the first refresh holds this name, and renews its hold each time.
             alone = self._hold(broker, f"cause of refresh:{name}", refresh.cause or "-")
             markup = refresh.markup if first or alone else refresh.for_all
             last = not first and self._hold(broker, f"last refresh:{channel} {markup}")
@@ -83,7 +82,7 @@ class RefreshDebounce:
 
 
 def _flush(later: DelayedCalls, pid: int) -> None:
-    if os.getpid() == pid:  # what a fork has copied is its parent's
+    if os.getpid() == pid:  # waiting refreshes in a fork belong to the parent
         later.flush()
 
 

@@ -1,6 +1,6 @@
-"""Answers that turbo.js expects: to forms, to frames, and what a page tells about itself.
+"""Responses that turbo.js expects to forms and frames, and metas with a page's settings.
 
-A form and its answers::
+A form and its responses::
 
     @app.route("/todos/new", methods=["GET", "POST"])
     def new_todo():
@@ -10,13 +10,13 @@ A form and its answers::
         save(form)
         return turbo.redirect(url_for("todos"))
 
-turbo.js takes three answers to a form that is not ``GET``: a redirect, streams, and HTML with an
-error status. HTML with status 200 it refuses, ``Form responses must redirect to another location``;
-in debug mode that is logged once for each endpoint. A form within a frame may be answered with 200.
+turbo.js accepts three responses to a form that is not ``GET``: a redirect, streams, and HTML with
+an error status. turbo.js shows nothing of HTML with status 200 (``Form responses must redirect to
+another location``); debug mode logs a warning once per endpoint. In a frame, 200 is accepted.
 
 Differences from Turbo-Flask, which has only ``requested_frame()`` and ``can_stream()`` of these:
-``Accept: */*`` does not mean streams, for neither curl nor a script can do anything with them; what
-an answer depended on stands in its ``Vary``, so that no cache gives a part for the page.
+``Accept: */*`` does not mean streams, because neither curl nor a script can use them. ``Vary``
+names the headers that a response depends on, so that no cache serves a part as the page.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ __all__ = [
 
 logger = logging.getLogger("flask_sockets2.turbo")
 
-_VARY = "flask_sockets2.turbo.vary"  # in the environ: what the answer depends on so far
+_VARY = "flask_sockets2.turbo.vary"  # in the environ: headers that the response depends on
 _LAYOUTS = "flask_sockets2.turbo.layouts"  # in app.extensions: slim layouts by their blocks
-_FLASHES = "flask_sockets2.turbo.flashes"  # in the environ: messages that the answer does not show
+_FLASHES = "flask_sockets2.turbo.flashes"  # in the environ: messages to keep for the reload
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _HTML = frozenset({"text/html", "application/xhtml+xml"})
 _REDIRECTS = frozenset({301, 302, 303, 305, 307, 308})
@@ -67,18 +67,18 @@ _EXTENDS = re.compile(r"""\s*{%[-+]?\s*extends\s+(["'])(?P<name>[^"'\\]+)\1\s*[-
 
 
 def render_form(template: str, /, **context: Any) -> Response:
-    """Render the page with a form: with 422 where a form was sent, else with 200.
+    """Render the page with a form: with status 200 for ``GET``, with 422 if a form was sent.
 
-    One call serves both ends of a view: the empty form for ``GET``, and for ``POST``, which comes
-    here because something was not valid, the form with its errors.
+    One call serves both cases of a view: the empty form for ``GET``, and the form with its errors
+    if a ``POST`` is not valid.
 
     :param template: name of the template.
-    :param context: its variables.
+    :param context: variables of the template.
     :returns: a response, whose headers may still be set.
-    :raises jinja2.TemplateNotFound: when there is no such template.
+    :raises jinja2.TemplateNotFound: if there is no such template.
 
-    turbo.js shows HTML in answer to a form only where its status is 4xx or 5xx. 422 is what
-    turbo-rails uses, too.
+    turbo.js shows an HTML response to a form only if the status is 4xx or 5xx. turbo-rails uses
+    422, too.
     """
     return make_response(
         render_template(template, **context), 200 if request.method in _SAFE else 422
@@ -86,13 +86,13 @@ def render_form(template: str, /, **context: Any) -> Response:
 
 
 def redirect(location: str, code: int = 303) -> AnyResponse:
-    """Answer a form with the page to show next.
+    """Return the redirect that answers a form with the page to show next.
 
-    :param location: its URL.
-    :param code: 303, so that the next request is a ``GET`` whatever the form's method was; after
-        302 a browser repeats ``PUT``, ``PATCH`` and ``DELETE`` at the new location (Fetch §4.4).
+    :param location: URL of that page.
+    :param code: status, by default 303: the next request is a ``GET`` for any method of the form.
+        After 302 a browser repeats ``PUT``, ``PATCH`` and ``DELETE`` at the new URL (Fetch §4.4).
     :returns: a response.
-    :raises ValueError: when the code is none of a redirect.
+    :raises ValueError: if the code is not the status of a redirect.
     """
     if code not in _REDIRECTS:
         raise ValueError(f"a redirect has a code such as 303, got {code!r}")
@@ -100,13 +100,13 @@ def redirect(location: str, code: int = 303) -> AnyResponse:
 
 
 def can_stream() -> bool:
-    """Tell whether this request may be answered with streams.
+    """Return whether you may answer the current request with streams.
 
-    :returns: True when its ``Accept`` names ``text/vnd.turbo-stream.html`` itself and prefers
-        nothing to it, as turbo.js does for forms that are not ``GET`` and for elements with
-        ``data-turbo-stream``. ``*/*`` names nothing.
+    :returns: True if ``Accept`` names ``text/vnd.turbo-stream.html`` and prefers no other type.
+        turbo.js sends that for forms that are not ``GET``, and for elements with
+        ``data-turbo-stream``. ``*/*`` names no type.
 
-    The answer gets ``Vary: Accept``.
+    The response gets ``Vary: Accept``.
     """
     _depends_on("Accept")
     return _accepts_streams()
@@ -118,10 +118,10 @@ def _accepts_streams() -> bool:
 
 
 def flashes(target: str = "flashes", template: str = "_flashes.html", **context: Any) -> str:
-    """Return a stream that shows the flashed messages, for an answer that loads no page.
+    """Return a stream that shows the flashed messages, for a response that loads no page.
 
-    The element of the target then holds the messages of now; with none it is emptied. The template
-    asks for them with ``get_flashed_messages()``, and the page includes it, too::
+    The stream replaces the content of the target; without messages the target is then empty. The
+    template calls ``get_flashed_messages()``, and the page includes the template, too::
 
         <div id="flashes">{% include "_flashes.html" %}</div>
 
@@ -132,22 +132,22 @@ def flashes(target: str = "flashes", template: str = "_flashes.html", **context:
                              turbo.flashes()])
 
     :param target: id of the element.
-    :param template: name of the template for its content.
-    :param context: further variables of it.
-    :raises jinja2.TemplateNotFound: when there is no such template.
+    :param template: name of the template for the content of the element.
+    :param context: further variables of the template.
+    :raises jinja2.TemplateNotFound: if there is no such template.
     """
     return str(stream_tag("update", render_template(template, **context), target=target))
 
 
 def csrf_meta() -> Markup:
-    """Return the meta ``csrf-token``, for ``<head>``: turbo.js sends it with each form.
+    """Return the meta ``csrf-token`` for ``<head>``, whose token turbo.js sends with each form.
 
-    It goes into the header ``X-CSRF-Token``, which Flask-WTF's ``CSRFProtect`` takes as it is. So
-    forms need no hidden field; and what is broadcast must not have one, for its token would be that
-    of who caused the broadcast.
+    turbo.js sends the token in the header ``X-CSRF-Token``, which Flask-WTF's ``CSRFProtect``
+    accepts. Forms then need no hidden field. A broadcast form must not have a hidden field, whose
+    token would belong to the user that caused the broadcast.
 
-    :returns: the tag, or nothing where no extension offers ``csrf_token()`` to templates. Flask-WTF
-        is not needed.
+    :returns: the tag, or nothing if no extension offers ``csrf_token()`` to templates. Flask-WTF
+        is not required.
     """
     csrf_token = current_app.jinja_env.globals.get("csrf_token")
     if not callable(csrf_token):
@@ -159,36 +159,35 @@ def csrf_meta() -> Markup:
 
 
 def requested_frame() -> str | None:
-    """Return the id of the frame that asks, from the header ``Turbo-Frame``; None for a page.
+    """Return the id of the frame that sent the request, or None for a page.
 
-    turbo.js takes nothing but the ``<turbo-frame>`` of that id out of the answer, which gets
-    ``Vary: Turbo-Frame``.
+    turbo.js names the frame in the header ``Turbo-Frame``, and uses only the ``<turbo-frame>`` with
+    that id from the response. The response gets ``Vary: Turbo-Frame``.
     """
     _depends_on("Turbo-Frame")
     return request.headers.get("Turbo-Frame")
 
 
 def layout(full: str, /, *blocks: str) -> str | Template:
-    """Return what a template extends: its layout, or for a frame next to nothing.
+    """Return the layout for a template to extend: the full layout, or a slim one for a frame.
 
     ::
 
         {% extends turbo.layout("base.html") %}
         {% block content %}<turbo-frame id="todo">…</turbo-frame>{% endblock %}
 
-    A frame needs neither navigation nor footer, and to render them may cost more than the frame.
-    So for a frame the layout is what stands before ``<body`` in the full one, and the blocks named
-    here; what the template puts elsewhere is not rendered. turbo-rails has its layout
-    ``turbo_rails/frame`` for the same purpose.
+    A frame needs neither navigation nor footer, and they may cost more to render than the frame.
+    The layout for a frame is the part of the full layout before ``<body``, plus the named blocks;
+    other blocks are not rendered. turbo-rails has the layout ``turbo_rails/frame`` for this.
 
-    The head is the full one, because turbo.js makes it the page's head if the frame changes the URL
-    (``data-turbo-action``). Then the title has to be there, and so have all metas.
+    The head stays complete, because turbo.js makes it the page's head if the frame changes the URL
+    (``data-turbo-action``): the title and all metas are then needed.
 
     :param full: name of the layout for pages.
-    :param blocks: names of the blocks that frames are in, by default ``content``.
-    :returns: that name, or a template; the answer gets ``Vary: Turbo-Frame``.
-    :raises ValueError: when a name cannot be that of a block.
-    :raises jinja2.TemplateNotFound: when there is no such layout.
+    :param blocks: names of the blocks that contain frames, by default ``content``.
+    :returns: the name ``full``, or a template; the response gets ``Vary: Turbo-Frame``.
+    :raises ValueError: if a name is not valid for a block.
+    :raises jinja2.TemplateNotFound: if there is no such layout.
     """
     return full if requested_frame() is None else _slim(full, blocks or ("content",))
 
@@ -211,9 +210,9 @@ def _slim(full: str, blocks: tuple[str, ...]) -> Template:
 
 
 def _without_body(environment: Environment, source: str, blocks: tuple[str, ...]) -> Template:
-    """Return a layout with nothing but blocks in its body."""
+    """Return a layout whose body contains only the named blocks."""
     extends = _EXTENDS.match(source)
-    if extends is not None:  # its own blocks are for the layout that it extends
+    if extends is not None:  # the blocks of this layout are for the layout that it extends
         names = ", ".join(f'"{name}"' for name in blocks)
         parent = f'{{% extends turbo.layout("{extends["name"]}", {names}) %}}'
         return environment.from_string(parent + source[extends.end() :])
@@ -235,19 +234,19 @@ def _block(name: str) -> str:
     return f"{{% block {name} %}}{{% endblock %}}"
 
 
-# -- what a page tells about itself ------------------------------------------------------------
+# -- settings of a page ------------------------------------------------------------------------
 
 
 def refreshes_with(method: str = "replace", scroll: str = "reset") -> Markup:
-    """Return the metas that say how a page is refreshed, for its ``<head>``.
+    """Return the metas for ``<head>`` that set how turbo.js refreshes a page.
 
-    As ``turbo_refreshes_with`` of turbo-rails::
+    The model is ``turbo_refreshes_with`` of turbo-rails::
 
         {{ turbo.refreshes_with(method="morph", scroll="preserve") }}
 
-    :param method: ``morph`` changes only what differs; ``replace`` the whole body.
-    :param scroll: ``preserve`` or ``reset`` the place that is scrolled to.
-    :raises ValueError: when either is something else.
+    :param method: ``morph`` changes only the elements that differ; ``replace`` the whole body.
+    :param scroll: ``preserve`` keeps the scroll position; ``reset`` scrolls to the top.
+    :raises ValueError: if either is something else.
     """
     _check("method", method, "replace", "morph")
     _check("scroll", scroll, "reset", "preserve")
@@ -255,30 +254,30 @@ def refreshes_with(method: str = "replace", scroll: str = "reset") -> Markup:
 
 
 def exempts_page_from_cache() -> Markup:
-    """Return the meta by which turbo.js keeps no copy of the page, for going back or a preview.
+    """Return the meta that keeps a page out of turbo.js' cache of pages to go back to or preview.
 
-    As ``turbo_exempts_page_from_cache`` of turbo-rails.
+    The model is ``turbo_exempts_page_from_cache`` of turbo-rails.
     """
     return _meta("turbo-cache-control", "no-cache")
 
 
 def exempts_page_from_preview() -> Markup:
-    """Return the meta by which turbo.js shows the page's copy only when going back.
+    """Return the meta that makes turbo.js show the cached page on going back, not as a preview.
 
-    As ``turbo_exempts_page_from_preview`` of turbo-rails.
+    The model is ``turbo_exempts_page_from_preview`` of turbo-rails.
     """
     return _meta("turbo-cache-control", "no-preview")
 
 
 def page_requires_reload() -> Markup:
-    """Return the meta by which a visit of the page, or a frame that gets it, loads it in full.
+    """Return the meta that makes turbo.js load the page in full, on a visit or in a frame.
 
-    As ``turbo_page_requires_reload`` of turbo-rails: for a login page that may come in answer to a
-    frame, for example. With :func:`layout` it belongs into the block ``head``. It is empty in
-    answer to a form, whose errors a reload would not show.
+    The model is ``turbo_page_requires_reload`` of turbo-rails. Use the meta for a login page that
+    may answer a frame's request, for example. With :func:`layout`, put the meta into the block
+    ``head``. In a response to a form the result is empty, since a reload would lose the errors.
 
-    turbo.js shows nothing of such an answer, and asks for the page again. The messages flashed
-    before are kept until then.
+    turbo.js shows nothing of the response, and requests the page again. Flashed messages are kept
+    for that request.
     """
     if request.method not in _SAFE:
         return Markup()
@@ -296,11 +295,11 @@ def _check(name: str, value: str, *choices: str) -> None:
         raise ValueError(f"{name}= is one of {', '.join(choices)}; got {value!r}")
 
 
-# -- the answers of an application -------------------------------------------------------------
+# -- the responses of an application -----------------------------------------------------------
 
 
 def init_forms(app: Flask) -> None:
-    """Have an application's answers looked at: once, by ``Turbo.init_app``."""
+    """Complete an application's responses: ``Turbo.init_app`` calls this once."""
     warned: set[str | None] = set()  # endpoints; two threads may at worst log one of them twice
 
     @app.after_request
@@ -316,15 +315,15 @@ def init_forms(app: Flask) -> None:
 
 
 def _depends_on(field: str) -> None:
-    # Not in g, which outlives the request where a test has pushed an application context.
+    # Not in g, which outlives the request if a test has pushed an application context.
     fields: set[str] = request.environ.setdefault(_VARY, set())
     fields.add(field)
 
 
 def _is_refused(response: Response) -> bool:
-    """Whether turbo.js shows nothing of an answer (8.0.23, ``requestSucceededWithResponse``).
+    """Return whether turbo.js shows nothing (8.0.23, ``requestSucceededWithResponse``).
 
-    Status 200 exactly is what it refuses, and from the page's forms only: a frame takes it.
+    turbo.js refuses exactly status 200, and only for forms of the page, not for forms of a frame.
     """
     return (
         response.status_code == 200

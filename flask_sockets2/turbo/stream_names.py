@@ -1,23 +1,23 @@
-"""Names of streams: the channels that they are, and how a page carries them.
+"""Names of streams: their channels, and the signed names that pages carry as permissions.
 
 =========================  ======================================================================
-channel                    who gets it
+channel                    subscribers
 =========================  ======================================================================
-``turbo:all``              every page; anybody may have it, so its name is never signed
+``turbo:all``              every page; any client may subscribe, so the name is never signed
 ``turbo:user:<id>``        the pages of one user
 ``turbo:stream:<name>``    the pages with ``{{ turbo.stream_from(…) }}`` of that name
 =========================  ======================================================================
 
-A signed name is a permission, until ``TURBO_STREAM_MAX_AGE`` seconds (86,400; None for any age)
-after the page was made: for the user or the session that it is bound to, else for any client. Names
-are readable, so no secrets belong in them. What is signed is the channel, the earliest position
-that the page may ask for and, if the name is bound to a user or a session, a hash of that::
+A signed name permits its stream for ``TURBO_STREAM_MAX_AGE`` seconds (86,400; None for any age)
+after the rendering of the page. Any client may use a name unless the name is bound to a user or
+session. Names are readable, so put no secrets into them. The signed fields are the channel, the
+page's earliest position and, if the name is bound, a hash of the user or session::
 
     ["turbo:stream:room:5", "9f86d081884c7d65-42", "uXp3…"]
 
-A page whose name is too old takes a new one from its server. The new name begins at a later
-position than the page, so the page keeps the old one with it, ``<new>~<old>``: the new one permits
-the stream, the old one says from where on.
+If a name has expired, the page gets a new one from its server. The new name begins at a later
+position than the page, so the page sends both, ``<new>~<old>``: the new name permits the stream,
+and the old name permits the earlier position.
 """
 
 from __future__ import annotations
@@ -52,25 +52,25 @@ __all__ = [
 ]
 
 Part = str | int | UUID
-"""What the name of a stream is made of."""
+"""Part of a stream's name."""
 
 ALL = "turbo:all"
 USER = "turbo:user"
-"""In place of a signed name, where there is no key to sign with: the user of the connection."""
+"""Stands for a signed name if there is no ``SECRET_KEY``: the stream of the connection's user."""
 
 _USER = "turbo:user:"
 _STREAM = "turbo:stream:"
 _SALT = "flask_sockets2.turbo.stream"
 _ELEMENT = '<turbo-stream-from name="'
 _NAME = re.compile(f"(?<={_ELEMENT})[A-Za-z0-9_.-]+")
-_AND = "~"  # between a new name and the old one that it renews; in no signed name
+_AND = "~"  # between a new name and the old one; never within a signed name
 
 
 def stream_name(*parts: Part) -> str:
     """Return the name of a stream; different parts make different names.
 
-    :param parts: texts, whole numbers and UUIDs; ``5`` and ``"5"`` are the same.
-    :raises TypeError: when there are none, or others.
+    :param parts: strings, integers and UUIDs; ``5`` and ``"5"`` are the same.
+    :raises TypeError: if there is no part, or a part has another type.
 
     ::
 
@@ -92,7 +92,7 @@ def _escaped(part: Any) -> str:
 
 
 def stream_parts(name: str) -> tuple[str, ...]:
-    """Return the parts of a name, as texts."""
+    """Return the parts of a name, as strings."""
     return tuple(part.replace("%3A", ":").replace("%25", "%") for part in name.split(":"))
 
 
@@ -100,7 +100,7 @@ def stream_channel(*parts: Part) -> str:
     """Return the channel of a stream.
 
     :raises TypeError: as :func:`stream_name`.
-    :raises ValueError: when the name is too long for a channel.
+    :raises ValueError: if the name is too long for a channel.
     """
     return check_channel(_STREAM + stream_name(*parts))
 
@@ -108,43 +108,43 @@ def stream_channel(*parts: Part) -> str:
 def user_channel(user_id: Any) -> str:
     """Return the channel of a user.
 
-    :raises TypeError: when it is no ``str``, ``int`` or ``UUID``.
-    :raises ValueError: when it is empty, or too long for a channel.
+    :raises TypeError: if the id is no ``str``, ``int`` or ``UUID``.
+    :raises ValueError: if the id is empty, or too long for a channel.
     """
     return check_channel(_USER + _escaped(user_text(user_id)))
 
 
 def is_user(channel: str) -> bool:
-    """Whether a channel is that of a user."""
+    """Return whether a channel belongs to a user."""
     return channel.startswith(_USER)
 
 
 def parts_of_channel(channel: str) -> tuple[str, ...] | None:
-    """Return the parts of a named stream; None for everybody's and for a user's."""
+    """Return the parts of a named stream; None for ``turbo:all`` and for a user's channel."""
     return stream_parts(channel.removeprefix(_STREAM)) if channel.startswith(_STREAM) else None
 
 
 class StreamPermission(NamedTuple):
-    """What a signed name permits.
+    """Permission of a client to subscribe to a stream, as a signed name carries it.
 
-    :ivar channel: of the stream.
-    :ivar earliest: position that the page was rendered at; see
+    :ivar channel: channel of the stream.
+    :ivar earliest: position at which the page was rendered; see
         :func:`~flask_sockets2.application.signing.not_before`.
-    :ivar holder: who may use the name; see ``holder`` of
-        :class:`~flask_sockets2.application.state.State`.
-    :ivar old_holder: who might use the one that it renews.
+    :ivar holder: hash of the user or session that may use the name; see ``holder`` of
+        :class:`~flask_sockets2.application.state.State`. Empty for any client.
+    :ivar old_holder: holder of the expired name, if the name renews one.
     """
 
     channel: str
-    earliest: str = str(NOWHERE)  # of names that were signed before they had one
+    earliest: str = str(NOWHERE)  # in names that an old release signed
     holder: str = ""
     old_holder: str = ""
 
     @classmethod
     def of(cls, name: Any) -> StreamPermission:
-        """Read what was signed.
+        """Return the permission in the signed fields of a name.
 
-        :raises Forged: when that is no name of a stream.
+        :raises Forged: if the fields are not the name of a stream.
         """
         fields = [name] if isinstance(name, str) else name
         if not (isinstance(fields, list) and 1 <= len(fields) <= 3):
@@ -154,7 +154,7 @@ class StreamPermission(NamedTuple):
         return cls(*fields)
 
     def renewing(self, old: StreamPermission) -> StreamPermission:
-        """Return what this one permits to a page that has an old one of the same stream."""
+        """Return this permission for a page that also has an old name of the same stream."""
         if old.channel != self.channel:
             raise Forged("a name of another stream than the one that it renews")
         both = self._replace(old_holder=old.holder)
@@ -165,9 +165,9 @@ class StreamPermission(NamedTuple):
 
 
 class StreamSigner(Signer):
-    """Signs the names of streams; see :class:`~flask_sockets2.application.signing.Signer`.
+    """Signs and verifies names of streams; see :class:`~flask_sockets2.application.signing.Signer`.
 
-    :param clock: seconds since the epoch.
+    :param clock: function that returns seconds since the epoch.
     """
 
     def __init__(self, app: Flask, clock: Callable[[], float] = time.time) -> None:
@@ -175,15 +175,15 @@ class StreamSigner(Signer):
         super().__init__(app, _SALT, age, "TURBO_STREAM_MAX_AGE", clock, Plain)
 
     def permit(self, channel: str, earliest: object, holder: str = "") -> str:
-        """Return the name by which a page may have a stream.
+        """Return a signed name, which permits a page to subscribe to a stream.
 
-        :param earliest: position that the page is rendered at, or ``NOWHERE``.
-        :param holder: who may use it; by default any client.
+        :param earliest: position at which the page is rendered, or ``NOWHERE``.
+        :param holder: user or session that may use the name, as a hash; by default any client.
         """
         return self.sign([channel, str(earliest), *([holder] if holder else [])])
 
     def permitted(self, signed: str) -> StreamPermission:
-        """Return what a name that came from a client permits; raises as :meth:`unsign`."""
+        """Return the permission in a name from a client; raises as :meth:`unsign`."""
         new, renews, old = signed.partition(_AND)
         permission = StreamPermission.of(self.unsign(new))
         if not renews:
@@ -191,16 +191,16 @@ class StreamSigner(Signer):
         return permission.renewing(StreamPermission.of(self.unsign(old, any_age=True)))
 
     def rebind(self, markup: str) -> str:
-        """Return markup for others than the user of the page: its names are bound to nobody.
+        """Return markup in which no name is bound to a user, so that other users can use it.
 
-        :raises ValueError: when a name is bound to a session.
+        :raises ValueError: if a name is bound to a session.
         """
         return _NAME.sub(self._rebound, markup)
 
     def _rebound(self, match: re.Match[str]) -> str:
         try:
             permission = StreamPermission.of(self.unsign(match[0]))
-        except InvalidName:  # one that is too old does not become a new one
+        except InvalidName:  # an expired name must not be signed anew
             return match[0]
         if permission.holder.startswith(SESSION[0]):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Test what an application streams: answers, and broadcasts without a browser or a server.
+"""Test helpers for an application's streams: responses and broadcasts, without a browser or server.
 
 ::
 
@@ -16,9 +16,9 @@
         with assert_no_broadcasts(app):
             client.post("/todos", data={"task": ""}, headers=STREAM_HEADERS)
 
-They need no pytest. The model is turbo-rails' ``Turbo::Broadcastable::TestHelper`` and
-``Turbo::TestAssertions``; differences: ``count`` is not 1 where it is not given, and broadcasts of
-all streams are seen where no name is given.
+The helpers need no pytest. The models are turbo-rails' ``Turbo::Broadcastable::TestHelper`` and
+``Turbo::TestAssertions``. Differences: without ``count`` any number above 0 passes, and without a
+name the broadcasts to all streams are captured.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ STREAM_HEADERS = {"Accept": f"{MIMETYPE}, text/html, application/xhtml+xml"}
 """Headers with which turbo.js sends a form that is not ``GET``."""
 
 _CHANNELS = "turbo:"
-_SHOWN = 60  # characters of a text within a message
+_SHOWN = 60  # characters of a text in an assertion's message
 
 
 # -- markup ------------------------------------------------------------------------------------
@@ -76,13 +76,13 @@ _SHOWN = 60  # characters of a text within a message
 class StreamAction:
     """One ``<turbo-stream>``.
 
-    :ivar action: ``append``, say; empty where the attribute is missing.
+    :ivar action: action, such as ``append``; empty if the attribute is missing.
     :ivar target: id of an element, or None.
     :ivar targets: CSS selector, or None.
-    :ivar content: HTML within its ``<template>``, as it was sent; None where there is none.
-    :ivar text: text of that HTML, without the elements, blanks and line ends as single blanks.
-    :ivar attributes: all of them, with what stands in the page: ``{"method": "morph"}``; one
-        without a value has ``""``.
+    :ivar content: HTML within the ``<template>``, as sent; None if there is no ``<template>``.
+    :ivar text: text of that HTML without tags, with whitespace collapsed to single blanks.
+    :ivar attributes: all attributes, unescaped: ``{"method": "morph"}``; an attribute without a
+        value has ``""``.
     """
 
     action: str
@@ -99,11 +99,11 @@ class StreamAction:
 
 
 def parse_streams(markup: str) -> list[StreamAction]:
-    """Return the stream elements of markup in their order, but not those within their templates.
+    """Return the stream elements of markup in order, without elements nested in templates.
 
-    :param markup: of an answer, or of a broadcast.
-    :raises ValueError: when a ``<turbo-stream>`` or its ``<template>`` is not closed, as turbo.js
-        would then take what follows for its content.
+    :param markup: markup of a response or of a broadcast.
+    :raises ValueError: if a ``<turbo-stream>`` or its ``<template>`` is not closed, because
+        turbo.js would treat all following markup as its content.
     """
     parser = _StreamParser(markup)
     parser.feed(markup)
@@ -114,7 +114,7 @@ def parse_streams(markup: str) -> list[StreamAction]:
 
 
 class _StreamParser(HTMLParser):
-    """Finds stream elements, and what their templates hold."""
+    """Finds stream elements and the content of their templates."""
 
     def __init__(self, markup: str) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class _StreamParser(HTMLParser):
             if tag == "turbo-stream":
                 self.attributes = {}
                 for name, value in attrs:
-                    self.attributes.setdefault(name, value or "")  # as browsers: the first
+                    self.attributes.setdefault(name, value or "")  # the first, as in browsers
                 self._content, self._text = None, []
         elif tag == "template":
             if not self.depth and self._content is None:
@@ -177,11 +177,11 @@ class _StreamParser(HTMLParser):
 
 @dataclass(frozen=True)
 class Broadcast:
-    """One message to pages, of a ``broadcast_…_to()`` or a ``push()``.
+    """One message to pages, sent by ``broadcast_…_to()`` or ``push()``.
 
     :ivar channel: ``turbo:all``, ``turbo:user:<id>`` or ``turbo:stream:<name>``.
-    :ivar markup: its stream elements.
-    :ivar key: what replaces what for slow clients; empty for what must not be left out.
+    :ivar markup: stream elements of the message.
+    :ivar key: key for ``coalesce``: slow clients skip all but the newest of a key; empty for none.
     """
 
     channel: str
@@ -190,7 +190,7 @@ class Broadcast:
 
     @cached_property
     def actions(self) -> tuple[StreamAction, ...]:
-        """Its stream elements, parsed.
+        """Parsed stream elements of the message.
 
         :raises ValueError: as :func:`parse_streams`.
         """
@@ -201,10 +201,10 @@ class Broadcast:
 
 
 class Broadcasts(Sequence[Broadcast]):
-    """The broadcasts that were captured so far, the oldest first; threads may add to it."""
+    """Captured broadcasts, the oldest first; threads may add more until the block ends."""
 
     def __init__(self, broadcasts: Iterable[Broadcast] = (), channel: str | None = None) -> None:
-        self._broadcasts = list(broadcasts)  # appended to by any thread, never taken from
+        self._broadcasts = list(broadcasts)  # any thread appends, none removes
         self._elsewhere: list[Broadcast] = []  # likewise
         self._channel = channel
 
@@ -225,17 +225,18 @@ class Broadcasts(Sequence[Broadcast]):
 
     @property
     def actions(self) -> list[StreamAction]:
-        """The stream elements of all of them, in order.
+        """Stream elements of all broadcasts, in order.
 
         :raises ValueError: as :func:`parse_streams`.
         """
         return [action for broadcast in list(self._broadcasts) for action in broadcast.actions]
 
     def of(self, *parts: Part, to: UserId | None = None) -> Broadcasts:
-        """Return those to one stream, named as for ``broadcast_…_to()``, or pushed to one user.
+        """Return the broadcasts to one stream or to one user.
 
-        :param to: id of the user, in place of a name.
-        :raises TypeError: when the parts are none of a name.
+        :param parts: name of the stream, as for ``broadcast_…_to()``.
+        :param to: id of the user, instead of a name.
+        :raises TypeError: if the parts are not valid for a name.
         """
         channel = _channel_of(parts, to)
         return Broadcasts((b for b in list(self._broadcasts) if b.channel == channel), channel)
@@ -254,7 +255,7 @@ class Broadcasts(Sequence[Broadcast]):
 def capture_broadcasts(
     app: Flask | Turbo, *parts: Part, to: UserId | None = None
 ) -> Iterator[Broadcasts]:
-    """Capture what is broadcast and pushed within the block, by this process and all its threads.
+    """Capture broadcasts and pushes within the block, from all threads of this process.
 
     ::
 
@@ -262,16 +263,16 @@ def capture_broadcasts(
             client.post("/rooms/1/messages", data={"text": "Hello"})
         assert [action.target for action in broadcasts.actions] == ["messages"]
 
-    :param app: the application, or its ``Turbo``; one that serves several captures of all.
-    :param parts: name of one stream, as for ``broadcast_…_to()``; without it everything is
-        captured, also what is pushed to all and to users.
-    :param to: id of a user, in place of a name: what is pushed to that user.
-    :returns: what has been captured, also within the block.
-    :raises RuntimeError: when there is no application with Turbo.
-    :raises TypeError: when the parts are none of a name, or ``app`` is neither.
+    :param app: the application, or a ``Turbo``, which captures from all its applications.
+    :param parts: name of one stream, as for ``broadcast_…_to()``; without a name all broadcasts
+        are captured, and all pushes.
+    :param to: id of a user, instead of a name, to capture pushes to that user.
+    :returns: broadcasts captured so far, which you can also read within the block.
+    :raises RuntimeError: if there is no application with Turbo.
+    :raises TypeError: if the parts are not valid for a name, or ``app`` is something else.
 
-    With ``memory://`` pages and test clients that are connected get it as well. With Redis nothing
-    is published, so that a test needs no server and disturbs none.
+    With ``memory://``, connected pages and test clients also receive the messages. With Redis no
+    message is published, so that a test needs no Redis and does not disturb one.
     """
     channel = _channel_of(parts, to) if parts or to is not None else None
     captured = Broadcasts(channel=channel)
@@ -289,12 +290,10 @@ def capture_broadcasts(
 def assert_no_broadcasts(
     app: Flask | Turbo, *parts: Part, to: UserId | None = None
 ) -> Iterator[None]:
-    """See that nothing is broadcast or pushed within the block; else list what was.
+    """Assert that the block broadcasts and pushes no message.
 
-    :param app: and
-    :param parts: and
-    :param to: as :func:`capture_broadcasts`.
-    :raises AssertionError: at the end of the block.
+    :param app: as for :func:`capture_broadcasts`; likewise ``parts`` and ``to``.
+    :raises AssertionError: if there were messages, which the error lists, at the end of the block.
     """
     __tracebackhide__ = True
     with capture_broadcasts(app, *parts, to=to) as broadcasts:
@@ -327,14 +326,14 @@ def _apps_of(app: Flask | Turbo) -> list[Flask]:
 
 
 class _Capture(Sender):
-    """Sends what an application publishes, and notes it for each capture that is open.
+    """Sends messages of an application, and records each message for all open captures.
 
-    If other processes share the broker, one in memory takes its place. Refreshes are sent at once,
-    each of them: no test waits for another one's.
+    If other processes share the broker, a memory broker replaces it. Each refresh is sent at once,
+    so that no test waits for a combined one.
     """
 
     combines = False
-    _lock = Lock()  # guards which captures there are, and their listeners
+    _lock = Lock()  # guards each publisher's _sender, and the lists of captures
 
     def __init__(self, replaced: Sender) -> None:
         broker = replaced.broker
@@ -392,21 +391,21 @@ def assert_turbo_stream(
     count: int | None = None,
     text: str | re.Pattern[str] | None = None,
 ) -> list[StreamAction]:
-    """See that there is a stream element of some kind; else say which there are.
+    """Assert that there is a matching stream element; the error lists the elements found.
 
     ::
 
         assert_turbo_stream(response, action="append", target="todos", text="Milk")
 
-    :param streams: an answer, which has to have the type of streams; or broadcasts; or markup.
-    :param action: ``append``, say.
-    :param target: id of the element that it is for.
-    :param targets: CSS selector of those that it is for.
-    :param count: exactly how many such elements there are, 0 for none; by default at least one.
-    :param text: found in the text of its content, in which blanks and line ends are single blanks;
-        or a pattern.
-    :returns: the elements that are of that kind.
-    :raises AssertionError: when there is none, or not as many.
+    :param streams: response with the MIME type of streams, or broadcasts, or markup.
+    :param action: action, such as ``append``.
+    :param target: id of the target.
+    :param targets: CSS selector of the targets.
+    :param count: exact number of matching elements, 0 for none; by default at least one.
+    :param text: string or pattern to find in the text of the content, whose whitespace is
+        collapsed to single blanks.
+    :returns: matching elements.
+    :raises AssertionError: if the number of matching elements is another.
     """
     __tracebackhide__ = True
     actions = _actions_of(streams)

@@ -1,20 +1,19 @@
-"""Which turbo.js a page loads.
+"""Selection of the turbo.js that a page loads.
 
-The first of these that there is:
+The first available source is used:
 
 1. ``turbo(url=…)`` in the template,
 2. ``TURBO_JS_URL`` of the application, for all its pages,
-3. the CDN, for ``turbo(version=…)`` with a version that is not ours; without a hash, as we know
-   none of it, and with ``version=None`` the newest,
-4. the copy in the installed package, which wheels carry, from the application itself,
+3. the CDN, if ``turbo(version=…)`` names another version than the package's, or None for the
+   newest; the browser checks no hash, since none is known,
+4. the copy in the installed package, which wheels contain, served by the application,
 5. the CDN with the version pinned and the hash that the browser checks (W3C Subresource Integrity).
 
-All but the first two are the UMD build: of turbo.js' two builds the one that sets ``window.Turbo``
-in a classic script.
+The last three are the UMD build, which sets ``window.Turbo`` in a classic script.
 
-Differences from Turbo-Flask: a copy of our own comes before the CDN; what stands in an attribute is
-escaped; a falsy ``version`` other than None, as an undefined variable of a template
-(``{{ turbo(app) }}`` was a frequent mistake), means ours.
+Differences from Turbo-Flask: the installed copy comes before the CDN. Attributes are escaped. A
+falsy ``version`` other than None means the package's version: ``{{ turbo(app) }}`` was a frequent
+mistake, and passes an undefined variable.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ logger = logging.getLogger("flask_sockets2.turbo")
 CDN = "https://cdn.jsdelivr.net/npm"
 
 PREFIX = "/_flask_sockets2/"
-"""Where the application serves this package's files, each under its :func:`hashed_name`."""
+"""Path below which the application serves this package's files, by :func:`hashed_name`."""
 
 _WARNED = "flask_sockets2.turbo.warned_of_cdn"  # in app.extensions
 
@@ -56,15 +55,15 @@ def library_tag(
 ) -> Markup:
     """Return the script element that loads turbo.js.
 
-    :param version: of turbo.js on the CDN; None = the newest.
-    :param url: of another copy.
-    :param nonce: of the page's Content-Security-Policy.
-    :param module: ``type="module"``, as Turbo-Flask's where there is no connection; such a script
-        runs after the page has been read.
-    :raises TypeError: when the version is neither a text nor None.
+    :param version: version of turbo.js on the CDN, None for the newest.
+    :param url: URL of another copy.
+    :param nonce: nonce of the page's Content-Security-Policy.
+    :param module: whether to add ``type="module"``, as Turbo-Flask does without a connection; the
+        script then runs after the page is parsed.
+    :raises TypeError: if the version is neither a string nor None.
     """
     url, integrity = _source(app, version, url)
-    # Turbo runs the scripts of an error page, and those in a body, at each visit: a second Turbo.
+    # Turbo runs scripts of error pages and bodies at each visit, which would start a second Turbo.
     tag = Markup('<script type="module"' if module else '<script data-turbo-eval="false"')
     tag += Markup(' src="{}"').format(url)
     if integrity:
@@ -75,7 +74,7 @@ def library_tag(
 
 
 def _source(app: Flask, version: str | None, url: str | None) -> tuple[str, str]:
-    """The URL to load, and the hash that the browser shall check, possibly empty."""
+    """Return the URL to load, and the hash that the browser checks, empty for no check."""
     url = url or read(TurboSettings, app.config).js_url
     if url:
         return url, ""
@@ -97,7 +96,7 @@ def _source(app: Flask, version: str | None, url: str | None) -> tuple[str, str]
 
 
 def _warn_of_cdn(app: Flask) -> None:
-    """Say once what the pages of an application depend on for want of a copy of turbo.js."""
+    """Warn once per application that pages load turbo.js from the CDN, for lack of a copy."""
     if _WARNED in app.extensions:
         return
     app.extensions[_WARNED] = True
@@ -114,29 +113,29 @@ def _cdn_url(version: str) -> str:
 
 
 def vendored_path() -> Path | None:
-    """Return the copy of turbo.js in the installed package, None where it was built without."""
+    """Return the path of turbo.js in the installed package, None if there is no copy."""
     return _VENDORED if _VENDORED.is_file() else None
 
 
 @cache
 def hashed_name(path: Path) -> str:
-    """Return the name under which a file is served: another content, another name.
+    """Return the name under which a file is served, which changes with the file's content.
 
-    The file is read once in a process.
+    Each process reads the file once.
 
-    :param path: of a file of this package.
-    :returns: ``turbo.es2017-umd-0123456789abcdef.js``, say.
-    :raises OSError: when it cannot be read.
+    :param path: path of a file of this package.
+    :returns: name, such as ``turbo.es2017-umd-0123456789abcdef.js``.
+    :raises OSError: if the file cannot be read.
     """
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return f"{path.stem}-{digest[:16]}{path.suffix}"
 
 
 def local_url(app: Flask, name: str) -> str:
-    """Return the path in this application's URL of a file that it serves below ``PREFIX``.
+    """Return the URL path of a file that the application serves below ``PREFIX``.
 
-    In a request it holds the prefix that the application is mounted at (``SCRIPT_NAME``), else
-    ``APPLICATION_ROOT``.
+    In a request the path begins with the prefix that the application is mounted at
+    (``SCRIPT_NAME``), else with ``APPLICATION_ROOT``.
     """
     if has_request_context():
         root = request.script_root
