@@ -26,7 +26,7 @@ __all__ = ["Audience", "Channel", "Entry"]
 class Entry:
     """One outlet's subscription to one channel.
 
-    :ivar identity: the user that this subscription makes present on the channel, None for nobody.
+    :ivar identity: the user that this subscription makes present on the channel, or None.
     """
 
     __slots__ = ("channel", "encoding", "identity")
@@ -61,7 +61,7 @@ class Audience:
         return not self.groups and not self.held
 
     def admit(self, outlet: Outlet, encoding: Encoding) -> None:
-        """Give an outlet all further messages, and hold it no longer."""
+        """Send all further messages to an outlet at once, and stop holding it."""
         self._release(outlet)
         self.groups.setdefault(encoding, {})[outlet] = None
 
