@@ -49,8 +49,8 @@ logger = logging.getLogger("flask_sockets2.channels")
 ALL = object()
 """In place of a position: replay the whole history."""
 
-_PENDING = 65536  # bytes of messages of one turn; above, the publisher writes them itself
-_FLOOD = 2**20  # bytes of pending messages; above, a publisher in another thread waits
+_PENDING = 65536  # pending bytes of a hub; above, a publisher in its thread writes them itself
+_FLOOD = 2**20  # pending bytes of a hub; above, a publisher in another thread waits
 # Seconds after an interruption when presence is sent again. By the second time, a process whose
 # lease (brokers/leases.py) ended has either renewed its presence or is known to be dead.
 _ROLL_CALLS = (0.5, 10.0)
@@ -264,10 +264,9 @@ class Fanout:
     ) -> None:
         """Call a function for each message of a control channel, which no client can subscribe to.
 
-        :param listener: function that takes the message; called in the thread in which the broker
-            delivers, must not wait.
+        :param listener: function called in the thread that delivers; must not wait.
         :param clock: the caller's hub or selector thread.
-        :param missed: function called, as the listener, if messages were lost; None if all messages
+        :param missed: function called in the same way if messages were lost; None if all messages
             of the channel are transient.
         :raises BrokerError: if the broker cannot be reached; the function is not called then.
         """
