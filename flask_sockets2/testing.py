@@ -9,7 +9,7 @@ code as in production::
             ws.send("hello")
             assert ws.receive() == "hello"
 
-With pytest, use the fixture ``sockets_client`` and define ``app``, which returns the application.
+With pytest, use the fixture ``sockets_client`` and a fixture ``app`` that returns your application.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class _Call:
         overrides = options.setdefault("environ_overrides", {})
         overrides.update({"werkzeug.socket": self._far_end, RAISE: True})
         options.setdefault("multithread", True)
-        options.setdefault("buffered", True)  # closes the response
+        options.setdefault("buffered", True)  # so that the response is closed
         self._arguments = (client, path, options)
         self._thread = threading.Thread(target=self._run, name=f"handler of {path}", daemon=True)
         self._thread.start()

@@ -43,8 +43,8 @@ logger = logging.getLogger("flask_sockets2.sockets")
 
 _LATER = 5.0  # seconds of Retry-After if a quota is full
 _ORDERS = 1000  # orders remembered for guests that are connecting
-# If orders were lost, all users must reconnect: so many guests a second, so that they do not
-# reconnect at once, but all within so many seconds, since one of them may be disconnected.
+# If orders were lost, all users must reconnect. _PACE guests are ended a second, to spread the
+# reconnects, but all within _LONGEST seconds: a lost order may have been for one of them.
 _PACE = 100
 _LONGEST = 30.0
 
@@ -205,7 +205,7 @@ class Admission:
         """Check the quotas and count a guest in one step, so that two cannot take the last place.
 
         :param here: :attr:`connections` or :attr:`streams`.
-        :param clock: the hub or selector thread that may close it; None if the guest is not
+        :param clock: the hub or selector thread that may close the guest; None if the guest is not
             :attr:`~Guest.remarkable`.
         :param close: function called there with code and reason; returns False if too early.
         :raises HandshakeError: if a quota is full, or the user was disconnected meanwhile.
@@ -237,7 +237,7 @@ class Admission:
             ages.add(guest, guest.max_age)
 
     def leave(self, here: set[Any], one: Any, *, works: bool = False) -> bool:
-        """Stop counting a connection or stream; a second call does nothing.
+        """Stop counting a connection or stream; can be repeated.
 
         :param works: whether a greenlet or thread still works for a stream without a client. If so,
             the stream counts for ``max_connections`` until a call without ``works``.

@@ -61,7 +61,7 @@ class Audience:
         return not self.groups and not self.held
 
     def admit(self, outlet: Outlet, encoding: Encoding) -> None:
-        """Send all further messages to an outlet at once, and stop holding it."""
+        """Send new messages to an outlet as they arrive, and stop holding them."""
         self._release(outlet)
         self.groups.setdefault(encoding, {})[outlet] = None
 
@@ -80,7 +80,7 @@ class Audience:
             held.leave()
 
     def seal(self) -> None:
-        """Hand the pending messages to the present subscribers."""
+        """Turn the pending messages into batches for the present subscribers."""
         messages = self.pending
         if not messages:
             return

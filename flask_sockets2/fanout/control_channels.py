@@ -1,7 +1,7 @@
 """Channels for messages between processes, to which no client can subscribe.
 
-A message on such a channel, for example an order to disconnect a user, goes to a function and not
-to a client. The function may log. So do not call these methods under a lock between native threads.
+A message on a control channel, for example an order to disconnect a user, goes to a function. The
+function may log. So do not call these methods under a lock between native threads.
 """
 
 from __future__ import annotations

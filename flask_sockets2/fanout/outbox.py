@@ -61,7 +61,7 @@ class OutletOwner(Protocol):
 
 
 class Observer:
-    """Callbacks for lost messages, slow clients and broker reconnects; these do nothing."""
+    """Callbacks for lost messages, slow clients and broker reconnects; the defaults do nothing."""
 
     def gap(self, channel: str) -> None:
         """Clients of a channel are told that messages were lost."""

@@ -29,7 +29,7 @@ class RollCall:
 
     def __init__(self, delay: float, call: Callable[[str], None]) -> None:
         self._call = call
-        self._lock = native_lock()  # guards what follows
+        self._lock = native_lock()  # guards the next three lines
         self._waiting: dict[str, None] = {}
         self._failures = 0  # in a row
         self._scheduled = self._closed = False

@@ -76,8 +76,8 @@ def parse_header(data: bytes | bytearray, position: int, end: int) -> tuple[int,
     :param data: the stream; :param position: start of the frame; :param end: end of the stream,
         at least two bytes behind the start.
     :returns: ``(start, size)``: start of the payload and its announced length in bytes; None if the
-        length is incomplete. The masking key is the four bytes before ``start``, which may not have
-        arrived yet, so that a length can be refused at once. The size is -1 if the length is
+        length is incomplete. The masking key is the four bytes before ``start``. The key may not
+        have arrived yet, since a length can be refused without it. The size is -1 if the length is
         encoded in more bytes than necessary, or has its highest bit set (§5.2).
     """
     size = data[position + 1] & 0x7F

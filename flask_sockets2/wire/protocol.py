@@ -23,7 +23,7 @@ Differences from ``ServerProtocol`` alone, on purpose:
 * text that is not UTF-8 fails the connection at the first invalid fragment; ``ServerProtocol``
   leaves this check to the caller;
 * a length in more bytes than necessary, or with its highest bit set, is 1002 (§5.2), unless we wait
-  for the answer to our close frame; ``ServerProtocol`` accepts such a length.
+  for the answer to our close frame; ``ServerProtocol`` accepts this length.
 """
 
 from __future__ import annotations
