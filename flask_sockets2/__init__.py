@@ -1,7 +1,7 @@
 """Server push for Flask: WebSocket routes that run on every server.
 
-Importing this package imports neither gevent nor gunicorn: what needs them is imported when it is
-asked for (PEP 562).
+Importing this package imports neither gevent nor gunicorn. The classes that need them are imported
+on first access (PEP 562).
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""What this package raises.
+"""Exceptions that this package raises.
 
 ::
 
     OSError
-    ├── WebSocketError             anything that went wrong with one WebSocket
-    │   ├── ConnectionClosed       it is over: send(), and a second receive() after the end
-    │   └── HandshakeError         the opening handshake cannot be accepted; has the HTTP status
-    │       └── WebSocketRejected  the test client was answered with HTTP instead
+    ├── WebSocketError             an error of one WebSocket
+    │   ├── ConnectionClosed       send(), or a second receive(), after the connection has ended
+    │   └── HandshakeError         the opening handshake is refused, with an HTTP status
+    │       └── WebSocketRejected  the test client received an HTTP response instead of a WebSocket
     └── BrokerError                the broker cannot be used or reached
 
 ``WebSocketError`` is an :class:`OSError`, as gevent-websocket's is, so that programs written for
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 
 class WebSocketError(OSError):
-    """Something went wrong with one WebSocket; other connections are not touched."""
+    """An error of one WebSocket; other connections are not affected."""
 
 
 class ConnectionClosed(WebSocketError):
-    """The connection has ended, so that nothing more can be sent or received.
+    """The connection has ended, so that no more messages can be sent or received.
 
     :param connection: the connection that ended; a handler can tell its own from another's.
-    :param code: close code (RFC 6455 §7.4), 1006 where the peer vanished, None where it is not
-        known yet.
+    :param code: close code (RFC 6455 §7.4); 1006 if the connection was lost, None if the code is
+        not known yet.
     :param reason: close reason, possibly empty.
     """
 
-    #: Whether it was open until its handler had returned, which closed it.
+    #: Whether the connection was closed because its handler returned.
     handler_returned = False
 
     def __init__(self, connection: object, code: int | None, reason: str) -> None:
@@ -56,9 +56,9 @@ class ConnectionClosed(WebSocketError):
 class HandshakeError(WebSocketError):
     """The opening handshake cannot be accepted.
 
-    :param status: HTTP status to answer with.
-    :param description: what was expected, what came, and the remedy.
-    :param headers: further header fields of that answer.
+    :param status: HTTP status of the response.
+    :param description: text that names the error and the remedy.
+    :param headers: further header fields of the response.
     """
 
     def __init__(
@@ -74,9 +74,9 @@ class HandshakeError(WebSocketError):
 
 
 class WebSocketRejected(HandshakeError):
-    """A WebSocket asked for in a test was answered with ordinary HTTP.
+    """The test client asked for a WebSocket and received an ordinary HTTP response.
 
-    :param response: that answer, a :class:`werkzeug.test.TestResponse`.
+    :param response: the response, a :class:`werkzeug.test.TestResponse`.
     """
 
     def __init__(self, response: TestResponse) -> None:
@@ -87,9 +87,9 @@ class WebSocketRejected(HandshakeError):
 class BrokerError(OSError):
     """The broker cannot be used or reached; connections stay open.
 
-    After a ``publish`` it is not always known whether the message was published.
+    If ``publish`` raises this error, the message may have been published all the same.
 
-    :param description: what was expected, what came, and the remedy; never a password.
+    :param description: text that names the error and the remedy; never a password.
     """
 
     def __init__(self, description: str) -> None:

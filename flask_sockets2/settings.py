@@ -1,4 +1,4 @@
-"""Settings of ``app.config``, a row each: its key, its default, what it must be and what it does.
+"""Settings of ``app.config``: key, default, check and meaning of each, written once.
 
 The settings that a folder reads together are the fields of a frozen dataclass::
 
@@ -8,8 +8,8 @@ The settings that a folder reads together are the fields of a frozen dataclass::
 
     seconds = read(Settings, app.config).heartbeat
 
-The docstring of the class has a sentence for each, as ``:param heartbeat:``. ``docs/settings.rst``
-is written from them and from the rows, by ``tests/settings_page.py``.
+The docstring of the class has a sentence for each setting, as ``:param heartbeat:``. From these
+sentences and the rows, ``tests/settings_page.py`` writes ``docs/settings.rst``.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from typing import Any, NamedTuple, TypeVar
 T = TypeVar("T")
 
 LONGEST = 10**9
-"""Seconds, some thirty years: the system's calls cannot wait for much longer."""
+"""Seconds, some thirty years: system calls cannot wait for much longer."""
 
-_MOST = 2**53  # up to it whole numbers are exact in JSON, in Lua and as floats
-_SECRETIVE = ("://", "@")  # in what may be the URL of a server, with a password
+_MOST = 2**53  # up to here whole numbers are exact in JSON, in Lua and as floats
+_SECRETIVE = ("://", "@")  # signs of a server's URL, which may hold a password
 _IN_JSON = {"true": "true", "false": "false", "none": "null"}
 
 
 def is_number(value: object, *, whole: bool = False) -> bool:
-    """Tell whether a value can be calculated with: no bool, not NaN, and neither it nor one divided
-    by it is infinite.
+    """Tell whether a value is a usable number: no bool, not NaN, not infinite, and not so small
+    that dividing by it gives infinity.
 
-    :param whole: fractions and floats do not count.
+    :param whole: whether the value must be an ``int``.
     """
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
         return False
@@ -42,17 +42,17 @@ def is_number(value: object, *, whole: bool = False) -> bool:
 
 
 def shown(value: object) -> str:
-    """Return a value as an error may show it; of a long one, or one like a URL, the type alone."""
+    """Return a value's text for an error; only the type of a long value or one like a URL."""
     text = repr(value)
     hidden = len(text) > 100 or any(each in text for each in _SECRETIVE)
     return type(value).__name__ if hidden else text
 
 
-# -- what a value must be --------------------------------------------------------------------------
+# -- kinds of values -------------------------------------------------------------------------------
 
 
 class Kind(NamedTuple):
-    """What a value must be: its unit, the words for an error, and what tells whether it fits."""
+    """A kind of values: their unit, the words for an error, and a check of a value."""
 
     unit: str
     words: str
@@ -62,7 +62,7 @@ class Kind(NamedTuple):
 def number(
     unit: str, least: float | None = None, most: float = _MOST, *, whole: bool = False
 ) -> Kind:
-    """Return the kind of a number, above 0 unless it has another least value."""
+    """Return the kind of a number, above 0 unless ``least`` is given."""
 
     def fits(value: Any) -> bool:
         enough = is_number(value, whole=whole) and (value > 0 if least is None else value >= least)
@@ -73,13 +73,13 @@ def number(
 
 
 def text(unit: str, words: str, pattern: str) -> Kind:
-    """Return the kind of a text that matches a pattern as a whole."""
+    """Return the kind of a text that fully matches a pattern."""
     full = re.compile(pattern).fullmatch
     return Kind(unit, words, lambda value: isinstance(value, str) and full(value) is not None)
 
 
 def or_none(kind: Kind) -> Kind:
-    """Return the kind that takes None as well."""
+    """Return a kind that accepts None as well."""
     rest = ", or None" if "," in kind.words else " or None"
     return Kind(kind.unit, kind.words + rest, lambda value: value is None or kind.fits(value))
 
@@ -101,24 +101,24 @@ ROUTE = or_none(
 
 
 class Setting(NamedTuple):
-    """A row: one key of ``app.config``, its default, and what it must be."""
+    """A row: one key of ``app.config``, its default, and the kind of its values."""
 
     key: str
     default: Any
     kind: Kind
 
     def of(self, config: Mapping[str, Any]) -> Any:
-        """Return the value that an application has set, else the default.
+        """Return the value that an application has set, or else the default.
 
-        :raises ValueError: if the value is not what it must be, naming the key.
+        :raises ValueError: if the value is invalid, naming the key.
         """
         return self.check(config[self.key]) if self.key in config else self.default
 
     def check(self, value: Any, called: str = "") -> Any:
-        """Return a value if it is what it must be.
+        """Return a value if it is valid.
 
-        :param called: what the user calls the setting, if not by its key.
-        :raises ValueError: if it is not, naming the setting.
+        :param called: the user's name for the setting, if not its key.
+        :raises ValueError: if the value is invalid, naming the setting.
         """
         if self.kind.fits(value):
             return value
@@ -135,7 +135,7 @@ ROWS: dict[str, Setting] = {}
 
 
 def setting(key: str, default: T, kind: Kind) -> T:
-    """Return the field of a dataclass for a setting."""
+    """Return the dataclass field for a setting, and register its row."""
     row = ROWS[key] = Setting(key, default, kind)
     return field(default=default, metadata={"row": row})
 
@@ -154,11 +154,11 @@ def _defaults(group: Callable[..., Any]) -> Any:
 def read(
     group: Callable[..., T], config: Mapping[str, Any], given: Mapping[str, Any] | None = None
 ) -> T:
-    """Return settings that are read together: those given, else the application's.
+    """Return the settings of a dataclass, with the application's values or else the defaults.
 
-    :param group: the dataclass with them.
-    :param given: checked values, which count instead of the application's.
-    :raises ValueError: if a value is not what it must be, naming its key.
+    :param group: the dataclass of the settings.
+    :param given: checked values that override the application's.
+    :raises ValueError: if a value is invalid, naming its key.
     """
     rows = rows_of(group).items()
     values = {name: row.check(config[row.key]) for name, row in rows if row.key in config}

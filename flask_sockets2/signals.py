@@ -1,4 +1,4 @@
-"""Signals (blinker's): what an application may want to act on or to count.
+"""Blinker signals for connections, streams, slow clients and lost messages.
 
 ::
 
@@ -8,12 +8,12 @@
     def note(app, connection, **extra):
         app.logger.warning("%s does not keep up", connection.path)
 
-The sender is the application. Receivers run between the messages of all connections, in whatever
-thread or greenlet it happens, so they must not wait for anything. At ``connection_closed`` the
-environ of a connection that has outlived its request holds ``PATH_INFO`` only.
+The sender is the application. A receiver runs in the thread or greenlet of the event, between the
+messages of all connections, so receivers must not wait. At ``connection_closed`` the environ of a
+connection that has outlived its request holds ``PATH_INFO`` only.
 
-What a receiver raises is logged, since nobody is there to take it; only that of
-``connection_opened`` ends the request, as any error before its handler.
+If a receiver raises an exception, it is logged, since no caller could handle the exception. Only in
+a receiver of ``connection_opened``, an exception ends the request, as any error before the handler.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ broker_reconnected = _signals.signal(
 
 
 def tell(signal: NamedSignal, sender: Any, **what: Any) -> None:
-    """Send a signal from where an exception of a receiver would break what is under way."""
+    """Send a signal, and log a receiver's exception so that the caller can continue."""
     try:
         signal.send(sender, **what)
     except Exception:

@@ -1,4 +1,4 @@
-"""What is counted, by route and by channel prefix, in this process."""
+"""Counters of this process, by route and by channel prefix."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LIMITS = (
     "max_handshake_rate",
     "max_handshake_rate_per_address",
 )
-"""What a request for a connection may be refused by; settings without their prefix."""
+"""Limits that may refuse a request for a connection; settings without their prefix."""
 
 _MOST_PREFIXES = 100
 _OTHER = "other"
@@ -25,13 +25,13 @@ _OTHER = "other"
 class RouteCounters:
     """Counts of one route.
 
-    :ivar opened: connections accepted, ever.
-    :ivar closed: of them, those that have ended.
+    :ivar opened: connections accepted so far.
+    :ivar closed: accepted connections that have ended.
     :ivar messages_in: messages from clients.
-    :ivar messages_out: messages sent by handlers; those of channels are counted there.
-    :ivar bytes_in: bytes from clients, frames and all.
+    :ivar messages_out: messages sent by handlers; messages of channels are counted by channel.
+    :ivar bytes_in: bytes from clients, including frame headers.
     :ivar bytes_out: bytes of the frames of ``messages_out``.
-    :ivar slowed: times that a client had to wait, sending more than ``max_message_rate``.
+    :ivar slowed: times that a client had to wait because it exceeded ``max_message_rate``.
     """
 
     opened: int = 0
@@ -48,15 +48,15 @@ class ChannelCounters:
     """Counts of the channels with one prefix.
 
     :ivar published: messages published by this process.
-    :ivar publish_errors: messages that it could not publish, whether that was raised or logged.
-    :ivar delivered: messages for connections, one for each client; also those that turn out to be
-        dropped or coalesced.
-    :ivar bytes_out: bytes of those.
-    :ivar dropped: messages that a slow client was not sent, by the policy ``drop_oldest``.
-    :ivar coalesced: messages that a newer one with the same key took the place of.
-    :ivar slow_disconnects: clients closed with 1013 since they were too slow.
+    :ivar publish_errors: messages that could not be published; the error was raised or logged.
+    :ivar delivered: messages for clients, counted once for each client, even if they are dropped
+        or coalesced later.
+    :ivar bytes_out: bytes of the delivered messages.
+    :ivar dropped: messages not sent to a slow client, by the policy ``drop_oldest``.
+    :ivar coalesced: messages replaced by a newer one with the same key.
+    :ivar slow_disconnects: clients closed with 1013 because they were too slow.
     :ivar replays: subscriptions that began with messages of the history.
-    :ivar replayed: messages of the history that were sent so.
+    :ivar replayed: messages of the history that were sent to these subscriptions.
     :ivar gaps: times that a client was told of lost messages.
     """
 
@@ -79,14 +79,14 @@ class Counters:
     routes: dict[str, RouteCounters] = field(default_factory=dict)
     channels: dict[str, ChannelCounters] = field(default_factory=dict)
     broker_reconnects: int = 0
-    #: Event streams, ever, and of them those that have ended.
+    #: Event streams opened so far, and event streams that have ended.
     streams_opened: int = 0
     streams_closed: int = 0
-    #: Requests for a connection that were refused, by the limit that did.
+    #: Refused requests for a connection, by the limit that was reached.
     refused: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LIMITS, 0))
     #: Connections ended by :meth:`~flask_sockets2.Sockets.disconnect`.
     disconnected: int = 0
-    #: Connections that were evicted, since all of them together held too much.
+    #: Connections evicted because all connections together held too many bytes.
     evicted: int = 0
 
     def of_route(self, rule: str) -> RouteCounters:
@@ -95,10 +95,10 @@ class Counters:
         return counters or self.routes.setdefault(rule, RouteCounters())
 
     def of_channel(self, name: str) -> ChannelCounters:
-        """Return the counts of a channel's prefix: what stands before the first colon.
+        """Return the counts of a channel's prefix, the part before the first colon.
 
-        Names come from the application's users as well, so there is a limit to how many prefixes
-        are told apart.
+        Users may choose channel names, so the number of prefixes is limited. If there are more, the
+        others are counted together.
         """
         prefix = name.partition(":")[0]
         counters = self.channels.get(prefix)
@@ -109,7 +109,7 @@ class Counters:
         return counters
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all counts by name; routes and prefixes by theirs."""
+        """Return all counts by name, with a dictionary for each route and channel prefix."""
         return {
             "routes": {rule: _as_dict(counters) for rule, counters in self.routes.items()},
             "channels": {prefix: _as_dict(c) for prefix, c in self.channels.items()},

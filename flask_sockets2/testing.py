@@ -1,7 +1,7 @@
 """Test WebSocket routes without a server and without a port.
 
-The handler runs in a thread of its own; a socket pair stands for the network, so that what a test
-sees has passed through the same code as in production::
+The handler runs in a thread of its own. A socket pair replaces the network, so a test runs the same
+code as in production::
 
     def test_echo():
         client = sockets.test_client(app)
@@ -9,7 +9,7 @@ sees has passed through the same code as in production::
             ws.send("hello")
             assert ws.receive() == "hello"
 
-pytest finds the fixture ``sockets_client``; a fixture ``app`` must return the application.
+With pytest, use the fixture ``sockets_client`` and a fixture ``app`` that returns your application.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ from .servers.takeover import RAISE
 __all__ = ["SocketsClient", "WebSocketSession"]
 
 DEADLINE = 5.0
-"""Seconds that a test waits where it does not say how long."""
+"""Default timeout in seconds."""
 
 
 class SocketsClient:
-    """Opens WebSockets of an application.
+    """A test client that opens WebSockets of an application.
 
-    :param app: the application, or a client of its ``test_client()``, whose cookies are shared: a
-        login there counts here.
+    :param app: the application, or a client of its ``test_client()`` to share cookies with. If you
+        log in with that client, the WebSockets are logged in, too.
     """
 
     def __init__(self, app: Flask | FlaskClient) -> None:
-        #: The Flask test client that the cookies are shared with.
+        #: The Flask test client that shares its cookies.
         self.http: FlaskClient = app.test_client() if isinstance(app, Flask) else app
 
     def connect(
@@ -71,14 +71,14 @@ class SocketsClient:
 
         :param path: path of the route, with its query string.
         :param headers: further header fields of the request.
-        :param subprotocols: what the client offers, in its order of preference.
-        :param origin: origin of the page that asks; None for no browser.
-        :param compression: offer permessage-deflate.
-        :param timeout: seconds for the application to answer.
-        :param options: of :class:`werkzeug.test.EnvironBuilder`, as ``environ_base``.
-        :raises WebSocketRejected: when the application answers with HTTP; its ``response`` says
-            how.
-        :raises TimeoutError: when it does not answer.
+        :param subprotocols: subprotocols to offer, in order of preference.
+        :param origin: origin of the page; None for a client that is not a browser.
+        :param compression: whether to offer permessage-deflate.
+        :param timeout: seconds to wait for the application's response.
+        :param options: arguments of :class:`werkzeug.test.EnvironBuilder`, as ``environ_base``.
+        :raises WebSocketRejected: if the application sends an ordinary HTTP response, which is the
+            exception's ``response``.
+        :raises TimeoutError: if the application does not respond in time.
         """
         fields = Headers(list(headers.items()) if isinstance(headers, Mapping) else list(headers))
         fields["Connection"], fields["Upgrade"] = "Upgrade", "websocket"
@@ -101,13 +101,13 @@ class SocketsClient:
         call = _Call(self.http, path, {"headers": fields, **options})
         response = call.head(monotonic() + timeout)
         protocol.extensions = protocol.process_extensions(response)
-        # No bound for what is unread: behind it stands the close frame that close() waits for.
+        # The receive queue is unbounded, or close() might never reach the close frame behind it.
         connection = WireConnection(call.socket, protocol, max_queue=None)
         return WebSocketSession(call, connection, response)
 
 
 class _Call:
-    """The application at work on one request, in a thread of its own."""
+    """Runs the application for one request, in a thread of its own."""
 
     def __init__(self, client: FlaskClient, path: str, options: dict[str, Any]) -> None:
         self.socket, self._far_end = socket.socketpair()
@@ -116,7 +116,7 @@ class _Call:
         overrides = options.setdefault("environ_overrides", {})
         overrides.update({"werkzeug.socket": self._far_end, RAISE: True})
         options.setdefault("multithread", True)
-        options.setdefault("buffered", True)  # else nobody closes the response
+        options.setdefault("buffered", True)  # so that the response is closed
         self._arguments = (client, path, options)
         self._thread = threading.Thread(target=self._run, name=f"handler of {path}", daemon=True)
         self._thread.start()
@@ -151,7 +151,7 @@ class _Call:
         return WireHeaders([(n, v.strip()) for n, _, v in (line.partition(":") for line in lines)])
 
     def join(self, deadline: float) -> None:
-        """Wait for the handler to end, and raise what it raised."""
+        """Wait for the handler to return, and raise its exception."""
         self._thread.join(max(0.0, deadline - monotonic()))
         if self._thread.is_alive():
             raise TimeoutError(
@@ -163,7 +163,7 @@ class _Call:
 
 
 class WebSocketSession:
-    """One WebSocket as its client sees it; a context manager that closes it.
+    """The client's end of a WebSocket; as a context manager, closes the connection.
 
     :ivar headers: header fields of the 101 response.
     """
@@ -185,18 +185,18 @@ class WebSocketSession:
 
     @property
     def close_code(self) -> int | None:
-        """Close code that came from the application, 1006 when it vanished, None before."""
+        """Close code from the application; 1006 if the connection was lost, None before."""
         return self._connection.protocol.close_code
 
     @property
     def close_reason(self) -> str | None:
-        """Close reason that came with it."""
+        """Close reason from the application, None before."""
         return self._connection.protocol.close_reason
 
     def send(self, message: str | bytes) -> None:
         """Send one message.
 
-        :raises ConnectionClosed: when the connection has ended.
+        :raises ConnectionClosed: if the connection has ended.
         """
         try:
             self._connection.send(message)
@@ -206,7 +206,7 @@ class WebSocketSession:
     def receive(self, timeout: float = DEADLINE) -> str | bytes | None:
         """Return the next message, ``str`` or ``bytes``, or None once the connection has ended.
 
-        :raises TimeoutError: when none came in time.
+        :raises TimeoutError: if no message arrives in time.
         """
         try:
             return self._connection.recv(timeout)
@@ -218,11 +218,11 @@ class WebSocketSession:
         return iter(self.receive, None)
 
     def ping(self, payload: bytes = b"", timeout: float = DEADLINE) -> bool:
-        """Send a ping and tell whether its pong came in time."""
+        """Send a ping and return whether its pong arrived in time."""
         return self._connection.ping(payload or os.urandom(4)).wait(timeout)
 
     def close(self, code: int = 1000, reason: str = "", timeout: float = DEADLINE) -> None:
-        """Close the connection, wait for the handler to end and raise what it raised."""
+        """Close the connection, wait for the handler to return and raise its exception."""
         try:
             self._connection.close(code, reason)
             self._call.join(monotonic() + timeout)
@@ -244,5 +244,5 @@ class WebSocketSession:
         if error is None:
             self.close()
             return
-        self._connection.close()  # the test has failed already: say nothing over it
+        self._connection.close()  # the test has failed already: do not hide its error
         self._call.socket.close()

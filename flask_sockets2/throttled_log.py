@@ -1,4 +1,4 @@
-"""A log that no flood fills."""
+"""A rate-limited log, which a flood of events cannot fill."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["ThrottledLog"]
 
 
 class ThrottledLog:
-    """Logs each kind of line once a second at most, and how many were left out since.
+    """Logs each kind of line once a second at most, with the number of lines left out since.
 
-    :param logger: where to.
+    :param logger: the logger to write to.
 
     Any thread may log.
     """
@@ -22,30 +22,30 @@ class ThrottledLog:
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
         self._kinds: dict[str, tuple[float, int]] = {}  # when logged last, and left out since
-        self._lock = Lock()  # guards them
+        self._lock = Lock()  # guards _kinds
 
     def info(self, kind: str, message: str, *args: object) -> None:
-        """Log for information, or count the line; :param kind: of few there are."""
+        """Log for information, or count the line; see :meth:`warning`."""
         self._write(logging.INFO, kind, message, args)
 
     def failure(
         self, kind: str, message: str, *args: object, extra: Mapping[str, object] | None = None
     ) -> None:
-        """Log an error without a traceback, or count it; takes what :meth:`warning` does."""
+        """Log an error without a traceback, or count the line; see :meth:`warning`."""
         self._write(logging.ERROR, kind, message, args, extra=extra)
 
     def warning(
         self, kind: str, message: str, *args: object, extra: Mapping[str, object] | None = None
     ) -> None:
-        """Log a warning, or count it.
+        """Log a warning, or count the line if its kind was logged within the last second.
 
-        :param kind: of few there are.
-        :param extra: fields of the line.
+        :param kind: name of the kind; use few names, since all are stored.
+        :param extra: further fields of the log record.
         """
         self._write(logging.WARNING, kind, message, args, extra=extra)
 
     def error(self, message: str, *args: object, error: BaseException) -> None:
-        """Log an error with its traceback, or count it; by message and type of exception."""
+        """Log an error with its traceback, or count the line; the kind is message and type."""
         kind = f"{type(error).__qualname__}: {message}"
         self._write(logging.ERROR, kind, message, args, exc_info=error)
 

@@ -11,12 +11,12 @@ from collections import OrderedDict
 
 __all__ = ["Buckets", "TokenBucket"]
 
-_MOST = 10_000  # keys that are remembered; a flood from more of them is left to the total limit
-_ALMOST = 1e-9  # what sums of floating-point numbers may lack
+_MOST = 10_000  # keys stored; if a flood has more keys, only the total limit stops it
+_ALMOST = 1e-9  # rounding error of floating-point sums
 
 
 class TokenBucket:
-    """Tokens for what may happen ``rate`` times a second.
+    """Limits an event to ``rate`` times a second.
 
     :param rate: tokens a second, above 0.
     :param now: the time.
@@ -26,7 +26,7 @@ class TokenBucket:
 
     def __init__(self, rate: float, now: float) -> None:
         self.rate = rate
-        self._level = max(1.0, rate)  # below 0 it is owed
+        self._level = max(1.0, rate)  # if below 0, tokens are owed
         self._at = now
 
     def _fill(self, now: float) -> None:
@@ -34,7 +34,7 @@ class TokenBucket:
         self._at = now
 
     def take(self, now: float) -> float:
-        """Take a token, where there is one; return the seconds until there is, 0 where it was."""
+        """Take a token and return 0, or if there is none, return the seconds until the next."""
         self._fill(now)
         if self._level >= 1.0 - _ALMOST:
             self._level -= 1.0
@@ -42,22 +42,22 @@ class TokenBucket:
         return (1.0 - self._level) / self.rate
 
     def owe(self, count: int, now: float) -> float:
-        """Take tokens, more than there are, too; return the seconds until none is owed."""
+        """Take tokens, even if there are fewer; return the seconds until none is owed."""
         self._fill(now)
         self._level -= count
         return max(0.0, -self._level / self.rate)
 
     def is_full(self, now: float) -> bool:
-        """Whether it is as good as a new one."""
+        """Whether the bucket is full, as a new one."""
         self._fill(now)
         return self._level >= max(1.0, self.rate) - _ALMOST
 
 
 class Buckets:
-    """A bucket for each key.
+    """Limits an event for each key, with a bucket per key.
 
-    Those that are full again are forgotten, and of very many keys the one that was used longest
-    ago: whoever comes from ever other addresses gets no more of this than a first second each.
+    Full buckets are removed. If there are too many keys, the least recently used one is removed.
+    So a client with ever new addresses gains only the tokens of one second for each address.
     """
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class Buckets:
         return bucket.take(now)
 
     def _forget(self, now: float) -> None:
-        """Look at the two that were used longest ago: faster than others come."""
+        """Check the two least recently used buckets: two checks for each new bucket."""
         for _ in range(2):
             if self._buckets:
                 key, bucket = next(iter(self._buckets.items()))

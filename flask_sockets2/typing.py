@@ -1,4 +1,4 @@
-"""The contract of ``environ["wsgi.websocket"]``, whoever put it there."""
+"""The interface of ``environ["wsgi.websocket"]``, under this package's servers and others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Message = str | bytes
 
 @runtime_checkable
 class WebSocket(Protocol):
-    """What a handler may rely on under every server (gevent-websocket's interface).
+    """The interface that a handler can use under every server, that of gevent-websocket.
 
     A connection served by this package offers more, see :class:`flask_sockets2.Connection`.
     """
@@ -18,10 +18,10 @@ class WebSocket(Protocol):
     closed: bool
 
     def receive(self) -> str | bytes | bytearray | None:
-        """Return the next message, None once the connection has ended."""
+        """Return the next message, or None if the connection has ended."""
 
     def send(self, message: str | bytes | bytearray | None, binary: bool | None = None) -> None:
-        """Send one message; None is for a connection that has ended, where nothing is sent."""
+        """Send one message. If the connection has ended, None is allowed and ignored."""
 
     # The second parameter has another name in a Connection.
     @overload

@@ -1,1 +1,1 @@
-"""Which clients may connect, how many of them, and which have to leave."""
+"""Quotas and rate limits for connections, and disconnecting users."""

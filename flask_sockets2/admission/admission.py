@@ -1,18 +1,18 @@
-"""Admission: who may come, who is here, and who has to go; of one application in one process.
+"""Admission: enforces quotas and rate limits on the connections of one application in one process.
 
-A guest is a WebSocket or an event stream. It comes in two steps, since what is refused early costs
-least, and what counts is only known late::
+A guest is a WebSocket or an event stream. Limits are checked twice: early, because an early refusal
+costs least, and again when the user is known::
 
-    expect()  the request is there: the rates, and whether there is room by now
-       └─ enter()  it is accepted: room is looked for and taken in one step
-            └─ leave()  it has ended
+    expect()  a request arrived: check the rate limits, and the quotas for the first time
+       └─ enter()  the request is accepted: check the quotas and count the guest, in one step
+            └─ leave()  the connection has ended
 
-Of three limits on their number each may refuse: of all, of one address, of one user. An address is
-that of the request, so behind a proxy it is ``ProxyFix`` that makes it the client's. Of IPv6 it is
-the /64, within which every client takes the addresses it likes (RFC 4291 §2.5.1, RFC 8981).
+There are three quotas: for all guests, for one address, for one user. The address is that of the
+request; behind a proxy, ``ProxyFix`` makes it the client's. For IPv6 the address is the /64, in
+which every client chooses its own addresses (RFC 4291 §2.5.1, RFC 8981).
 
-What is the client's own doing is answered with 429 (RFC 6585 §4), what is everybody's with 503
-(RFC 9110 §15.6.4), both with ``Retry-After``.
+If a client exceeds its own limit, the answer is 429 (RFC 6585 §4). If the limit for all clients is
+reached, the answer is 503 (RFC 9110 §15.6.4). Both have ``Retry-After``.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ __all__ = ["Admission"]
 
 logger = logging.getLogger("flask_sockets2.sockets")
 
-_LATER = 5.0  # seconds after which there may be room
-_ORDERS = 1000  # that are remembered for those who are just coming
-# When all users have to come again: how many are ended a second, so that they do not come at once,
-# and within how many seconds all are, however many: one of them may have been disconnected.
+_LATER = 5.0  # seconds of Retry-After if a quota is full
+_ORDERS = 1000  # orders remembered for guests that are connecting
+# If orders were lost, all users must reconnect. _PACE guests are ended a second, to spread the
+# reconnects, but all within _LONGEST seconds: a lost order may have been for one of them.
 _PACE = 100
 _LONGEST = 30.0
 
 
 class _QuotaRefusal(NamedTuple):
-    """Why one cannot come.
+    """Why a guest is refused.
 
-    :ivar limit: the field of :class:`Rules` that says so.
+    :ivar limit: field of :class:`Rules` with the limit that is reached.
     """
 
     limit: str
@@ -74,13 +74,13 @@ _FAST = _QuotaRefusal(
 
 
 class Admission:
-    """Who is here.
+    """Admits, counts and disconnects the guests of one application in this process.
 
-    :param counters: to count in.
+    :param counters: the application's counters.
 
-    :ivar connections: WebSockets that are open.
-    :ivar streams: the same of event streams.
-    :ivar unattended: streams whose client has left, while what brings their pieces has not ended.
+    :ivar connections: open WebSockets.
+    :ivar streams: open event streams.
+    :ivar unattended: streams whose client has left, but whose generator has not ended.
     """
 
     def __init__(self, counters: Counters) -> None:
@@ -89,25 +89,25 @@ class Admission:
         self.unattended: set[Any] = set()
         self._counters = counters
         self._log = ThrottledLog(logger)
-        # Guards all below, and adding to what is above. Nothing waits while it is held: brokers
-        # deliver orders wherever they are.
+        # Guards all below, and changes of the sets above. Under this lock, code must not wait,
+        # because brokers deliver orders in any thread.
         self._lock = native_lock()
-        self._guests: dict[Any, Guest] = {}  # those with more to them, by connection or stream
+        self._guests: dict[Any, Guest] = {}  # remarkable guests, by connection or stream
         self._networks: Counter[str] = Counter()
         self._users: dict[str, dict[Guest, None]] = {}
         self._rate: TokenBucket | None = None
         self._rates = Buckets()
         self._ages: WeakKeyDictionary[Clock, Ages] = WeakKeyDictionary()  # a hub may end
-        self._heard = 0  # orders, ever; and the last of them, with their numbers
-        self._orders: deque[tuple[int, str]] = deque(maxlen=_ORDERS)
-        self._obeyed: dict[str, None] = {}  # their ids, the last of them
+        self._heard = 0  # number of all orders so far
+        self._orders: deque[tuple[int, str]] = deque(maxlen=_ORDERS)  # last ones: number and user
+        self._obeyed: dict[str, None] = {}  # ids of the last orders
 
     def expect(self, rules: Rules, address: str | None, what: str) -> Guest:
-        """Take note of a request for a connection, and see whether it may have one by now.
+        """Check the rate limits and quotas for a request, and return its guest.
 
-        :param address: of the client, None where the server knows none.
-        :param what: is asked for, for the log.
-        :raises HandshakeError: when it may not; 429 or 503.
+        :param address: address of the client, None if the server knows none.
+        :param what: description of the request, for the log.
+        :raises HandshakeError: if a limit is reached; 429 or 503.
         """
         guest = Guest(rules, what, address or "", self._heard)
         if rules is NO_RULES:
@@ -129,8 +129,8 @@ class Admission:
     def _take_token(
         self, rules: Rules, network: str | None, now: float
     ) -> tuple[float, _QuotaRefusal | None]:
-        """See whether it comes too soon; the address first, so that one does not use up what is
-        there for all."""
+        """Take a token of each rate limit; the address first, so that one client cannot use up
+        the tokens of all."""
         rate = rules.max_handshake_rate_per_address
         if rate is not None and network is not None:
             wait = self._rates.take(network, rate, now)
@@ -146,9 +146,9 @@ class Admission:
         return 0.0, None
 
     def check(self, guest: Guest) -> None:
-        """See whether there is room, before it costs anything.
+        """Check the quotas before the guest costs anything.
 
-        :raises HandshakeError: when there is none.
+        :raises HandshakeError: if a quota is full.
         """
         with self._lock:
             refusal = self._full(guest)
@@ -171,7 +171,7 @@ class Admission:
     def _refused(
         self, guest: Guest, refusal: _QuotaRefusal, wait: float = _LATER
     ) -> HandshakeError:
-        """Count and log it, and return what to answer."""
+        """Count and log a refusal, and return the error to answer with."""
         limit = refusal.limit
         with self._lock:
             self._counters.refused[limit] += 1
@@ -192,7 +192,7 @@ class Admission:
         later = (("Retry-After", str(ceil(max(1.0, wait)))),)
         return HandshakeError(refusal.status, refusal.description, later)
 
-    # -- here ------------------------------------------------------------------------------
+    # -- admitted guests -------------------------------------------------------------------
 
     def enter(
         self,
@@ -202,13 +202,13 @@ class Admission:
         clock: Clock | None,
         close: Callable[[int, str], bool],
     ) -> None:
-        """Count one, where there is room for it: two threads must not both find the last place.
+        """Check the quotas and count a guest in one step, so that two cannot take the last place.
 
         :param here: :attr:`connections` or :attr:`streams`.
-        :param clock: the hub or selector thread that may close it; None where the guest is not
+        :param clock: the hub or selector thread that may close the guest; None if the guest is not
             :attr:`~Guest.remarkable`.
-        :param close: called there with a code and a reason; says False as long as it cannot.
-        :raises HandshakeError: when there is none.
+        :param close: function called there with code and reason; returns False if too early.
+        :raises HandshakeError: if a quota is full, or the user was disconnected meanwhile.
         """
         with self._lock:
             refusal = self._full(guest)
@@ -237,11 +237,11 @@ class Admission:
             ages.add(guest, guest.max_age)
 
     def leave(self, here: set[Any], one: Any, *, works: bool = False) -> bool:
-        """Count one no longer; can be repeated.
+        """Stop counting a connection or stream; can be repeated.
 
-        :param works: it has no client any more, but a greenlet or thread: the limit on all bounds
-            what a process does, so there it counts until this is called without.
-        :returns: whether it was counted as open.
+        :param works: whether a greenlet or thread still works for a stream without a client. If so,
+            the stream counts for ``max_connections`` until a call without ``works``.
+        :returns: whether the connection or stream was counted as open.
         """
         with self._lock:
             if not works:
@@ -273,10 +273,10 @@ class Admission:
     # -- orders ----------------------------------------------------------------------------
 
     def obey(self, message: Message) -> None:
-        """Take an order; in whatever thread the broker delivers it, and without waiting.
+        """Disconnect the user of an order; called in the broker's thread, does not wait.
 
-        An order that was obeyed already is passed over: this process may have given it, or it was
-        published twice. Its user may be here again by now.
+        An order with a known id is ignored: this process may have given the order, or it was
+        published twice. The user may have reconnected by now.
         """
         order = DisconnectOrder.parse(message.data)
         if order is None:
@@ -296,16 +296,16 @@ class Admission:
         _end(guests, order.code, order.reason)
 
     def orders_lost(self) -> None:
-        """Whoever has a user comes anew, some after others: an order for it may be among those that
-        are lost."""
+        """Close all connections of users, at a limited pace, since an order may have been lost.
+        The clients reconnect and are authorized again."""
         with self._lock:
-            self._heard += 2  # so that those who are just coming count as too long ago to know
+            self._heard += 2  # makes connecting guests too old to know, see _was_disconnected()
             self._orders.clear()
             self._orders.append((self._heard, ""))
             guests = [guest for of_user in self._users.values() for guest in of_user]
         if not guests:
             return
-        pace = min(_PACE, guests[0].rules.max_handshake_rate or _PACE)  # else they are refused
+        pace = min(_PACE, guests[0].rules.max_handshake_rate or _PACE)  # faster ones are refused
         step = min(1 / pace, _LONGEST / len(guests))
         logger.warning(
             "the broker may have lost a call of disconnect(), so the %d open connections of users "
@@ -317,25 +317,25 @@ class Admission:
         _end(guests, 1012, "connect again", step)
 
     def _was_disconnected(self, guest: Guest) -> bool:
-        """Whether an order for its user came since it was asked who it is."""
+        """Whether an order for the guest's user came since the request arrived."""
         if guest.user is None or guest.heard == self._heard:
             return False
         if self._orders[0][0] > guest.heard + 1:
-            return True  # too long ago to know
+            return True  # orders since then are forgotten: assume that one was for this user
         return any(heard > guest.heard and user == guest.user for heard, user in self._orders)
 
 
 def _end(guests: Iterable[Guest], code: int, reason: str, step: float = 0.0) -> None:
-    """End them, each so many seconds after the one before."""
+    """End guests, ``step`` seconds apart."""
     for number, guest in enumerate(guests):
         try:
             guest.clock.call_soon(partial(guest.end_later, number * step, code, reason))
-        except Exception:  # of a hub that has gone; the others must not stay for it
+        except Exception:  # the hub has ended; the other guests must still be ended
             logger.exception("a connection of user %.200r could not be ended", guest.user)
 
 
 def _by(guest: Guest, refusal: _QuotaRefusal) -> str:
-    """Whose doing it is, for the log."""
+    """Return the user or address that reached a limit, for the log."""
     if refusal is _OF_USER:
         return f" by user {guest.user!r:.200}"
     if refusal.status == 429:

@@ -1,11 +1,11 @@
-"""Orders: what one process tells all others to do; there is one, to disconnect a user.
+"""Orders: messages by which one process has all processes disconnect a user.
 
-An order is a message of a channel that clients cannot have, so that the broker's laws hold for it:
-who listens gets each, once, also after the broker was out of reach. What is kept of them is their
-own, see :meth:`BrokerOptions.of <flask_sockets2.brokers.base.BrokerOptions.of>`.
+An order is a message of a channel to which clients cannot subscribe. So a process receives each
+order once, also if the broker was unreachable in between. Orders have their own retention, see
+:meth:`BrokerOptions.of <flask_sockets2.brokers.base.BrokerOptions.of>`.
 
-The process that gives an order obeys it at once, before it publishes the order. An order has an id,
-by which a process obeys it once, however often the order is published.
+The process that gives an order obeys it at once, and then publishes the order. Each order has an
+id: a process obeys an order once, however often the order is published.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ UserId = str | int | UUID
 """The id of a user; an id and its text are the same user."""
 
 _AGAIN = 1.0  # seconds between two attempts to publish an order
-_KEPT = 3600.0  # seconds that it is kept for, as long as the broker keeps those it has
+_KEPT = 3600.0  # seconds until an unsent order expires, as in the broker
 _MOST_UNSENT = 1000  # orders
 
 
 class DisconnectOrder(NamedTuple):
-    """End the connections of a user.
+    """An order to end the connections of a user.
 
-    :ivar user: the id as text.
+    :ivar user: the user's id as text.
     :ivar code: close code for WebSockets.
-    :ivar reason: to go with it.
-    :ivar id: of this order; empty for one of an earlier version.
+    :ivar reason: close reason for WebSockets.
+    :ivar id: id of the order; empty if an earlier version of the package gave it.
     """
 
     user: str
@@ -56,9 +56,9 @@ class DisconnectOrder(NamedTuple):
     def of(cls, user: Any, code: int, reason: str, id: str | None = None) -> DisconnectOrder:
         """Make an order.
 
-        :param id: of one that is read; None for a new order.
-        :raises TypeError: when the user's id is no ``str``, ``int`` or ``UUID``.
-        :raises ValueError: when there is no user, or a close frame cannot carry the rest.
+        :param id: id of an order that was received; None for a new order.
+        :raises TypeError: if the user's id is no ``str``, ``int`` or ``UUID``.
+        :raises ValueError: if there is no user, or if a close frame cannot carry code and reason.
         """
         if user is None:
             raise ValueError("user=None is nobody; connections without a user cannot be told apart")
@@ -66,7 +66,7 @@ class DisconnectOrder(NamedTuple):
         return cls(user_text(user), code, reason, secrets.token_hex(8) if id is None else id)
 
     def serialize(self) -> bytes:
-        """Return it as the data of a message."""
+        """Return the order as the data of a message."""
         order = {
             "disconnect": self.user,
             "code": self.code,
@@ -77,7 +77,7 @@ class DisconnectOrder(NamedTuple):
 
     @classmethod
     def parse(cls, data: bytes) -> DisconnectOrder | None:
-        """Read the data of a message; None for what is no order, as of a later version."""
+        """Read an order from a message's data; None if it is none, as from a later version."""
         try:
             fields = json.loads(data)
             user = fields["disconnect"]
@@ -89,20 +89,18 @@ class DisconnectOrder(NamedTuple):
 
 
 class Unsent:
-    """Orders that the broker could not take: they are published as soon as it can be reached.
+    """Retries orders that could not be published, until the broker can be reached.
 
-    The newest order of each user is kept, for an hour at most, in this process. A publish that
-    failed may have been done, and is done again here; the order's id makes that harmless.
+    This process keeps the newest order of each user, for an hour at most. If a failed publish did
+    reach the broker, the order is published twice. Its id makes that harmless.
 
-    :param publish: publishes an order.
+    :param publish: function that publishes an order.
     """
 
     def __init__(self, publish: Callable[[DisconnectOrder], object]) -> None:
         self._publish = publish
         self._lock = native_lock()  # guards the next two
-        self._orders: dict[
-            str, tuple[DisconnectOrder, float]
-        ] = {}  # by user; and until when it is kept
+        self._orders: dict[str, tuple[DisconnectOrder, float]] = {}  # by user; with its expiry
         self._trying = False
         self._later = DelayedCalls(_AGAIN)
 
@@ -118,7 +116,7 @@ class Unsent:
             self._later.call(self._try)
 
     def drop(self, user: str) -> None:
-        """Forget the order of a user: a newer one was published."""
+        """Forget a user's order, because a newer one was published."""
         with self._lock:
             self._orders.pop(user, None)
 
@@ -129,7 +127,7 @@ class Unsent:
         self._later.close()
 
     def _try(self) -> None:
-        """Publish what is kept, the oldest first."""
+        """Publish the kept orders, the oldest first."""
         while True:
             order = self._next()
             if order is None:
@@ -167,12 +165,12 @@ def id_text(value: Any) -> str | None:
 def user_text(user_id: Any) -> str:
     """Return the id of a user as text; an id and its text are the same user.
 
-    :param user_id: ``str``, ``int`` or ``UUID``: their text is the same in every process, and no
-        two users have it by accident, as two with ``True``.
-    :raises TypeError: when it is of another type.
-    :raises ValueError: when it is empty.
+    :param user_id: ``str``, ``int`` or ``UUID``. Their text is the same in every process and
+        differs between users, unlike that of ``True``.
+    :raises TypeError: if the id is of another type.
+    :raises ValueError: if the id is empty.
     """
-    if isinstance(user_id, LocalProxy):  # as current_user of Flask-Login
+    if isinstance(user_id, LocalProxy):  # for example Flask-Login's current_user
         user_id = user_id._get_current_object()
     text = id_text(user_id)
     if text:

@@ -1,4 +1,4 @@
-"""Guests: those who ask for a connection and have it, what they are measured by, their networks."""
+"""Guests: a client's request for a connection and, once admitted, its place in the quotas."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..transports.clock import Clock
 
 __all__ = ["NO_RULES", "Guest", "Rules", "network_of"]
 
-_SOON = 0.05  # seconds between two looks whether a connection has been accepted
+_SOON = 0.05  # seconds between two checks whether a connection has been accepted
 _NETWORK = 0xFFFF_FFFF_FFFF_FFFF << 64  # the first 64 bits
 _NAT64 = IPv6Network("64:ff9b::/96")  # IPv4 clients of a server that has IPv6 only (RFC 6052 §2.1)
 _WITH_PORT = re.compile(r"\[([^]]+)\](?::.*)?|([^:]+):[^:]*", re.DOTALL)
-_LONGEST = 64  # letters of an address that is none
+_LONGEST = 64  # characters kept of an address that cannot be parsed
 _OLD = "open for long enough; connect again"
 
 
@@ -56,15 +56,15 @@ NO_RULES = read(Rules, {})
 
 
 class Guest:
-    """Who asks for a connection, and later has it.
+    """A request for a connection, and the connection once it is admitted.
 
-    :param rules: what it is measured by.
-    :param what: it is, for the log.
-    :param address: of the client, as the request has it.
-    :param heard: how many orders there had been when it came.
+    :param rules: the application's quotas and rate limits.
+    :param what: description of the request, for the log.
+    :param address: address of the client, as in the request.
+    :param heard: number of orders that had been received when the request arrived.
 
-    :ivar user: the id as text, None for nobody.
-    :ivar max_age: seconds after which it has to come anew, None for as long as it likes.
+    :ivar user: the user's id as text, None if anonymous.
+    :ivar max_age: most seconds until the connection is closed to reconnect, None for no limit.
     """
 
     __slots__ = (
@@ -85,40 +85,40 @@ class Guest:
         self.what = what
         self.address = address
         self.heard = heard
-        self.network: str | None = None  # of the address, where it is counted
+        self.network: str | None = None  # network of the address, if there is a quota for it
         self.user: str | None = None
         self.max_age: float | None = None
         self.clock: Clock
-        self.close: Callable[[int, str], bool] | None = None  # None: it is not here
-        self.due = 0  # the second at which it is old; of max_age.py
+        self.close: Callable[[int, str], bool] | None = None  # None unless admitted
+        self.due = 0  # second at which max_age is over; for max_age.py
 
     @property
     def remarkable(self) -> bool:
-        """Whether there is more to it than its number."""
+        """Whether the guest has a network, user or maximum age that Admission must store."""
         return bool(self.network or self.user is not None or self.max_age)
 
     def come_of_age(self) -> None:
-        """End it: it is old. By the clock's thread."""
+        """End the connection, because its age is reached; in the clock's thread."""
         self.end(1001, _OLD)
 
     def end_later(self, delay: float, code: int, reason: str) -> None:
-        """End it after so many seconds, 0 for at once; by the clock's thread."""
+        """End the connection after ``delay`` seconds; in the clock's thread."""
         if delay:
             self.clock.call_later(delay, partial(self.end, code, reason))
         else:
             self.end(code, reason)
 
     def end(self, code: int, reason: str) -> None:
-        """End it, as soon as it is open; by the clock's thread."""
-        close = self.close  # which another thread may take away meanwhile
+        """End the connection as soon as it is open; in the clock's thread."""
+        close = self.close  # another thread may set it to None meanwhile
         if close is not None and not close(code, reason):
             self.clock.call_later(_SOON, partial(self.end, code, reason))
 
 
 def network_of(address: str) -> str:
-    """Return what addresses of one client have in common: of IPv6 the /64.
+    """Return the network that stands for all addresses of one client: for IPv6 the /64.
 
-    Some proxies forward a port with the address, which is another one each time.
+    Some proxies forward a port with the address, a new one for each connection; it is removed.
     """
     with_port = _WITH_PORT.fullmatch(address)
     if with_port is not None:
@@ -126,7 +126,7 @@ def network_of(address: str) -> str:
     try:
         parsed = ip_address(address)
     except ValueError:
-        return address[:_LONGEST]  # of no network that is known here
+        return address[:_LONGEST]  # no IP address
     if isinstance(parsed, IPv6Address):
         if parsed.ipv4_mapped is not None:
             return str(parsed.ipv4_mapped)

@@ -1,7 +1,7 @@
-"""Ages: what has been open for long enough is ended, so that it comes back and is asked anew.
+"""Ages: closes a connection that reaches its maximum age; the client reconnects, authorized anew.
 
-One timer a second for all connections of a hub or selector thread. Ages differ by up to a fifth, so
-that those who came at once, as after a restart, do not leave at once.
+One timer a second serves all connections of a hub or selector thread. Ages differ by up to a fifth.
+So if clients connect all at once, as after a restart, they are not closed at once.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ logger = logging.getLogger("flask_sockets2.sockets")
 
 _random = SystemRandom()  # not the program's generator, which may have been seeded
 
-_STEP = 1.0  # seconds between two looks
-_YOUNGEST = 0.8  # of the age given, that the first may be ended at
+_STEP = 1.0  # seconds between two checks
+_YOUNGEST = 0.8  # fraction of the maximum age at which the first connections are closed
 
 
 class Ages:
-    """Who is to be ended when, of those that share a hub or selector thread.
+    """Ends guests of one hub or selector thread when they reach their maximum age.
 
-    It does not hold that thread's clock: a hub ends with its thread.
+    This object does not refer to the thread's clock, because a hub ends with its thread.
 
-    :param lock: guards all of this; held by whoever calls :meth:`add` and :meth:`remove`.
+    :param lock: guards all attributes; callers of :meth:`add` and :meth:`remove` hold this lock.
     """
 
     def __init__(self, lock: Any) -> None:
         self._lock = lock
         self._due: dict[int, set[Guest]] = {}  # by the second
-        self._looked = 0  # the last second that was seen to
+        self._looked = 0  # the last second that was checked
         self._ticking = False
 
     def add(self, one: Guest, age: float) -> None:
-        """End it at an age of 80 to 100 % of so many seconds; in the clock's thread, if it is a
-        hub's."""
+        """End a guest at 80 to 100 % of ``age`` seconds. If the clock is a hub, call this in its
+        thread."""
         now = monotonic()
         one.due = ceil(now + age * _random.uniform(_YOUNGEST, 1.0))
         self._due.setdefault(one.due, set()).add(one)
@@ -51,7 +51,7 @@ class Ages:
             self._tick_later(one.clock)
 
     def remove(self, one: Guest) -> None:
-        """It has ended by itself."""
+        """Forget a guest that has ended."""
         due = self._due.get(one.due)
         if due is not None:
             due.discard(one)
@@ -73,5 +73,5 @@ class Ages:
         for one in of_age:
             try:
                 one.come_of_age()
-            except Exception:  # the others are as old
+            except Exception:  # the others must still be ended
                 logger.exception("an old connection could not be ended")

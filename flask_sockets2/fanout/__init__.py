@@ -1,1 +1,1 @@
-"""A channel's subscribers in this process, and what each of them still has to get."""
+"""A channel's subscribers in this process, and the messages still to be sent to each of them."""

@@ -26,7 +26,7 @@ __all__ = ["Audience", "Channel", "Entry"]
 class Entry:
     """One outlet's subscription to one channel.
 
-    :ivar identity: the user that this subscription makes present on the channel, None for nobody.
+    :ivar identity: the user that this subscription makes present on the channel, or None.
     """
 
     __slots__ = ("channel", "encoding", "identity")
@@ -61,7 +61,7 @@ class Audience:
         return not self.groups and not self.held
 
     def admit(self, outlet: Outlet, encoding: Encoding) -> None:
-        """Give an outlet all further messages, and hold it no longer."""
+        """Send new messages to an outlet as they arrive, and stop holding them."""
         self._release(outlet)
         self.groups.setdefault(encoding, {})[outlet] = None
 
@@ -80,7 +80,7 @@ class Audience:
             held.leave()
 
     def seal(self) -> None:
-        """Hand the pending messages to the present subscribers."""
+        """Turn the pending messages into batches for the present subscribers."""
         messages = self.pending
         if not messages:
             return

@@ -1,7 +1,7 @@
-"""Channels by which processes tell each other something, and which no client can subscribe to.
+"""Channels for messages between processes, to which no client can subscribe.
 
-A message on such a channel, for example an order to disconnect a user, goes to a function and not
-to a client. The function may log. So do not call these methods under a lock between native threads.
+A message on a control channel, for example an order to disconnect a user, goes to a function. The
+function may log. So do not call these methods under a lock between native threads.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ControlChannels:
     def listen(
         self, name: str, listener: Callable[[Message], None], missed: Callable[[], None] | None
     ) -> None:
-        """Call a function for each message; see :meth:`Fanout.listen`."""
+        """Call a function for each message of a channel; see :meth:`Fanout.listen`."""
         begun = monotonic()
         with self._listening:
             failed, error = self._not_listening

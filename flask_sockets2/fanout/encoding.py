@@ -1,7 +1,7 @@
-"""How a message of a channel looks on the wire; made once for all clients that want it so.
+"""Encodings: a channel's messages as bytes on the wire, made once for all clients that share them.
 
-A client gets what was published, as it is: text as a text message, JSON as text, bytes as a binary
-message. One that is to resume where it was gets envelopes, text messages with a JSON object::
+A client receives the data as published: text and JSON as a text message, bytes as a binary one.
+If a client can resume, it receives envelopes instead, text messages with a JSON object::
 
     {"channel": "news", "position": "9f86d081884c7d65-42", "data": "hello"}
     {"channel": "news", "position": "9f86d081884c7d65-43", "data": "AAE=", "encoding": "base64"}
@@ -10,9 +10,9 @@ message. One that is to resume where it was gets envelopes, text messages with a
     {"channel": "news", "event": "join", "identity": "cy"}
     {"channel": "news", "event": "leave", "identity": "bob"}
 
-``data`` is the string or the JSON value; bytes are a string of base64, and ``encoding`` says so.
-``gap`` says that messages before that position were lost to this client; the others tell who is
-there. A transient message has no position: there is nothing to resume at.
+``data`` is the string or the JSON value; if ``encoding`` is there, bytes as a string of base64.
+``gap``: messages before that position were lost to this client. The other events are presence.
+A transient message has no position, because a client cannot resume at one.
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ GAP, PRESENCE, JOIN, LEAVE = "gap", "presence", "join", "leave"
 
 
 class Encoding(Protocol):
-    """How messages go out to one kind of client. Equal ones are one object."""
+    """How messages are sent to one kind of client. Equal encodings are one object."""
 
-    #: Whether who joins and leaves is told.
+    #: Whether clients are told of joins and leaves.
     presence: bool
 
     def encode(self, message: Message) -> bytes:
-        """Return the bytes to write for a message, empty where it is not for such clients."""
+        """Return the bytes to write for a message; empty if these clients do not receive it."""
 
 
 class Frames:
-    """WebSocket frames; made by :meth:`of`.
+    """Encodes messages as WebSocket frames; made by :meth:`of`.
 
-    :ivar envelope: each message in an envelope.
-    :ivar presence: who joins and leaves is told.
-    :ivar gap: kind and data of what is sent where messages were lost, in place of the envelope's
-        event.
-    :ivar window_bits: of permessage-deflate without context takeover (RFC 7692), None without.
+    :ivar envelope: whether each message is sent in an envelope.
+    :ivar presence: whether clients are told of joins and leaves.
+    :ivar gap: kind and data of the message for a gap, in place of the envelope's event.
+    :ivar window_bits: window of permessage-deflate without context takeover (RFC 7692), None if
+        frames are not compressed.
     """
 
     __slots__ = ("__weakref__", "_shared", "envelope", "gap", "presence", "window_bits")
 
     _made: ClassVar[WeakValueDictionary[tuple[object, ...], Frames]] = WeakValueDictionary()
-    _lock: ClassVar[Any] = native_lock()  # guards adding to it
+    _lock: ClassVar[Any] = native_lock()  # guards adding to _made
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Frames:
         self.presence = presence
         self.gap = gap
         self.window_bits = window_bits
-        # What is but for the gap the same shares all other frames.
+        # Encodings that differ only in the gap share all other frames.
         self._shared = self
         if gap is not None:
             self._shared = self.of(envelope=envelope, presence=presence, window_bits=window_bits)
@@ -96,13 +96,13 @@ class Frames:
         return made
 
     def encode(self, message: Message) -> bytes:
-        """Return the frame of a message, made once; empty where it is not for such clients."""
+        """Return the frame of a message, made once; empty if these clients do not receive it."""
         shared = self if message.event == GAP else self._shared
         frame: bytes | None = message.encoded.get(shared)
         if frame is None:
             try:
                 frame = shared._make(message)
-            except ValueError:  # another program's: no UTF-8; the others must not suffer for it
+            except ValueError:  # not UTF-8, from another program; other messages must still go out
                 logger.exception("a message of channel %.200r cannot be sent", message.channel)
                 frame = b""
             message.encoded[shared] = frame
@@ -129,12 +129,12 @@ class Frames:
 
 
 def gap_message(channel: str, position: Position) -> Message:
-    """Return what tells that messages before a position were lost."""
+    """Return the event for clients that messages before a position were lost."""
     return Message(channel, TEXT_KIND, b"", position, event=GAP, transient=True)
 
 
 def presence_message(channel: str, identities: list[str], position: Position) -> Message:
-    """Return what tells who is in a channel; :param position: of its newest message."""
+    """Return the event with a channel's members; :param position: its newest message's."""
     data = json.dumps(identities, ensure_ascii=False).encode()
     return Message(channel, TEXT_KIND, data, position, event=PRESENCE, transient=True)
 
@@ -161,7 +161,7 @@ def _envelope(message: Message) -> bytes:
 
 
 def _with_json(fields: dict[str, str], name: str, data: bytes) -> bytes:
-    """An object with one more field, whose value is JSON already."""
+    """Return a JSON object of the fields and one more, whose value is JSON already."""
     return b'%b, "%b": %b}' % (
         json.dumps(fields, ensure_ascii=False).encode()[:-1],
         name.encode(),

@@ -1,24 +1,24 @@
-"""Fan-out: from a channel to its subscribers in this process.
+"""Fan-out: delivers a channel's messages to its subscribers in this process.
 
 ::
 
     broker ─ deliver() ─> channel ─> one audience for each hub or selector thread
-                                        what came in one turn, joined, once for each encoding
+                                        messages of one turn, joined, once for each encoding
                                            └─> one write for each client
 
-A message is encoded once for all clients that want it alike (``fanout/encoding.py``). What is
-published within one turn of the hub reaches a client in one write. A publisher never waits for a
-client, and one that does not yield is made to write (:meth:`Fanout.relieve`).
+A message is encoded once for all clients with the same encoding (``fanout/encoding.py``). Messages
+published within one turn of the hub reach a client in one write. A publisher never waits for a
+client. If a publisher does not yield, :meth:`Fanout.relieve` makes it write.
 
-How a subscription begins, without a gap and without a duplicate: the client is put into the
-audience at once, but *held*, so that live messages collect. Then the history after its position is
-fetched, and both are released in order, without what they share. Where the messages wanted are
-still at hand in this process (``fanout/replay_cache.py``), all of that is one step. A history that
-is more than a little goes out in pieces, as the client takes them (``fanout/replay.py``).
+A subscription begins without a gap and without a duplicate. The client joins the audience at once,
+but is *held*: live messages are buffered. Then the history after its position is fetched, and both
+are sent in order, each message once. If this process has the history in its cache
+(``fanout/replay_cache.py``), all of that is one step. A longer history is sent in pieces, as fast
+as the client reads (``fanout/replay.py``).
 
-How the list of who is there is told anew (``fanout/roll_call.py``): the events that come while the
-broker is asked for it are noted, and told once more behind it. So whatever the list has of them
-already, who keeps a set ends up with the right one.
+Presence is sent again after an interruption (``fanout/roll_call.py``). Joins and leaves that arrive
+while the broker is asked for the members are repeated behind the list. So a client that keeps a set
+ends up with the right members, whether or not the list includes these events.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ __all__ = ["ALL", "Fanout", "Subscription"]
 logger = logging.getLogger("flask_sockets2.channels")
 
 ALL = object()
-"""In place of a position: all that the history holds."""
+"""In place of a position: replay the whole history."""
 
-_PENDING = 65536  # bytes of messages of one turn; a publisher writes them itself then
-_FLOOD = 2**20  # the same in all; another thread waits until the hub has written some
-# Seconds after an interruption when who is there is told anew; the second time when processes whose
-# lease (brokers/leases.py) ended meanwhile have taken part again, or are known to be dead.
+_PENDING = 65536  # pending bytes of a hub; above, a publisher in its thread writes them itself
+_FLOOD = 2**20  # pending bytes of a hub; above, a publisher in another thread waits
+# Seconds after an interruption when presence is sent again. By the second time, a process whose
+# lease (brokers/leases.py) ended has either renewed its presence or is known to be dead.
 _ROLL_CALLS = (0.5, 10.0)
 
 
@@ -63,11 +63,11 @@ _UNPATCHED = (
 
 
 class Subscription(NamedTuple):
-    """How a subscription begins.
+    """How a subscription begins: the position, and whether messages before it are lost.
 
-    :ivar channel: its name.
-    :ivar position: after which everything is sent.
-    :ivar gap: whether messages after the position asked for are lost.
+    :ivar channel: name of the channel.
+    :ivar position: position after which the client receives every message.
+    :ivar gap: whether messages after the requested position are lost.
     """
 
     channel: str
@@ -76,11 +76,11 @@ class Subscription(NamedTuple):
 
 
 class Fanout:
-    """The subscribers of one application in this process; the receiver of its broker.
+    """Delivers messages to one application's subscribers in this process; its broker's receiver.
 
-    :param make_broker: called with the fan-out, returns its broker.
-    :param options: what is set for the broker.
-    :param counters: to count in.
+    :param make_broker: function that takes the fan-out and returns its broker.
+    :param options: the broker's settings.
+    :param counters: the application's counters.
     """
 
     def __init__(
@@ -91,13 +91,13 @@ class Fanout:
     ) -> None:
         self._options = options
         self._counters = counters
-        # Guards channels, audiences and what is pending; nothing waits, no socket is written and
-        # nothing is logged while it is held: a log's handler may switch greenlets, and the next one
-        # that wants the lock would stop the thread for ever. A broker may hold its own lock while
-        # it delivers, so none of a broker's methods but count() is called under it.
+        # Guards channels, audiences and pending messages. Under this lock, code does not wait,
+        # write to a socket or log: a log handler may switch greenlets, and the next greenlet that
+        # takes the lock would stop the thread for ever. A broker may deliver under its own lock,
+        # so count() is the only broker method that is called under this one.
         self._lock = native_lock()
         self._writers: dict[Any, TurnWriter] = {}
-        #: Told what happens; see :class:`Observer`.
+        #: Callbacks for gaps, dropped messages and slow clients; see :class:`Observer`.
         self.observer = Observer()
         self.broker = make_broker(self)
         self._recent = ReplayCache(self.broker, options, self._lock) if self.broker.waits else None
@@ -124,7 +124,7 @@ class Fanout:
             self._own.deliver(message)
 
     def missed(self, channel: str, position: Position) -> None:
-        """Tell all subscribers of a channel that messages were lost."""
+        """Send a gap to all subscribers of a channel: messages before a position were lost."""
         with self._lock:
             known = self._channels.by_name.get(channel)
             if known is not None:
@@ -145,7 +145,7 @@ class Fanout:
         self.observer.gap(channel)
 
     def resumed(self, channel: str) -> None:
-        """Have clients told who is there, since they may not know who joined and left."""
+        """Send presence again, since clients may have missed joins and leaves."""
         with self._lock:
             known = self._channels.by_name.get(channel)
             concerned = known is not None and known.tells_presence()
@@ -154,9 +154,9 @@ class Fanout:
                 roll_call.ask(channel)
 
     def _call_roll(self, name: str) -> None:
-        """Tell clients who is there; asks the broker.
+        """Ask the broker for a channel's members and send the list to the subscribers.
 
-        :raises BrokerError: when it cannot be reached.
+        :raises BrokerError: if the broker cannot be reached.
         """
         with self._lock:
             channel = self._channels.by_name.get(name)
@@ -169,7 +169,7 @@ class Fanout:
             there = self.broker.present(name)
         finally:
             with self._lock:
-                if channel.joined is joined:  # else it was asked again: the newer list counts
+                if channel.joined is joined:  # if the broker was asked again, the newer list counts
                     channel.joined = None
                     if there is not None:
                         assert channel.position is not None
@@ -178,15 +178,15 @@ class Fanout:
                             channel.put(message)
 
     def reconnected(self) -> None:
-        """Count that the broker was out of reach and is back."""
+        """Count a reconnect of the broker, and notify the observer."""
         self._counters.broker_reconnects += 1
         self.observer.reconnected()
 
     def relieve(self) -> None:
-        """Write what is pending, where it is much; a publisher calls this after each message.
+        """Write pending messages if there are many; a publisher calls this after each message.
 
-        Within the hub's own thread it is written at once. Any other thread waits until the hub has
-        written some of it, a few seconds at most.
+        In the hub's own thread, the messages are written at once. Any other thread waits until the
+        hub has written some of them, a few seconds at most.
         """
         for writer in list(self._writers.values()):
             if writer.pending > _PENDING:
@@ -207,14 +207,14 @@ class Fanout:
         identity: str | None = None,
         presence: bool = False,
     ) -> Subscription:
-        """Send a client what is published to a channel.
+        """Subscribe a client to a channel.
 
-        :param since: the position that it has seen everything up to; ``ALL`` for all that the
-            history holds, None for what comes from now on.
-        :param identity: who it is, for :meth:`Broker.present`.
-        :param presence: tell it who is there.
-        :raises BrokerError: when the broker cannot be reached; the client is not subscribed then.
-        :raises ValueError: when it subscribes to the channel already.
+        :param since: position of the last message that the client received; ``ALL`` for the whole
+            history, None for new messages only.
+        :param identity: the client's user, for :meth:`Broker.present`.
+        :param presence: whether the client receives the members, joins and leaves.
+        :raises BrokerError: if the broker cannot be reached; the client is not subscribed then.
+        :raises ValueError: if the client is subscribed to the channel already.
         """
         if name in outlet.entries:
             raise _already(name)
@@ -229,7 +229,7 @@ class Fanout:
             if not refused:
                 outlet.entries[name] = entry
                 audience = self._audience(channel, outlet.transport.clock)
-                audience.seal()  # what is pending is for those before
+                audience.seal()  # pending messages are for the earlier subscribers
                 at_hand = self._at_hand(channel, since) if simple else None
                 if at_hand is not None and self._replayer.fits(outlet, at_hand.messages):
                     audience.admit(outlet, encoding)
@@ -262,20 +262,20 @@ class Fanout:
         *,
         missed: Callable[[], None] | None = None,
     ) -> None:
-        """Have a function called with what is published to a channel that no client can have.
+        """Call a function for each message of a control channel, which no client can subscribe to.
 
-        :param listener: called by the broker wherever it delivers, and must not wait.
-        :param clock: of who asks.
-        :param missed: called, as the listener, where something was published that it will not be
-            told; None where all is transient, so that nothing is missed.
-        :raises BrokerError: when the broker cannot be reached; nobody listens then.
+        :param listener: function called in the thread that delivers; must not wait.
+        :param clock: the caller's hub or selector thread.
+        :param missed: function called in the same way if messages were lost; None if all messages
+            of the channel are transient.
+        :raises BrokerError: if the broker cannot be reached; the function is not called then.
         """
         if not self._own.hears(name):
             self._check_waiting(clock)
             self._own.listen(name, listener, missed)
 
     def _check_waiting(self, clock: WriterClock) -> None:
-        """See that the broker can be waited for in a thread."""
+        """Check that a wait for the broker stops no other connections of a thread."""
         if self.broker.waits and clock.blocks:
             raise BrokerError(_UNPATCHED)
 
@@ -289,7 +289,7 @@ class Fanout:
         return audience
 
     def _at_hand(self, channel: Channel, since: Any) -> History | None:
-        """Return what follows a position, where that is known without asking the broker."""
+        """Return the history after a position if the broker need not be asked; None otherwise."""
         position = channel.position
         assert position is not None
         if since is None or since == position:
@@ -299,7 +299,7 @@ class Fanout:
         return self._recent.since(channel.name, None if since is ALL else since)
 
     def _history(self, channel: Channel, since: Any) -> History:
-        """Return what follows a position; waits for the broker where it is not at hand."""
+        """Return the history after a position; waits for the broker if the cache lacks it."""
         with self._lock:
             at_hand = self._at_hand(channel, since)
         if at_hand is not None:
@@ -319,7 +319,7 @@ class Fanout:
         identity: str | None,
         presence: bool,
     ) -> Subscription:
-        """Fetch what the client wants first and release what was held meanwhile."""
+        """Fetch the history and the members, then release the messages held meanwhile."""
         channel, history, there = entry.channel, None, None
         if since is not None:
             history = self._history(channel, since)
@@ -331,7 +331,7 @@ class Fanout:
             assert channel.position is not None
             position = held.begun if history is None else history.position
             gap = history is not None and not history.complete
-            if audience.held.get(outlet) is not held:  # it has left meanwhile, or ended
+            if audience.held.get(outlet) is not held:  # the client left meanwhile
                 return Subscription(channel.name, position, gap)
             audience.seal()
             if history is not None:
@@ -365,7 +365,7 @@ class Fanout:
         with self._lock:
             there = audience.held.get(outlet) is held
             if there:
-                entry.identity = identity  # whoever takes it out has it leave
+                entry.identity = identity  # from here on, _leave() tells the broker
         if not there:
             self.broker.leave(entry.channel.name, identity)
 
@@ -378,18 +378,18 @@ class Fanout:
             channel.counters.replayed += len(history.messages)
 
     def unsubscribe(self, outlet: Outlet, name: str) -> bool:
-        """Send a client nothing more of a channel; False where it does not subscribe to it."""
+        """Unsubscribe a client from a channel; False if the client was not subscribed."""
         return self._leave(outlet, name)
 
     def remove(self, outlet: Outlet) -> None:
-        """Forget a client: it is closing."""
-        with self._lock:  # who subscribes just now has its entry, or sees that it is closed
+        """Unsubscribe a closing client from all its channels."""
+        with self._lock:  # a concurrent subscribe() has its entry, or sees the closed outlet
             names = list(outlet.entries)
         for name in names:
             self._leave(outlet, name)
 
     def _leave(self, outlet: Outlet, name: str, only: Entry | None = None) -> bool:
-        """Take an outlet out of a channel; :param only: where that is its subscription."""
+        """Take an outlet out of a channel; :param only: do so only if this is its subscription."""
         with self._lock:
             entry: Entry | None = outlet.entries.get(name)
             if entry is None or (only is not None and entry is not only):
@@ -406,20 +406,20 @@ class Fanout:
         return True
 
     def go_on(self, outlet: Outlet) -> None:
-        """A client has room for more of the histories that are replayed to it."""
+        """Send more of a client's histories, since the client has room."""
         self._replayer.go_on(outlet)
 
     def subscribers(self, name: str) -> int:
-        """Return how many subscribers a channel has in this process."""
+        """Return the number of a channel's subscribers in this process."""
         channel = self._channels.by_name.get(name)
         return 0 if channel is None else channel.subscribers
 
     def channels(self) -> dict[str, int]:
-        """Return the channels with subscribers in this process, and how many they have."""
+        """Return the number of subscribers in this process of each channel that has any."""
         return self._channels.subscribers()
 
     def close(self) -> None:
-        """Let go of the broker; nothing is delivered any more."""
+        """Close the broker; no messages are delivered after this."""
         self._channels.close()
         for roll_call in self._roll_calls:
             roll_call.close()

@@ -1,10 +1,10 @@
-"""Held: a subscription whose history is on its way, and the messages that wait for it.
+"""Held: a subscription whose history is being sent, and the live messages buffered behind it.
 
-The states of a subscription that is held::
+The states of a held subscription::
 
-    waiting      the broker is asked for the history, and live messages collect
+    waiting      the broker is asked for the history, and live messages are buffered
     replaying    there is more of the history than the client has room for
-    ahead        the history went out; delivery in this process has not come as far yet
+    ahead        the history was sent; delivery in this process has not come as far yet
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from .encoding import GAP, Encoding
 
 __all__ = ["OVERHEAD", "Held", "Replays"]
 
-OVERHEAD = 64  # bytes that a message counts beside its data: empty ones are some work, too
+OVERHEAD = 64  # bytes counted for each message beside its data, since empty ones are work, too
 
 
 class Held:
-    """A subscription whose history is on its way.
+    """Orders the history and the live messages of one subscription, each message once.
 
     :ivar begun: the position that live messages follow.
-    :ivar after: once known, the position that the history has brought it to, which may be ahead of
-        what this process has seen: in the same epoch, or in one that it has not noticed yet. While
-        it is replayed: the position up to which messages were taken from the history.
-    :ivar over: the epoch that this process is in, where the history has told that it is over.
-    :ivar messages: to be sent next; live ones while the history is waited for.
-    :ivar replays: those of its client, while it is one of them.
-    :ivar cut: behind ``messages`` there is more in the log.
-    :ivar aside: transient messages that come after what was cut off.
+    :ivar after: the position at the end of the history; None until the history is known. The
+        position may be ahead of this process, in the same epoch or in one not noticed here yet.
+        During a replay: the position up to which messages were taken from the history.
+    :ivar over: this process's epoch, if the history shows that the epoch has ended.
+    :ivar messages: messages to send next; while the history is awaited, live messages.
+    :ivar replays: the client's replays, if this subscription is one of them.
+    :ivar cut: whether the log has more messages behind ``messages``.
+    :ivar aside: transient messages that were published after the cut.
     """
 
     __slots__ = (
@@ -56,16 +56,16 @@ class Held:
         self.cut = False
         self.aside: list[Message] = []
         self.dropped = 0  # transient messages for which there was no room
-        self.silent = True  # none of them said who joined or left
+        self.silent = True  # none of the dropped messages was a join or leave
 
     def bring_to(self, after: Position) -> None:
-        """The history has brought it to a position."""
+        """Note the position that the history has reached."""
         self.after = after
         if after.epoch != self.begun.epoch:
             self.over = self.begun.epoch
 
     def lacks(self, message: Message) -> bool:
-        """Whether a message, or a gap, is news to it."""
+        """Whether the subscription still needs a message or a gap."""
         position, after = message.position, self.after
         if after is None or (message.transient and message.event != GAP):
             return True
@@ -74,14 +74,14 @@ class Held:
         return position.epoch != self.over
 
     def release(self, history: Sequence[Message]) -> tuple[list[Message], list[Message]]:
-        """Return the history, and what came meanwhile: each message once, in its place."""
+        """Return the history and the live messages: each message once, in its place."""
         live = [message for message in self.messages if self.lacks(message)]
         if not any(message.transient and not message.event for message in live):
             return list(history), live
         past: list[Message] = []
         for message in history:
-            # A transient message is in no history, but has its place in it. Who joins and leaves
-            # comes after the list of those who are there.
+            # The history has no transient messages, but each has its place there. Joins and leaves
+            # come after the list of members.
             early = [m for m in live if _is_before(m, message.position)]
             if early:
                 past += early
@@ -90,22 +90,22 @@ class Held:
         return past, live
 
     def is_level(self, here: Position) -> bool:
-        """Whether all that is delivered from now on is, once this process is somewhere."""
+        """Whether every message delivered after position ``here`` is new to the subscription."""
         after = self.after
         if after is None or here.epoch != after.epoch:
             return here.epoch != self.over
         return here.offset >= after.offset
 
-    # -- while it is replayed, all under the fan-out's lock --------------------------------
+    # -- during a replay, all under the fan-out's lock -------------------------------------
 
     def add(self, messages: Iterable[Message]) -> None:
-        """Take messages that follow, as far as there is room; the log has the others."""
+        """Append the messages that there is room for; the log keeps the others."""
         replays = self.replays
         assert replays is not None
         for message in messages:
             size = len(message.data) + OVERHEAD
             if message.event == GAP:
-                if not self.cut:  # else it shows when the log is looked at
+                if not self.cut:  # if cut, the next look at the log shows the gap
                     self._append(message, size)
                     self.bring_to(message.position)
             elif message.transient:
@@ -137,12 +137,12 @@ class Held:
             replays.aside += size
 
     def go_on(self, found: Sequence[Message]) -> None:
-        """Take of what the log has behind its place, or the gap that stands there in its stead;
-        each transient message before what was published after it."""
+        """Append the next messages of the log, or the gap in their place; each transient message
+        goes before the messages published after it."""
         self.cut = False
         aside, self.aside = self.aside, []
         for message in found:
-            # Behind a gap: the client has not seen what came before them either.
+            # After a gap, transient messages stay behind the gap: the client missed their past.
             early = [m for m in aside if not message.event and _is_before(m, message.position)]
             if early:
                 aside = [m for m in aside if m not in early]
@@ -156,7 +156,7 @@ class Held:
             self._bring_in(aside)
 
     def _bring_in(self, aside: Sequence[Message]) -> None:
-        """Take transient messages that were set aside."""
+        """Append transient messages that were set aside."""
         assert self.replays is not None
         for message in aside:
             size = len(message.data) + OVERHEAD
@@ -164,14 +164,14 @@ class Held:
             self._append(message, size)
 
     def took(self, count: int) -> None:
-        """So many of its messages went out."""
+        """Remove the first messages, which were sent."""
         assert self.replays is not None
         for message in self.messages[:count]:
             self.replays.size -= len(message.data) + OVERHEAD
         del self.messages[:count]
 
     def leave(self) -> None:
-        """It is replayed no longer: its client has left, or is level."""
+        """End the replay: the client has left, or has received all messages."""
         replays, self.replays = self.replays, None
         if replays is not None:
             replays.size -= sum(len(message.data) + OVERHEAD for message in self.messages)
@@ -180,14 +180,14 @@ class Held:
 
 
 class Replays:
-    """What is replayed to one client. The fan-out's lock guards it.
+    """The replays to one client; the fan-out's lock guards them.
 
-    :ivar room: bytes of messages that may wait for it.
-    :ivar held: its subscriptions that are replayed, with their audiences and encodings; the next
-        one first.
+    :ivar room: bytes of messages that may be buffered for the client.
+    :ivar held: the subscriptions under replay, with their audiences and encodings; the next one
+        first.
     :ivar size: bytes of their messages.
-    :ivar aside: bytes of what they have set aside.
-    :ivar flooded: more was to be set aside than there was room for.
+    :ivar aside: bytes of the messages that they have set aside.
+    :ivar flooded: whether there was no room to set a message aside.
     """
 
     __slots__ = ("aside", "flooded", "held", "room", "scheduled", "size")

@@ -1,7 +1,7 @@
-"""Open channels: those that the broker delivers to this process, since somebody subscribes to them.
+"""Open channels: the channels that the broker delivers to this process, for its subscribers.
 
-The first who subscribes has the broker deliver the channel, and others wait for that. It is kept
-for some seconds after the last one has gone, because clients come back.
+The first subscriber of a channel subscribes at the broker, and others wait for that. A channel
+stays open for some seconds after its last subscriber has left, because clients reconnect.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ __all__ = ["OpenChannels", "inform"]
 
 logger = logging.getLogger("flask_sockets2.channels")
 
-_OPEN_TIMEOUT = 30.0  # seconds to wait for another's subscription to the same channel
-_LINGER = 10.0  # seconds that a remote channel is kept after its last subscriber: they come back
+_OPEN_TIMEOUT = 30.0  # seconds to wait for another thread's subscription to the same channel
+_LINGER = 10.0  # seconds that a remote broker's channel stays open after its last subscriber
 
 _RAISED = "%s() of the broker raised"
 
 
 class OpenChannels:
-    """The channels that one process subscribes to.
+    """Opens a channel at the broker for its first subscriber, and closes it after the last one.
 
-    :param broker: asked to deliver them.
-    :param recent: what is at hand of them; None where nothing is kept.
-    :param counters: of all channels.
-    :param lock: the fan-out's; guards all of it, and is not held while the broker is asked.
+    :param broker: the broker that delivers the channels.
+    :param recent: cache of their newest messages; None if nothing is cached.
+    :param counters: counters of all channels.
+    :param lock: the fan-out's lock, guards all attributes; not held while the broker may wait.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class OpenChannels:
         self._counters = counters
         self._lock = lock
         self._lingering = DelayedCalls(_LINGER)
-        #: Those that are open, or about to be opened or closed.
+        #: The channels that are open, being opened or being closed.
         self.by_name: dict[str, Channel] = {}
 
     def open(self, name: str) -> Channel:
@@ -64,11 +64,11 @@ class OpenChannels:
                     self._broker.count(name, channel.subscribers)
                     return channel
                 opened = channel.opened
-            # Another one opens it, or it is being closed just now.
+            # Another thread is opening or closing the channel.
             if opened is not None and not opened.wait(max(0.0, deadline - monotonic())):
                 raise BrokerError(f"the broker did not subscribe to a channel in {_OPEN_TIMEOUT} s")
             if channel.error is not None:
-                # One for each thread: raising it writes its traceback into it.
+                # A new error for each thread, since raising an error changes its traceback.
                 raise BrokerError(channel.error.description) from channel.error
         return self._open_first(channel)
 
@@ -80,7 +80,7 @@ class OpenChannels:
         except BaseException as exc:
             if isinstance(exc, BrokerError):
                 channel.error = exc
-            else:  # killed, or a timeout of its handler's: those who wait try themselves
+            else:  # killed, or the handler timed out: the waiting threads try themselves
                 self._broker.unsubscribe(channel.name)
             with self._lock:
                 del self.by_name[channel.name]
@@ -89,7 +89,7 @@ class OpenChannels:
             opened.set()
             raise
         with self._lock:
-            here = channel.position  # not None where something has been delivered already
+            here = channel.position  # not None if a message has been delivered already
             if here is None or (here.epoch == position.epoch and here.offset < position.offset):
                 channel.position = position
                 if self._recent is not None:
@@ -101,14 +101,14 @@ class OpenChannels:
         return channel
 
     def release(self, channel: Channel) -> None:
-        """Count one subscriber less; the last one's channel is closed."""
+        """Count one subscriber less, and close the channel after the last one."""
         failure = None
         with self._lock:
             channel.subscribers -= 1
             try:
                 self._broker.count(channel.name, channel.subscribers)
             except Exception as exc:
-                failure = exc  # to be logged without the lock, see there
+                failure = exc  # logged below, since nothing is logged under the lock
             idle = not channel.subscribers
         if failure is not None:
             logger.error(_RAISED, "count", exc_info=failure)
@@ -121,7 +121,7 @@ class OpenChannels:
         with self._lock:
             if channel.subscribers or channel.closing:
                 return
-            channel.closing = True  # who subscribes now waits until that is done
+            channel.closing = True  # from here on, open() waits for ``closed``
             channel.opened = closed = threading.Event()
         inform(self._broker.unsubscribe, channel.name)
         with self._lock:
@@ -132,17 +132,17 @@ class OpenChannels:
         closed.set()
 
     def subscribers(self) -> dict[str, int]:
-        """Return those with subscribers, and how many they have."""
+        """Return the number of subscribers of each channel that has any."""
         with self._lock:
             return {c.name: c.subscribers for c in self.by_name.values() if c.subscribers}
 
     def close(self) -> None:
-        """Keep none any longer than it has subscribers."""
+        """Cancel the delayed closing of channels."""
         self._lingering.close()
 
 
 def inform(method: Callable[..., None], *args: Any) -> None:
-    """Tell the broker that a client is gone; no error of a broker may keep one from leaving."""
+    """Tell the broker that a client has left; log its errors, so that the client can leave."""
     try:
         method(*args)
     except Exception:

@@ -1,16 +1,16 @@
-"""Outlet: the way out to one client, and what is kept back for it when it is slow.
+"""Outlet: sends a channel's messages to one client, and buffers them if the client is slow.
 
-What the kernel takes at once is written at once. What comes while something is kept back waits in
-the outlet, message by message, up to ``send_buffer`` bytes. Beyond it, by policy:
+The outlet writes as much as the kernel takes at once. Later messages are buffered one by one, up to
+``send_buffer`` bytes. Beyond that, the policy decides:
 
 ``disconnect``
-    The client is closed with 1013. It comes back and resumes where it was.
+    The client is closed with 1013. It can reconnect and resume at its position.
 ``drop_oldest``
     The oldest messages are dropped, and the client is told of a gap in their place. The newest
-    message always stays, however long: the client ends up with what is so now.
+    message always stays, however long, so the client ends up with the current state.
 ``coalesce``
-    A newer message with the same key takes the place of an older one; what has no key, or is too
-    much even so, ends as under ``disconnect``.
+    A newer message with the same key replaces an older one. If the buffer is still too full, for
+    example with messages without a key, the client is closed as under ``disconnect``.
 """
 
 from __future__ import annotations
@@ -29,39 +29,39 @@ __all__ = ["CHUNK", "POLICIES", "Batch", "Observer", "Outlet", "OutletOwner", "S
 DISCONNECT, DROP_OLDEST, COALESCE = "disconnect", "drop_oldest", "coalesce"
 POLICIES = (DISCONNECT, DROP_OLDEST, COALESCE)
 
-CHUNK = 65536  # bytes handed to the kernel at a time, where what it does not take may be dropped
-_CHUNKS = 2  # of them in a send_buffer, at least: what the transport has cannot be dropped any more
+CHUNK = 65536  # bytes of one write, so that the messages behind it can still be dropped
+_CHUNKS = 2  # least chunks in a send_buffer, since bytes in the transport cannot be dropped
 
 
 class SocketWriter(Protocol):
-    """A transport, as far as an outlet needs it."""
+    """The part of a transport that an outlet uses."""
 
     clock: Any
     lock: Any
     buffered: int
-    #: What its client holds of the memory of all.
+    #: The client's share of the memory budget of all connections.
     share: Any
 
     def write(self, data: bytes) -> None:
-        """Write at once what the kernel takes and keep the rest."""
+        """Write as much as the kernel takes now and buffer the rest."""
 
     def flush(self) -> None:
-        """Write of what was kept what the kernel takes now."""
+        """Write as much of the buffer as the kernel takes now."""
 
 
 class OutletOwner(Protocol):
-    """Whose outlet it is: a connection."""
+    """The connection that an outlet belongs to."""
 
     @property
     def subject(self) -> Any:
-        """What signals name as the connection."""
+        """The ``connection`` argument of signals."""
 
     def too_slow(self) -> None:
-        """End: the client does not keep up."""
+        """End the connection, because the client is too slow."""
 
 
 class Observer:
-    """Who wants to know of what should not happen; does nothing by itself."""
+    """Callbacks for lost messages, slow clients and broker reconnects; the defaults do nothing."""
 
     def gap(self, channel: str) -> None:
         """Clients of a channel are told that messages were lost."""
@@ -70,28 +70,28 @@ class Observer:
         """A slow client was not sent a message."""
 
     def too_slow(self, owner: OutletOwner) -> None:
-        """A client is closed, being too slow."""
+        """A client is closed because it is too slow."""
 
     def reconnected(self) -> None:
-        """The broker was out of reach and is back."""
+        """The broker was unreachable and has reconnected."""
 
 
 class Source(Protocol):
-    """Where its messages come from: the fan-out."""
+    """The fan-out, from which an outlet's messages come."""
 
     observer: Observer
 
     def remove(self, outlet: Outlet) -> None:
-        """Forget it."""
+        """Unsubscribe an outlet from all channels."""
 
     def go_on(self, outlet: Outlet) -> None:
-        """It has room for more of the histories that are replayed to it."""
+        """Send more of the histories that are replayed to an outlet, which has room now."""
 
 
 class Batch:
-    """Messages of one channel for outlets with one encoding.
+    """Messages of one channel to write to the outlets with one encoding.
 
-    :param channel: theirs, to count in.
+    :param channel: channel of the messages, with their counters.
     """
 
     __slots__ = ("_data", "_pieces", "channel", "encoding", "messages", "outlets")
@@ -107,7 +107,7 @@ class Batch:
         self._pieces: list[bytes] | None = None
 
     def pieces(self) -> list[bytes]:
-        """Return the bytes of each message; made once, as an encoding may count on their order."""
+        """Return the bytes of each message; made once, since an encoding may rely on the order."""
         made = self._pieces
         if made is None:
             encode = self.encoding.encode
@@ -115,7 +115,7 @@ class Batch:
         return made
 
     def join(self) -> bytes:
-        """Return the bytes for one client; made once, and counted for all."""
+        """Return the bytes for each client; made once, and counted for all clients."""
         data = self._data
         if data is None:
             data = b"".join(self.pieces())
@@ -130,7 +130,7 @@ class Batch:
 
 
 class _Kept(NamedTuple):
-    """One message that is kept back."""
+    """One buffered message."""
 
     message: Message
     data: bytes
@@ -139,12 +139,12 @@ class _Kept(NamedTuple):
 
 
 class Outlet:
-    """The way out to one client.
+    """Sends messages to one client, and buffers or drops messages if the client is slow.
 
-    :param transport: of the client's connection; its lock guards the backlog.
-    :param owner: told when the client is too slow.
-    :param source: told of that and of all that was not sent.
-    :param limit: bytes kept back for it.
+    :param transport: transport of the client's connection; its lock guards the backlog.
+    :param owner: the connection, ended if the client is too slow.
+    :param source: the fan-out; its observer is notified of slow clients and dropped messages.
+    :param limit: most bytes that are buffered for the client.
     :param policy: one of :data:`POLICIES`.
     """
 
@@ -171,21 +171,21 @@ class Outlet:
         self.source = source
         self.limit = limit
         self.policy = policy
-        #: Bytes handed to the kernel at a time.
+        #: Most bytes of one write.
         self.chunk = min(CHUNK, limit // _CHUNKS)
-        #: What it subscribes to; the fan-out's.
+        #: Subscriptions by channel name; the fan-out's.
         self.entries: dict[Any, Any] = {}
-        #: What is replayed to it, None where nothing is; and bytes of histories that went out
-        #: at once since it was last seen to be level; both ``fanout/replay.py``'s.
+        #: Replays to the client, or None; and bytes of short histories that were sent at once
+        #: since the client last had nothing buffered. Both are ``fanout/replay.py``'s.
         self.replays: Any = None
         self.at_once = 0
-        #: Nothing goes out any more.
+        #: Whether the outlet sends no more messages.
         self.closed = False
         self._backlog: OrderedDict[Any, _Kept] | None = None
         self._size = 0
 
     def put(self, data: bytes, batches: Iterable[Batch]) -> None:
-        """Write the bytes of some batches, or keep them back behind what is; any thread."""
+        """Write the bytes of batches, or buffer their messages behind earlier ones; any thread."""
         with self.transport.lock:
             if self.closed:
                 return
@@ -194,13 +194,13 @@ class Outlet:
                 if len(data) <= self.chunk or self.policy == DISCONNECT:
                     self.transport.write(data)
                     return
-                self._write(pieces)  # what is left over can still be dropped
+                self._write(pieces)  # the pieces left over can still be dropped
                 if self.closed:
                     return
             for piece in pieces:
                 self._append(piece)
             if self._size + self.transport.buffered > self.limit:
-                self.transport.flush()  # one who publishes without end may have kept the hub busy
+                self.transport.flush()  # a busy publisher may have kept the hub from flushing
                 if self._size + self.transport.buffered > self.limit:
                     self._make_room()
             if not self.transport.buffered:
@@ -242,19 +242,19 @@ class Outlet:
         self.source.observer.too_slow(self.owner)
 
     def _drop_oldest(self) -> None:
-        """Drop messages from the front, and put a gap of each channel of theirs there.
+        """Drop messages from the front, and put a gap for each of their channels there.
 
-        What the transport has cannot be dropped, and is no reason to drop the newest instead: half
-        of the limit is always the backlog's.
+        Bytes in the transport cannot be dropped. So that the newest messages are not dropped
+        instead, half of the limit always belongs to the backlog.
         """
         backlog = self._backlog
         if backlog is None:
-            return  # all of it is the transport's by now
+            return  # all bytes are in the transport by now
         room = max(self.limit - self.transport.buffered, self.limit // 2)
         if self._size <= room:
             return
         gaps: dict[str, _Kept] = {}
-        told: set[str] = set()  # of an earlier gap, which the client has not seen yet
+        told: set[str] = set()  # channels with an earlier gap that the client has not seen yet
         while self._size > room // 2 and len(backlog) > 1:
             _, kept = backlog.popitem(last=False)
             self._release(kept)
@@ -263,7 +263,7 @@ class Outlet:
             else:
                 kept.counters.dropped += 1
                 self.source.observer.dropped(self.owner, kept.message.channel)
-            if not kept.message.transient or kept.message.event:  # of a gap, or of presence
+            if not kept.message.transient or kept.message.event:  # events: gaps and presence
                 gaps[kept.message.channel] = kept
         for channel, kept in gaps.items():
             last = kept.message
@@ -279,8 +279,8 @@ class Outlet:
                 self._hold(backlog[key])
 
     def drained(self) -> None:
-        """Go on: the kernel has taken all that the transport kept; by the hub or the selector
-        thread, or under the transport's lock."""
+        """Write from the backlog, since the kernel has taken all that the transport buffered.
+        Called in the hub or selector thread, or under the transport's lock."""
         self._write(self._taken())
         if not self._backlog:
             self._backlog = None
@@ -288,14 +288,14 @@ class Outlet:
                 self.source.go_on(self)
 
     def _taken(self) -> Iterator[_Kept]:
-        """Take from the backlog, from its front."""
+        """Remove and yield the messages of the backlog, the oldest first."""
         while self._backlog:
             _, kept = self._backlog.popitem(last=False)
             self._release(kept)
             yield kept
 
     def _write(self, pieces: Iterator[_Kept]) -> None:
-        """Write a chunk at a time, until the kernel takes no more; what is left stays there."""
+        """Write a chunk at a time until the kernel takes no more; ``pieces`` keeps the rest."""
         while not (self.transport.buffered or self.closed):
             chunk: list[bytes] = []
             size = 0
@@ -308,14 +308,14 @@ class Outlet:
                 return
             self.transport.write(b"".join(chunk))
 
-    # -- what is replayed ------------------------------------------------------------------
+    # -- replay ----------------------------------------------------------------------------
 
     def replay(self, channel: Any, encoding: Encoding, messages: Sequence[Message]) -> int:
-        """Write messages as far as there is room, which is up to half of the limit: the other half
-        is for what is published meanwhile.
+        """Write or buffer messages of a history, up to half of the limit; the other half is for
+        messages published meanwhile.
 
-        :param channel: theirs, to count in.
-        :returns: how many were taken; they are encoded in this order, and the others not at all.
+        :param channel: channel of the messages, with their counters.
+        :returns: number of messages taken; they are encoded in this order, the others not at all.
         """
         counters: ChannelCounters = channel.counters
         taken = size = 0
@@ -345,7 +345,7 @@ class Outlet:
         return taken
 
     def give_up(self, counters: ChannelCounters) -> None:
-        """End the client: it is too slow for what came while a history was replayed to it."""
+        """End a client that is too slow for the messages that arrived during a replay."""
         with self.transport.lock:
             if not self.closed:
                 counters.slow_disconnects += 1
@@ -353,16 +353,16 @@ class Outlet:
 
     @property
     def is_behind(self) -> bool:
-        """Whether something is kept back for the client."""
+        """Whether bytes are buffered for the client."""
         return bool(self.transport.buffered or self._backlog)
 
     @property
     def is_full(self) -> bool:
-        """Whether as much is kept back for the client as may be of histories."""
+        """Whether the half of the limit that histories may use is full."""
         return self._size + self.transport.buffered >= self.limit // 2
 
     def remove(self) -> None:
-        """The client is closing: let nothing out any more, and be forgotten."""
+        """Stop sending to a closing client, and unsubscribe it from all channels."""
         if not self.closed:
             self.closed = True
             self.source.remove(self)

@@ -1,12 +1,12 @@
-"""Replay: what a subscription begins with, in pieces, as its client takes them.
+"""Replay: sends a client the history of a channel in pieces, as fast as the client reads.
 
-A short history goes out at once. Of a longer one the client is given a *place* in the log of its
-channel, and no copy: while the client has room, the messages behind that place are looked up in
-what all clients share (the broker's log, or ``fanout/replay_cache.py``) and the place moves on. At
-the newest message the client joins its audience. So a client that reads nothing holds a few
-messages, however much it has asked for, and one that is too slow for what is kept is told of a gap.
+A short history is sent at once. For a longer one, the client has a *place* in the log of its
+channel, and no copy. While the client has room, the messages behind that place are read from a log
+that all clients share: the broker's log, or ``fanout/replay_cache.py``. Then the place moves on. At
+the newest message the client joins its audience. So a client that does not read holds few messages,
+however long its history. If the log drops messages before the client reads them, a gap is sent.
 
-What counts for one client::
+Limits for one client::
 
     messages of all its replays    up to half of send_buffer, and they are mostly shared
     its outlet and its transport   up to the other half, and one message
@@ -37,9 +37,9 @@ _AT_ONCE = 65536  # bytes of histories that go out at once, for one client
 class Replayer:
     """Sends histories to the clients of one fan-out.
 
-    :param broker: whose log is read where there is no ``recent``; it does not wait then.
-    :param recent: what is at hand, None where the broker has it.
-    :param lock: the fan-out's.
+    :param broker: the broker, whose log is read if ``recent`` is None; reading does not wait then.
+    :param recent: cache of the newest messages; None for a broker in this process.
+    :param lock: the fan-out's lock.
     """
 
     def __init__(self, broker: Broker, recent: ReplayCache | None, lock: Any) -> None:
@@ -48,7 +48,7 @@ class Replayer:
         self._lock = lock
 
     def fits(self, outlet: Outlet, messages: Sequence[Message]) -> bool:
-        """Whether messages may go out at once, in the turn that comes; counted if so."""
+        """Whether messages are short enough to be sent at once; if so, their bytes are counted."""
         room = min(_AT_ONCE, outlet.limit // 8) - outlet.at_once
         size = 0
         for message in messages:
@@ -66,7 +66,7 @@ class Replayer:
         held: Held,
         messages: Sequence[Message],
     ) -> None:
-        """Replay messages, and all that follows them; under the lock."""
+        """Start a replay of messages and of all that follow them; under the lock."""
         replays = outlet.replays
         if replays is None:
             replays = outlet.replays = Replays(outlet.limit // 2)
@@ -77,14 +77,14 @@ class Replayer:
         self.go_on(outlet)
 
     def go_on(self, outlet: Outlet) -> None:
-        """Send more of what is replayed to a client, in its hub or selector thread; any thread."""
+        """Have a client's hub or selector thread send more of its replays; any thread."""
         replays = outlet.replays
         if replays is not None and not replays.scheduled:
             replays.scheduled = True
             outlet.transport.clock.call_soon(partial(self._serve, outlet, replays))
 
     def _serve(self, outlet: Outlet, replays: Replays) -> None:
-        """Send a piece of each, as long as there is room."""
+        """Send a piece of each replay, as long as there is room."""
         replays.scheduled = False
         if replays.flooded and not self._drop(outlet, replays):
             return
@@ -96,7 +96,7 @@ class Replayer:
                 replays.held.rotate(-1)
             try:
                 self._send(outlet, held, audience, encoding)
-            except Exception:  # ours; the client comes back, and the others must not suffer for it
+            except Exception:  # our error: the client can reconnect, and other clients go on
                 logger.exception("replaying a history of channels to a client failed")
                 outlet.give_up(audience.channel.counters)
             if outlet.is_full:
@@ -104,12 +104,12 @@ class Replayer:
         with self._lock:
             if not replays.held and outlet.replays is replays:
                 outlet.replays = None
-        if not outlet.is_behind:  # else it will say so when it is not
+        if not outlet.is_behind:  # if it is, Outlet.drained() calls go_on()
             outlet.at_once = 0
             self.go_on(outlet)
 
     def _drop(self, outlet: Outlet, replays: Replays) -> bool:
-        """See to transient messages for which there was no room; False where that was the end."""
+        """Count transient messages without room as dropped; False if the client is ended."""
         with self._lock:
             replays.flooded = False
             concerned = [(held, audience) for held, audience, _ in replays.held if held.dropped]
@@ -131,7 +131,7 @@ class Replayer:
             self._look_up(outlet, held, audience)
         with self._lock:
             if held.replays is None:
-                return  # it has left
+                return  # the client has left
             messages = list(held.messages)
         taken = outlet.replay(audience.channel, encoding, messages)
         with self._lock:
@@ -142,7 +142,7 @@ class Replayer:
                 self._end(outlet, held, audience, encoding)
 
     def _look_up(self, outlet: Outlet, held: Held, audience: Audience) -> None:
-        """Have a subscription go on with what is behind its place."""
+        """Continue a subscription with the messages behind its place, or with a gap."""
         channel, place = audience.channel, held.after
         assert place is not None
         found: History | None = None
@@ -160,9 +160,9 @@ class Replayer:
             if found is not None and found.complete:
                 missing = found.messages
             elif place.epoch == here.epoch:
-                lost = place.offset < here.offset  # else it will be delivered
+                lost = place.offset < here.offset  # if not, the broker is about to deliver
             else:
-                lost = here.epoch != held.over  # else this process will notice, and tell all
+                lost = here.epoch != held.over  # if not, this process will notice, and tell all
             if lost or not held.silent:
                 missing = (gap_message(channel.name, here),)
                 channel.counters.gaps += 1
@@ -172,8 +172,8 @@ class Replayer:
             outlet.source.observer.gap(channel.name)
 
     def _end(self, outlet: Outlet, held: Held, audience: Audience, encoding: Encoding) -> None:
-        """It has been brought as far as this process has seen; under the lock."""
-        audience.seal()  # which may cut off some of what is pending
+        """End a replay that has reached this process's newest message; under the lock."""
+        audience.seal()  # may cut again, if there is no room for the pending messages
         if held.cut:
             return
         messages, channel = held.messages, audience.channel

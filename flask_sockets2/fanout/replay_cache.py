@@ -1,11 +1,11 @@
-"""ReplayCache: the newest messages of a remote broker's channels, so that it is asked less often.
+"""ReplayCache: caches the newest messages of a remote broker's channels for reconnecting clients.
 
-After a network failed or a worker was restarted clients come back, thousands at once, and want what
-they missed. What was delivered here is at hand. What was not, as after a restart, is fetched once
-and joined on to that: who wants no more than is being fetched just now waits for it.
+After a network failure or a rolling restart, thousands of clients reconnect at once and resume.
+The cache has the messages delivered to this process. Older messages are fetched once from the
+broker. If a fetch under way includes the messages that a client needs, the client waits for it.
 
-Messages are forgotten ``history_ttl`` seconds after the newest of their channel. Positions stay
-valid: where something is not at hand, the broker is asked.
+The messages of a channel expire ``history_ttl`` seconds after its newest one. Positions stay
+valid: if the cache lacks messages, the broker is asked.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from ..concurrency.delayed_calls import DelayedCalls
 
 __all__ = ["ReplayCache"]
 
-_PATIENCE = 10.0  # seconds to wait for what another fetches; then it is fetched once more
-_SWEEPS = 4  # in the time after which messages are forgotten: so much longer they may stay
-_SHORTEST = 0.05  # seconds between two sweeps
-_SWEPT = 64  # channels at a time, while nothing is delivered
+_PATIENCE = 10.0  # seconds to wait for another thread's fetch before fetching again
+_SWEEPS = 4  # sweeps in one history_ttl: messages may stay a quarter longer
+_SHORTEST = 0.05  # least seconds between two sweeps
+_SWEPT = 64  # channels swept under one hold of the lock, which stops delivery
 
 
 class _Fetch:
-    """A history that is under way.
+    """A history that is being fetched.
 
-    :param since: where it begins; None for all.
+    :param since: position after which the history begins; None for the whole history.
     """
 
     __slots__ = ("done", "since")
@@ -40,7 +40,7 @@ class _Fetch:
         self.done = threading.Event()
 
     def brings(self, since: Position | None) -> bool:
-        """Whether what follows a position, None for all, will be a part of it."""
+        """Whether the fetch includes the history after a position, or with None all of it."""
         mine = self.since
         if mine is None or since is None:
             return mine is None
@@ -48,9 +48,9 @@ class _Fetch:
 
 
 class _CachedChannel:
-    """What is at hand of one channel.
+    """The cached messages of one channel.
 
-    :ivar whole: whether that is all that the broker keeps.
+    :ivar whole: whether the cache has the broker's whole history.
     """
 
     __slots__ = ("fetch", "log", "whole")
@@ -62,10 +62,11 @@ class _CachedChannel:
 
 
 class ReplayCache:
-    """The newest messages of the channels that a broker delivers here.
+    """Caches the newest messages of the channels that a broker delivers to this process.
 
-    :param broker: asked for what is not at hand.
-    :param lock: guards all of it; held by the caller but for :meth:`fetch` and :meth:`close`.
+    :param broker: the broker, asked for messages that are not cached.
+    :param options: the broker's settings, which limit the cache.
+    :param lock: guards all attributes; held by callers, except of :meth:`fetch`, :meth:`close`.
     """
 
     def __init__(self, broker: Broker, options: BrokerOptions, lock: Any) -> None:
@@ -73,13 +74,13 @@ class ReplayCache:
         self._options = options
         self._lock = lock
         self._channels: dict[str, _CachedChannel] = {}
-        #: Of those that hold messages, when the newest came; the longest ago first.
+        #: Time of the newest message of each channel that has some; the oldest time first.
         self._newest: OrderedDict[str, float] = OrderedDict()
         self._sweeping = False
         self._later = DelayedCalls(max(options.history_ttl / _SWEEPS, _SHORTEST))
 
     def begin(self, name: str, position: Position) -> None:
-        """A channel is delivered from a position on: for the first time, or after a loss."""
+        """Start a channel's log at a position, on first delivery or after a loss."""
         log = MessageLog(position, self._options.history_size, self._options.history_bytes)
         channel = self._channels.get(name)
         if channel is None:
@@ -90,7 +91,7 @@ class ReplayCache:
             self._newest.pop(name, None)
 
     def add(self, message: Message) -> None:
-        """A message was delivered."""
+        """Cache a message that was delivered."""
         name, (epoch, offset) = message.channel, message.position
         channel = self._channels.get(name)
         if channel is None or channel.log.position != (epoch, offset - 1):
@@ -103,24 +104,24 @@ class ReplayCache:
             self._sweep_later()
 
     def forget(self, name: str) -> None:
-        """A channel is not delivered any more."""
+        """Remove a channel, which the broker no longer delivers."""
         self._channels.pop(name, None)
         self._newest.pop(name, None)
 
     def since(self, name: str, since: Position | None) -> History | None:
-        """Return what follows a position, or with None all; None where it is not at hand."""
+        """Return the history after a position, or with None all; None if it is not cached."""
         channel = self._channels.get(name)
         if channel is None or (since is None and not channel.whole):
             return None
         history = channel.log.since(since)
         return history if history.complete else None
 
-    # -- what is not at hand ---------------------------------------------------------------
+    # -- fetching from the broker ----------------------------------------------------------
 
     def fetch(self, name: str, since: Position | None) -> History:
-        """Return what follows a position that is not at hand, None: all that the broker keeps.
+        """Fetch the history after a position, or with None all, from the broker; may wait.
 
-        :raises BrokerError: when the broker cannot be reached.
+        :raises BrokerError: if the broker cannot be reached.
         """
         fetch = _Fetch(since)
         with self._lock:
@@ -135,7 +136,7 @@ class ReplayCache:
             history = self._broker.history(name, since)
             with self._lock:
                 return self._join_on(name, since, history)
-        finally:  # killed, too: those who wait try themselves
+        finally:  # also if the greenlet is killed: the waiting ones fetch themselves
             with self._lock:
                 channel = self._channels.get(name)
                 if channel is not None and channel.fetch is fetch:
@@ -143,10 +144,10 @@ class ReplayCache:
             fetch.done.set()
 
     def _under_way(self, name: str, fetch: _Fetch) -> _Fetch | None:
-        """Return who fetches the same already, or else have others wait for this one."""
+        """Return another thread's fetch that includes this one, or register this one."""
         channel, since = self._channels.get(name), fetch.since
         if channel is None or (since is not None and since.epoch != channel.log.position.epoch):
-            return None  # it will not join on
+            return None  # the history will not fit before the cached messages
         other = channel.fetch
         if other is not None and other.brings(since):
             return other
@@ -154,9 +155,9 @@ class ReplayCache:
         return None
 
     def _join_on(self, name: str, since: Position | None, history: History) -> History:
-        """Put a history before what was delivered, where nothing is missing between them.
+        """Put a history before the delivered messages if no message between them is missing.
 
-        :param since: where it begins.
+        :param since: position after which the history begins.
         """
         channel = self._channels.get(name)
         if channel is None or not (history.complete and history.messages):
@@ -170,14 +171,14 @@ class ReplayCache:
             self._sweep_later()
         return History(messages, history.position)
 
-    # -- what is over ----------------------------------------------------------------------
+    # -- expiry ----------------------------------------------------------------------------
 
     def _sweep_later(self) -> None:
         self._sweeping = True
         self._later.call(self._sweep)
 
     def _sweep(self) -> None:
-        """Forget the messages of channels whose time is over."""
+        """Remove expired messages."""
         while True:
             with self._lock:
                 over = monotonic() - self._options.history_ttl
@@ -195,5 +196,5 @@ class ReplayCache:
                     channel.whole = False
 
     def close(self) -> None:
-        """Sweep no more."""
+        """Stop the sweeps."""
         self._later.close()

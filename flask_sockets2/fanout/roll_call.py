@@ -1,4 +1,4 @@
-"""Roll call: who is there is told anew, after events of who joined and left may have been lost."""
+"""Roll call: sends presence again after joins and leaves may have been lost."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ __all__ = ["RollCall"]
 
 logger = logging.getLogger("flask_sockets2.channels")
 
-_ATTEMPTS = 5  # in a row in which the broker fails
-_RETRY = 2.0  # seconds between them
+_ATTEMPTS = 5  # failures of the broker in a row before the roll calls are given up
+_RETRY = 2.0  # seconds between two attempts
 
 
 class RollCall:
-    """Calls the roll in channels, one after another, in a thread of its own.
+    """Sends presence again in channels, one after another, in a thread of its own.
 
-    :param delay: seconds before it begins; a channel that is named again meanwhile comes once.
-    :param call: tells one channel who is there; raises BrokerError.
+    :param delay: seconds before the roll call; if a channel asks again meanwhile, one is enough.
+    :param call: function that sends one channel its members; raises BrokerError.
 
-    Where the broker fails it is tried again, and given up at last: what brings the broker back
-    names the channels again.
+    If the broker fails, the roll call is retried and at last given up. When the broker reconnects,
+    the channels ask again.
     """
 
     def __init__(self, delay: float, call: Callable[[str], None]) -> None:
         self._call = call
-        self._lock = native_lock()  # guards what follows
+        self._lock = native_lock()  # guards the next three lines
         self._waiting: dict[str, None] = {}
         self._failures = 0  # in a row
         self._scheduled = self._closed = False
@@ -37,7 +37,7 @@ class RollCall:
         self._retries = DelayedCalls(_RETRY)
 
     def ask(self, channel: str) -> None:
-        """Have the roll called in a channel; does not wait."""
+        """Schedule a roll call in a channel; does not wait."""
         with self._lock:
             if self._closed:
                 return
@@ -82,7 +82,7 @@ class RollCall:
         logger.warning("could not tell %d channels anew who is there: %s", count, exc)
 
     def close(self) -> None:
-        """Call no more."""
+        """Cancel the roll calls that are scheduled."""
         with self._lock:
             self._closed = True
             self._waiting.clear()

@@ -15,9 +15,9 @@ __all__ = ["TurnWriter", "WriterClock"]
 
 logger = logging.getLogger("flask_sockets2.channels")
 
-_ROOM_TIMEOUT = 5.0  # seconds that another thread waits for room, at most
-_ROOM_STEP = 0.002  # seconds between two looks
-_SLICE = 0.02  # seconds of writing after which the hub sees to others
+_ROOM_TIMEOUT = 5.0  # most seconds that a publisher in another thread waits
+_ROOM_STEP = 0.002  # seconds between two checks
+_SLICE = 0.02  # seconds of writing after which other greenlets run
 _SLICE_CHECK = 64  # writes between two looks at the clock
 
 
@@ -25,48 +25,48 @@ class WriterClock(Protocol):
     """A hub or selector thread."""
 
     def call_soon(self, function: Callable[[], None]) -> None:
-        """Call a function there in the next turn; from any thread."""
+        """Call a function in this thread in the next turn; from any thread."""
 
     def inside(self) -> bool:
-        """Whether this is its thread."""
+        """Whether the caller runs in this thread."""
 
-    #: Whether other threads write to its sockets, too, under the transports' locks.
+    #: Whether other threads also write to the clock's sockets, under the transports' locks.
     threaded: bool
-    #: Whether waiting for a network in one of its greenlets would stop all others.
+    #: Whether a wait for the network in one greenlet would stop all others.
     blocks: bool
 
 
 class TurnWriter:
-    """What is to be written in one hub or selector thread.
+    """Collects the messages for one hub or selector thread, and writes them once a turn.
 
-    :param clock: that thread; only there the sockets are written.
-    :param lock: the fan-out's.
+    :param clock: the thread in which the sockets are written.
+    :param lock: the fan-out's lock.
     """
 
     def __init__(self, clock: WriterClock, lock: Any) -> None:
         self.clock = clock
         self._lock = lock
         self._scheduled = False
-        self._seals: dict[Callable[[], None], None] = {}  # of audiences with something pending
-        #: To be written, in this order; the lock guards them.
+        self._seals: dict[Callable[[], None], None] = {}  # of audiences with pending messages
+        #: Batches to write, in this order; the lock guards them.
         self.batches: list[Batch] = []
-        #: Bytes of messages that wait for their turn.
+        #: Bytes of messages that wait for the next turn.
         self.pending = 0
-        # Under way, and whether just now; only the clock's thread looks at them.
+        # Writes still to do, and whether _write() runs now; only the clock's thread uses both.
         self._writes: Iterator[tuple[Outlet, tuple[Batch, ...]]] | None = None
         self._busy = False
 
     def note(self, seal: Callable[[], None], size: int) -> None:
-        """Something is pending in an audience; under the lock.
+        """Schedule a write for an audience with pending messages; under the lock.
 
-        :param seal: adds what is pending to the batches; called before the next write.
+        :param seal: function that adds the pending messages to the batches before the next write.
         """
         self._seals[seal] = None
         self.pending += size
         self._schedule()
 
     def add(self, batch: Batch) -> None:
-        """Write a batch, after those before it; under the lock."""
+        """Schedule a batch behind the others; under the lock."""
         self.batches.append(batch)
         self._schedule()
 
@@ -76,18 +76,18 @@ class TurnWriter:
             self.clock.call_soon(self._flush)
 
     def _flush(self) -> None:
-        """Write what has come up to now, for a while; the rest in the next turn."""
+        """Write the messages so far, for a limited time; the rest in the next turn."""
         with self._lock:
             self._scheduled = False
         if self._busy:
-            return  # who writes just now sees to the rest
+            return  # the write that is running schedules the rest
         if self._writes is None:
             self._gather()
         self._write(monotonic() + _SLICE)
         self._schedule_rest()
 
     def flush_all(self) -> None:
-        """Write everything that has come up to now."""
+        """Write all messages so far."""
         if not self._busy:
             self._write(inf)
             self._gather()
@@ -95,21 +95,21 @@ class TurnWriter:
             self._schedule_rest()
 
     def _schedule_rest(self) -> None:
-        """See to what is left, and to what came meanwhile and found a flush scheduled."""
+        """Schedule a flush if messages are left, or were added when a flush was scheduled."""
         with self._lock:
             if self._writes is not None or self._seals or self.batches:
                 self._schedule()
 
     def wait_for_room(self, most: int) -> None:
-        """Wait, in another thread, until no more than so many bytes wait; a few seconds at most."""
+        """Wait in another thread until at most ``most`` bytes are pending, or some seconds."""
         deadline = monotonic() + _ROOM_TIMEOUT
         pause = native_lock()
         pause.acquire()
         while self.pending > most and monotonic() < deadline:
-            pause.acquire(timeout=_ROOM_STEP)  # a sleep of the thread, whatever is patched
+            pause.acquire(timeout=_ROOM_STEP)  # sleeps the thread even if gevent patched sleep()
 
     def _gather(self) -> None:
-        """Take everything that has come up to now, to be written."""
+        """Take all pending messages and batches, to be written."""
         with self._lock:
             for seal in self._seals:
                 seal()
@@ -123,11 +123,11 @@ class TurnWriter:
             self._writes = iter(_by_outlet(batches).items())
 
     def _write(self, deadline: float) -> None:
-        """Write until everything is written, or the time is over."""
+        """Write until nothing is left, or the deadline has passed."""
         writes = self._writes
         if writes is None:
             return
-        self._busy = True  # a write may end a connection, and who is told of it may publish
+        self._busy = True  # a write may end a connection, whose signal's receiver may publish
         one_thread = not self.clock.threaded
         before, data = None, b""
         try:
@@ -142,7 +142,7 @@ class TurnWriter:
                         transport.write(data)
                     else:
                         outlet.put(data, batches)
-                except Exception:  # ours; one client's error must not cost the others theirs
+                except Exception:  # our error: the other clients must still get their messages
                     logger.exception("writing messages of channels to a client failed")
                 if not number % _SLICE_CHECK and monotonic() > deadline:
                     return
@@ -152,14 +152,14 @@ class TurnWriter:
 
 
 def _join(batches: tuple[Batch, ...]) -> bytes:
-    """The bytes of one write."""
+    """Return the bytes of one write."""
     if len(batches) == 1:
         return batches[0].join()
     return b"".join([batch.join() for batch in batches])
 
 
 def _by_outlet(batches: list[Batch]) -> dict[Outlet, tuple[Batch, ...]]:
-    """What each client gets of several batches."""
+    """Return the batches for each client."""
     pieces: dict[Outlet, tuple[Batch, ...]] = {}
     for batch in batches:
         only = (batch,)

@@ -1,1 +1,1 @@
-"""Values to bytes and back: no socket, no clock, no thread or lock, no framework."""
+"""WebSocket protocol without I/O: no socket, no clock, no thread or lock, no framework."""

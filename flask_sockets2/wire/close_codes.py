@@ -1,4 +1,4 @@
-"""Which close codes and reasons a close frame may carry (RFC 6455 §5.5 and §7.4)."""
+"""Checks of close codes and reasons (RFC 6455 §5.5 and §7.4)."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ _MAX_REASON = 123  # bytes: a control frame has 125, and the code takes two
 
 
 def may_be_sent(code: object) -> bool:
-    """Tell whether a close frame may carry a code: RFC 6455 §7.4.1 and §7.4.2, and what IANA has
-    registered since."""
+    """Tell whether a close frame may carry a code: RFC 6455 §7.4.1 and §7.4.2, and codes that IANA
+    has registered since."""
     if not isinstance(code, int):
         return False
     return 3000 <= code <= 4999 or (1000 <= code <= 1014 and code not in (1004, 1005, 1006))
 
 
 def check_close(code: object, reason: str, usual: int = 1000) -> None:
-    """See that a close frame can carry a code and a reason.
+    """Check that a close frame can carry a code and a reason.
 
     :param usual: the code that an error recommends.
-    :raises ValueError: if it cannot.
+    :raises ValueError: if a close frame cannot carry them.
     """
     if not may_be_sent(code):
         raise ValueError(

@@ -1,6 +1,6 @@
-"""The fast lane's view of a frame: read a header, unmask a payload, build a whole frame.
+"""Frames for the fast lane: read a header, unmask a payload, build a whole frame.
 
-RFC 6455 §5.2. Only what a server needs: it reads masked frames and sends unmasked ones.
+RFC 6455 §5.2, for a server only: a server reads masked frames and sends unmasked ones.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 FIN = 0x80
 DEFLATED = 0x40  # RSV1, RFC 7692 §6
 
-_WORTH_DEFLATING = 64  # bytes; below it nothing is gained
+_WORTH_DEFLATING = 64  # bytes; shorter payloads do not become smaller
 
 _SMALL_HEADERS = [[bytes((FIN | opcode, size)) for size in range(126)] for opcode in range(16)]
 
@@ -56,10 +56,10 @@ def build(opcode: int, payload: bytes) -> bytes:
 
 
 def build_deflated(opcode: int, payload: bytes, window_bits: int) -> bytes:
-    """Return a whole, unmasked, final frame, compressed where that makes it smaller.
+    """Return a whole, unmasked, final frame, compressed if the payload becomes smaller.
 
-    Without context takeover (RFC 7692 §7.1.1.1): the frame does for every connection that agreed
-    to a window of so many bits or more.
+    The payload is compressed without context takeover (RFC 7692 §7.1.1.1). So the frame fits every
+    connection with a window of ``window_bits`` or more.
     """
     if len(payload) >= _WORTH_DEFLATING:
         deflate = zlib.compressobj(wbits=-window_bits, memLevel=5)
@@ -73,12 +73,12 @@ def build_deflated(opcode: int, payload: bytes, window_bits: int) -> bytes:
 def parse_header(data: bytes | bytearray, position: int, end: int) -> tuple[int, int] | None:
     """Read the extent of the masked frame that starts at a position.
 
-    :param data: the stream; :param position: where the frame starts; :param end: where the
-        stream ends. At least two bytes are there.
-    :returns: ``(start, size)``: where the payload starts and its length in bytes, as announced;
-        None while the length is incomplete. The masking key is the four bytes before ``start``;
-        it may not have come yet, as a length that is refused does not wait for it. The size is -1
-        for a length in more bytes than it needs, and for one with its highest bit set (§5.2).
+    :param data: the stream; :param position: start of the frame; :param end: end of the stream,
+        at least two bytes behind the start.
+    :returns: ``(start, size)``: start of the payload and its announced length in bytes; None if the
+        length is incomplete. The masking key is the four bytes before ``start``. The key may not
+        have arrived yet, since a length can be refused without it. The size is -1 if the length is
+        encoded in more bytes than necessary, or has its highest bit set (§5.2).
     """
     size = data[position + 1] & 0x7F
     if size < 126:

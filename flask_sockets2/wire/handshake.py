@@ -1,7 +1,7 @@
-"""The opening handshake, server side (RFC 6455 §4.2): a WSGI environ to an Upgrade, that to 101.
+"""The opening handshake, server side (RFC 6455 §4.2): from a WSGI environ to a 101 response.
 
-An :class:`Upgrade` is what the client asked for, checked; accepting it is a separate step, because
-the application routes the request and asks who is there in between.
+An :class:`Upgrade` is the client's request, checked. Accepting the request is a separate step,
+because the application routes and authenticates the request in between.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ __all__ = [
 _VERSION = (("Sec-WebSocket-Version", "13"),)
 _UPGRADE = (("Upgrade", "websocket"), ("Connection", "Upgrade"), *_VERSION)
 
-# Without context takeover of ours, one compressed message serves all clients, and a connection
-# keeps no compressor. A small window is made quickly; the client's keeps its decompressor small.
+# Without context takeover by the server, one compressed message serves all clients, and connections
+# keep no compressor. A small server window is set up quickly, a small client window saves memory.
 _DEFLATE = ServerPerMessageDeflateFactory(
     server_no_context_takeover=True,
     server_max_window_bits=12,
@@ -52,12 +52,12 @@ _OURS = frozenset(
 _OF_BODIES = frozenset(("content-length", "transfer-encoding"))  # RFC 9110 §8.6, RFC 9112 §6.1
 _NOT_ADDED = _OURS | _OF_BODIES | {"content-type", "content-encoding"}
 
-# A list of 60 KiB takes as long to be read as some hundred requests, and holds everybody up.
+# Parsing a list of 60 KiB takes as long as some hundred requests, and blocks all other clients.
 _LISTS = ("HTTP_CONNECTION", "HTTP_SEC_WEBSOCKET_EXTENSIONS", "HTTP_SEC_WEBSOCKET_PROTOCOL")
 _LONGEST = 8192  # bytes, as nginx lets through
 
-# RFC 9110 §7.2, RFC 3986 §3.2.2: an IP literal or a name, perhaps a port. A comma, which a name may
-# hold, is what a proxy puts between two Host header fields.
+# RFC 9110 §7.2, RFC 3986 §3.2.2: an IP literal or a name, perhaps a port. A name may hold a comma,
+# but a comma is refused here: a proxy puts one between two Host header fields.
 _HOST = re.compile(
     r"(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})+)(?::([0-9]{0,5}))?"
 )
@@ -76,9 +76,9 @@ _NOT_IN_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]|[^\x00-\xff]")  # RFC 9110
 class Upgrade:
     """A valid request for a WebSocket.
 
-    :param key: ``Sec-WebSocket-Key`` as it came.
-    :param subprotocols: what the client offers, in its order of preference.
-    :param extensions: the ``Sec-WebSocket-Extensions`` field as it came, possibly empty.
+    :param key: the ``Sec-WebSocket-Key`` field as received.
+    :param subprotocols: subprotocols that the client offers, in its order of preference.
+    :param extensions: the ``Sec-WebSocket-Extensions`` field as received, possibly empty.
     """
 
     key: str
@@ -95,9 +95,9 @@ class Upgrade:
         """Return the bytes of the 101 response and the extensions agreed to (§4.2.2).
 
         :param subprotocol: one of :attr:`subprotocols`, or None.
-        :param compression: agree to permessage-deflate where the client offers it (RFC 7692).
+        :param compression: whether to agree to permessage-deflate (RFC 7692), if offered.
         :param headers: further header fields, without control characters.
-        :raises ValueError: when a header field or the subprotocol cannot be sent.
+        :raises ValueError: if a header field or the subprotocol cannot be sent.
         """
         lines = [
             "HTTP/1.1 101 Switching Protocols",
@@ -122,13 +122,13 @@ class Upgrade:
 
 
 def _negotiate(offers: str, agreed: list[Extension]) -> str:
-    """Agree to the first offer of permessage-deflate that we can keep (RFC 7692 §5.1)."""
+    """Agree to the first acceptable offer of permessage-deflate (RFC 7692 §5.1)."""
     for name, parameters in parse_extension(offers):
         if name != _DEFLATE.name:
             continue
         try:
             answer, extension = _DEFLATE.process_request_params(parameters, agreed)
-        except (NegotiationError, ValueError):  # the latter of zlib, for a window of 8 bits
+        except (NegotiationError, ValueError):  # zlib raises ValueError for a window of 8 bits
             continue
         agreed.append(extension)
         return build_extension([(name, answer)])
@@ -162,11 +162,11 @@ def end_to_end(response: bytes) -> list[tuple[str, str]]:
 
 
 def extended(response: bytes, fields: Iterable[tuple[str, str]]) -> bytes:
-    """Return a 101 response with the header fields that middleware has added to it.
+    """Return a 101 response with the header fields that middleware has added.
 
     Middleware treats all responses alike, so fields that a 101 cannot have are left out.
 
-    :raises ValueError: when a header field cannot be sent.
+    :raises ValueError: if a header field cannot be sent.
     """
     lines = [_header_line(*field) for field in fields if field[0].lower() not in _NOT_ADDED]
     return response[:-2] + "".join(f"{line}\r\n" for line in lines).encode("latin-1") + b"\r\n"
@@ -179,12 +179,12 @@ def is_host(text: str) -> bool:
 
 
 def is_mount_point(script_name: str) -> bool:
-    """Tell whether a ``SCRIPT_NAME`` is a path, and no URL that would lead to another host."""
+    """Tell whether a ``SCRIPT_NAME`` is a path, and not a URL that leads to another host."""
     return _MOUNT_POINT.fullmatch(script_name) is not None
 
 
 def is_upgrade(environ: Mapping[str, Any]) -> bool:
-    """Tell whether a request asks for a WebSocket, however badly."""
+    """Tell whether a request asks for a WebSocket, even if the request is invalid."""
     upgrade = environ.get("HTTP_UPGRADE")
     return upgrade is not None and "websocket" in upgrade.lower()
 
@@ -193,7 +193,7 @@ def parse_upgrade(environ: Mapping[str, Any]) -> Upgrade:
     """Check a request for a WebSocket (§4.2.1).
 
     :param environ: WSGI environ of the request.
-    :raises HandshakeError: with the status, the reason and the remedy.
+    :raises HandshakeError: if the request is invalid; with status, reason and remedy.
     """
     _check_request(environ)
     _check_upgrade(environ)
@@ -216,7 +216,7 @@ def parse_upgrade(environ: Mapping[str, Any]) -> Upgrade:
 
 
 def _check_request(environ: Mapping[str, Any]) -> None:
-    """What HTTP itself asks of the request (§4.2.1 items 1 and 2, RFC 9112 §3.2)."""
+    """Check the rules of HTTP itself (§4.2.1 items 1 and 2, RFC 9112 §3.2)."""
     if any(len(environ.get(field, "")) > _LONGEST for field in _LISTS):
         raise HandshakeError(
             431, f"a list in the header is longer than {_LONGEST} bytes, which no browser sends"
@@ -236,7 +236,7 @@ def _check_request(environ: Mapping[str, Any]) -> None:
 
 
 def _check_upgrade(environ: Mapping[str, Any]) -> None:
-    """§4.2.1 items 3, 4 and 6; §4.4: a version that is not supported is told which one is."""
+    """Check §4.2.1 items 3, 4 and 6. For an unsupported version, name the supported one (§4.4)."""
     try:
         connection = [option.lower() for option in parse_connection(environ["HTTP_CONNECTION"])]
     except (KeyError, InvalidHeader):
@@ -262,12 +262,12 @@ def select_subprotocol(offered: Sequence[str], supported: Sequence[str]) -> str 
 
 def named_subprotocol(application: object, path: str, offered: Sequence[str]) -> str | None:
     """Return the subprotocol that an application names by gevent-websocket's hook,
-    ``app_protocol(path)``, if the client offers it; None otherwise.
+    ``app_protocol(path)``, if offered by the client; None otherwise.
 
     If the client offers nothing, the hook is not called. gevent-websocket also selects a name that
-    is a part of an offered one; the client would fail (§4.1), so it is not selected here.
+    is part of an offered one. This function does not, because the client would fail (§4.1).
 
-    :raises TypeError: when the hook returns something else than a name or nothing.
+    :raises TypeError: if the hook returns neither a string nor None.
     """
     hook = getattr(application, "app_protocol", None)
     if hook is None or not offered:

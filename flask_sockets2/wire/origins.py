@@ -1,21 +1,21 @@
-"""Origins of pages (RFC 6454) and names of hosts: which of them may connect.
+"""Allowed origins of pages (RFC 6454) and allowed host names.
 
-A list is parsed once and asked at each handshake::
+A list is parsed once and checked at each handshake::
 
     allowed = parse_origins(("https://example.com", "http://localhost:*"))
     allowed.include("http://localhost:5173")
 
 An entry of a list is one of these:
 
-- ``https://example.com``, with ``:8443`` where the port is not the usual one, or ``:*`` for all;
+- ``https://example.com``, with ``:8443`` if the port is not the usual one, or ``:*`` for all;
 - ``https://*.example.com``: all subdomains, not the domain itself;
-- ``capacitor://localhost``, ``chrome-extension://<id>``: an application's or extension's own
-  scheme; ``moz-extension://*`` is all hosts of one;
+- ``capacitor://localhost``, ``chrome-extension://<id>``: the scheme of an application or extension;
+  ``moz-extension://*`` is all hosts of a scheme;
 - ``file://``, ``null``: pages without an origin of their own;
-- ``same-origin``: pages of the host that they ask, as :func:`same_origin` tells;
+- ``same-origin``: pages of the host that they connect to, see :func:`same_origin`;
 - ``*``: every page.
 
-Host names are compared in ASCII (RFC 5890 §2.3.2.5), whichever way both sides write them.
+Host names are compared in ASCII (RFC 5890 §2.3.2.5), however both sides write them.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ __all__ = [
     "same_origin",
 ]
 
-# What a host cannot hold by the URL standard, and what a list needs for itself.
+# Excluded: characters that the URL standard forbids in a host, and the separators of a list.
 _HOST = r"\[[0-9a-f:.]+\]|[^\x00-\x20\x7f\[\]<>\\^|%/?#@:*,\"]+"
 _SCHEME = r"[a-z][a-z0-9+.-]*"
 
-# RFC 6454 §6.2: scheme, host and perhaps a port, and no more. Not by urlsplit(), which overlooks
-# control characters and a path.
+# RFC 6454 §6.2: scheme, host and perhaps a port. urlsplit() would let control characters and a
+# path pass.
 _ORIGIN = re.compile(rf"({_SCHEME})://({_HOST})(?::([0-9]{{1,5}}))?")
 _ENTRY = re.compile(
     rf"({_SCHEME})://(\*\.(?!\[|\*)(?:{_HOST})|{_HOST}|\*)(?::([0-9]{{1,5}}|\*))?/?"
@@ -52,29 +52,29 @@ _NETLOC = re.compile(rf"({_HOST})(?::[0-9]{{0,5}})?")
 _FILE = "file://"
 _SAME = "same-origin"
 _WORDS = frozenset(("*", "null", _FILE, "file:///", _SAME))  # entries of no scheme and host
-_WEB = {"ws": "http", "wss": "https"}  # some clients say the scheme of the WebSocket
+_WEB = {"ws": "http", "wss": "https"}  # some clients send the scheme of the WebSocket
 _PORTS = {"http": 80, "https": 443}
 _NO_PAGES = frozenset(("about", "blob", "data", "file", "filesystem", "ftp", "javascript"))
-"""Schemes of URLs that are no pages, or whose pages have no origin."""
+"""Schemes of URLs that are not pages, or of pages without an origin."""
 
 _EXPECTED = (
     "'https://example.com', 'https://example.com:8443', 'https://*.example.com', "
     "'http://localhost:*', 'capacitor://localhost', 'file://', 'null', 'same-origin' or '*'"
 )
 
-_MOST_LISTS = 256  # that are kept parsed: there is one for an application, and some for routes
+_MOST_LISTS = 256  # parsed lists in the cache: one for an application, and some for routes
 
 _Key = tuple[str, str, int | None]
-"""Scheme, host and port of an origin; no port is that of another scheme than HTTP's."""
+"""Scheme, host and port of an origin; the port may be None for a scheme other than HTTP's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origins:
-    """A list of origins, parsed.
+    """A parsed list of allowed origins.
 
-    :ivar every: it allows every page.
-    :ivar opaque: it allows pages without an origin of their own, as each site can make them.
-    :ivar same: it allows the same origin, which :meth:`include` cannot tell without the host.
+    :ivar every: whether every page is allowed.
+    :ivar opaque: whether pages without an origin are allowed; any site can make such a page.
+    :ivar same: whether the same origin is allowed; :meth:`include` does not know the host.
     """
 
     every: bool
@@ -87,7 +87,7 @@ class Origins:
     def include(self, origin: str) -> bool:
         """Tell whether a page of this origin may connect.
 
-        :param origin: an ``Origin`` header field.
+        :param origin: value of an ``Origin`` header field.
         """
         if self.every:
             return True
@@ -115,7 +115,7 @@ def _fits(key: _Key, pattern: _Key) -> bool:
 def parse_origins(entries: tuple[str, ...]) -> Origins:
     """Parse a list of origins.
 
-    :raises ValueError: when an entry can match no page, with the entry and what is expected.
+    :raises ValueError: if an entry can match no page; with the entry and the expected forms.
     """
     exact: set[_Key] = set()
     patterns: list[_Key] = []
@@ -173,7 +173,7 @@ def _host_of_entry(entry: str, scheme: str, host: str) -> str:
 
 
 def _key(origin: str) -> _Key | None:
-    """Return the parts of an origin as :func:`_text` has it; None where it is none."""
+    """Return scheme, host and port of an origin from :func:`_text`; None if it is not one."""
     parts = _ORIGIN.fullmatch(origin)
     if parts is None:
         return None
@@ -188,22 +188,22 @@ def _key(origin: str) -> _Key | None:
 
 
 def _text(field: str) -> str:
-    """Return a header field in small letters; what is UTF-8, WSGI has as Latin-1 (PEP 3333)."""
+    """Return a header field in lower case; WSGI passes UTF-8 as Latin-1 (PEP 3333)."""
     if not field.isascii():
         try:
             field = field.encode("latin-1").decode()
         except ValueError:
-            pass  # no browser's
+            pass  # not sent by a browser
     return field.lower()
 
 
 def _to_ascii(host: str) -> str:
     """Return a host name in ASCII.
 
-    Python knows IDNA 2003 (RFC 3490) and browsers a newer one. Where they differ, as in ``ß``, what
-    comes back is another name: it is taken for none, since it may be somebody else's.
+    Python implements IDNA 2003 (RFC 3490), browsers a newer version. If both differ, as for ``ß``,
+    decoding yields another name. That name is refused, because another site may own it.
 
-    :raises ValueError: when there is none that is certain.
+    :raises ValueError: if the ASCII form is not certain.
     """
     if host.isascii():
         return host
@@ -218,12 +218,12 @@ def _to_ascii(host: str) -> str:
 
 
 def same_origin(origin: str, host: str, *, secure: bool = False) -> bool:
-    """Tell whether a page is of the host and port that it asks.
+    """Tell whether a page belongs to the host and port that it connects to.
 
-    :param origin: an ``Origin`` header field.
-    :param host: the ``Host`` header field, after ProxyFix.
-    :param secure: whether the request came by HTTPS; pages of plain HTTP are refused then. The
-        other way round counts as the same: a proxy that ends TLS without telling is common.
+    :param origin: value of an ``Origin`` header field.
+    :param host: value of the ``Host`` header field, after ProxyFix.
+    :param secure: whether the request came by HTTPS; if so, pages of plain HTTP are refused. An
+        HTTPS page on plain HTTP is accepted, since many proxies end TLS without saying so.
     """
     page = _key(_text(origin))
     if page is None or page[0] not in _PORTS or (secure and page[0] == "http"):
@@ -232,22 +232,22 @@ def same_origin(origin: str, host: str, *, secure: bool = False) -> bool:
 
 
 def origin_of_url(url: str) -> str:
-    """Return the origin of a URL with a host, as of a ``Referer`` header field; else ""."""
+    """Return the origin of a URL, for example of a ``Referer`` field; "" if there is no host."""
     found = _OF_URL.match(url)
     return found[0] if found else ""
 
 
 @dataclass(frozen=True, slots=True)
 class Hosts:
-    """Names of hosts, parsed; ports do not count."""
+    """A parsed list of host names; ports are ignored."""
 
     _exact: frozenset[str]
     _suffixes: tuple[str, ...]
 
     def include(self, host: str) -> bool:
-        """Tell whether a host is one of these.
+        """Tell whether a host is in the list.
 
-        :param host: a ``Host`` header field.
+        :param host: value of a ``Host`` header field.
         """
         name = _name_of(_text(host))
         return name is not None and (name in self._exact or name.endswith(self._suffixes))
@@ -255,9 +255,9 @@ class Hosts:
 
 @lru_cache(_MOST_LISTS)
 def parse_hosts(names: tuple[str, ...]) -> Hosts:
-    """Parse names of hosts; one that begins with a dot stands for its subdomains, too.
+    """Parse host names; a name with a leading dot stands for a domain and its subdomains.
 
-    A name that is none matches nothing.
+    An invalid name matches nothing.
     """
     known = {name: _name_of(name.lower().removeprefix(".")) for name in names}
     return Hosts(
@@ -267,12 +267,12 @@ def parse_hosts(names: tuple[str, ...]) -> Hosts:
 
 
 def can_be_rebound(host: str) -> bool:
-    """Tell whether a stranger's name server may say where this host is.
+    """Tell whether a host's name could be an attacker's that points here (DNS rebinding).
 
-    Not that of an address, of ``localhost`` (RFC 6761 §6.3), or of a name without a dot, as it is
-    in a local network: pages of strangers have no such host.
+    False for an IP address, for ``localhost`` (RFC 6761 §6.3) and for a name without a dot, as in a
+    local network: an attacker's pages cannot have these hosts.
 
-    :param host: a ``Host`` header field.
+    :param host: value of a ``Host`` header field.
     """
     name = _name_of(_text(host))
     if name is None:
@@ -284,7 +284,7 @@ def can_be_rebound(host: str) -> bool:
 
 
 def _name_of(host: str) -> str | None:
-    """Return a host without its port in ASCII; None where it is none."""
+    """Return a host in ASCII without its port; None if it is not a host."""
     found = _NETLOC.fullmatch(host)
     try:
         return found and _to_ascii(found[1])

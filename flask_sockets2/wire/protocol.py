@@ -1,10 +1,10 @@
-"""Protocol: bytes in, messages out, for one server-side WebSocket that has been accepted.
+"""Protocol: turns bytes into messages and back, for one accepted server-side WebSocket.
 
-Two lanes read the same stream. The fast lane takes what almost every frame is: uncompressed data,
-whole or fragmented, plain pings and pongs, and the peer's close frame. Everything else
-(compression, our own closing, every violation) goes, frame by frame, to websockets'
-:class:`~websockets.server.ServerProtocol`, which is made when it is first needed; it owns
-permessage-deflate (RFC 7692) and the close codes of failures.
+Two lanes read the same stream. The fast lane reads almost every frame: uncompressed data, whole or
+fragmented, plain pings and pongs, and the peer's close frame. The strict lane, websockets'
+:class:`~websockets.server.ServerProtocol`, is made on first use. It reads all other frames, one by
+one: compressed frames, frames after our own close frame, and every violation. The strict lane
+implements permessage-deflate (RFC 7692) and chooses the close codes of failures.
 
 States (RFC 6455 §7.1)::
 
@@ -12,18 +12,18 @@ States (RFC 6455 §7.1)::
       │  └ a close frame, a violation ─> CLOSING
       └── receive_eof() ──────────────────────────────> CLOSED with 1006
 
-Where it differs from ``ServerProtocol`` alone, on purpose:
+Differences from ``ServerProtocol`` alone, on purpose:
 
 * a close frame in the middle of a fragmented message is answered with its own code, not with 1002
-  (§5.4 lets control frames stand between fragments);
-* a ping or pong is answered, however little ``max_message_size`` or a fragmented message that has
-  nearly reached it leaves; there it counts as if it were data;
-* a compressed message is never longer than ``max_message_size``; there zlib may hold back a last
-  match of it until an empty fragment, which is given no limit;
-* text that is not UTF-8 fails the connection at the fragment in which that shows; there it is
-  left to the caller;
-* a length in more bytes than it needs, or with its highest bit set, is 1002 (§5.2), unless a close
-  frame of ours is being answered; there it is read.
+  (§5.4 allows control frames between fragments);
+* a ping or pong is answered even if ``max_message_size`` is shorter, or nearly used up by a
+  fragmented message; ``ServerProtocol`` counts control frames as data;
+* a compressed message is never longer than ``max_message_size``; in ``ServerProtocol``, zlib may
+  hold back a last match until an empty fragment, which has no limit;
+* text that is not UTF-8 fails the connection at the first invalid fragment; ``ServerProtocol``
+  leaves this check to the caller;
+* a length in more bytes than necessary, or with its highest bit set, is 1002 (§5.2), unless we wait
+  for the answer to our close frame; ``ServerProtocol`` accepts this length.
 """
 
 from __future__ import annotations
@@ -56,16 +56,16 @@ __all__ = ["CLOSED", "CLOSING", "MESSAGES_PER_TURN", "OPEN", "Protocol"]
 OPEN, CLOSING, CLOSED = "OPEN", "CLOSING", "CLOSED"
 
 MESSAGES_PER_TURN = 64
-"""After so many messages of one :meth:`Protocol.receive` the caller gets the floor back, frames in
-:attr:`Protocol.extra` among them."""
+"""Most messages of one :meth:`Protocol.receive`, including the frames in :attr:`Protocol.extra`.
+More are left for the caller's next turn."""
 
 _OPCODES = frozenset((0x0, 0x1, 0x2, 0x8, 0x9, 0xA))
-_FAST_STARTS = frozenset((0x81, 0x82, 0x01, 0x02))  # a message begins: FIN or not, no RSV bit
+_FAST_STARTS = frozenset((0x81, 0x82, 0x01, 0x02))  # starts of messages: FIN or not, no RSV bit
 _FAST_CONTINUATIONS = frozenset((0x80, 0x00))
 _FAST_CLOSE = 0x88
 _FAST_CONTROLS = frozenset((0x89, 0x8A))  # ping, pong
 _LARGE = 65536  # bytes of a decompressed message that end a turn
-_SMALL_FRAGMENT = 1024  # bytes; from there on it is the bytes that cost, and not the frame
+_SMALL_FRAGMENT = 1024  # bytes; larger fragments cost for their bytes, not for their frame
 _CLOSING_PIECE = 2048  # bytes of a turn once we have sent a close frame: up to 340 small frames
 _COPY = 2048  # bytes; below it slicing is cheaper than a memoryview
 
@@ -73,20 +73,20 @@ _Utf8Decoder = getincrementaldecoder("utf-8")
 _NOT_UTF8 = "text is not valid UTF-8"
 _NOT_MINIMAL = "frame length is not encoded in as few bytes as it needs"
 
-# ServerProtocol's life cycle lines would double ours: only what is wrong in it is let through.
+# Only errors of ServerProtocol are logged: its life cycle lines would repeat ours.
 _logger = logging.Logger("flask_sockets2.wire", logging.ERROR)
 
 
 class Protocol:
     """The WebSocket protocol of one accepted connection, without I/O.
 
-    :param max_message_size: bytes of one message, after decompression; beyond it 1009.
-    :param extensions: what the handshake agreed to (RFC 7692), in its order.
+    :param max_message_size: most bytes of one message, after decompression; more is 1009.
+    :param extensions: extensions that the handshake agreed to (RFC 7692), in its order.
 
-    After each call but :meth:`send`, :attr:`output` holds the bytes to write and :attr:`finished`
-    tells whether the stream is to be half-closed after them; :attr:`attention` spares looking at
-    them after a call that did nothing but return messages. Not safe for concurrent use; the
-    transport's lock guards it.
+    After each call except :meth:`send`, :attr:`output` holds the bytes to write. If
+    :attr:`finished` is set, half-close the stream after them. If a call only returned messages,
+    :attr:`attention` is unset and both can be skipped. Not safe for concurrent use; the transport's
+    lock guards this object.
     """
 
     __slots__ = (
@@ -119,32 +119,32 @@ class Protocol:
         self.state = OPEN
         self.output: list[bytes] = []
         self.finished = False
-        #: There may be more to do than to take the messages; the caller sets it back.
+        #: Whether there may be more to do than to take the messages; reset by the caller.
         self.attention = False
-        #: Window of what we compress, each message by itself; None where nothing is.
+        #: Window for compressing each message by itself; None without compression.
         self.window_bits: int | None = None
         for extension in extensions:
             self.window_bits = getattr(extension, "local_max_window_bits", None)
         #: Whether the stream ended with a failure (§7.1.7) and not with a closing handshake.
         self.failed = False
-        #: Whole frames may be waiting: call ``receive(b"")`` in the next turn.
+        #: Whether whole frames may be waiting; if so, call ``receive(b"")`` in the next turn.
         self.more = False
-        #: Frames of the last call that cost as much as a message and make none: pings, pongs and
-        #: small fragments before the last. Only where :attr:`attention` is set.
+        #: Frames of the last call that cost as much as a message without making one: pings, pongs
+        #: and small fragments before the last. Valid only if :attr:`attention` is set.
         self.extra = 0
-        #: Payload of the newest pong, None where none came since the caller took it.
+        #: Payload of the newest pong; None if no pong arrived since the caller took the last one.
         self.pong: bytes | None = None
-        #: Code and reason of the close frame that came, that was sent; None before.
+        #: Code and reason of the close frame that was received or sent; None before.
         self.close_received: tuple[int, str] | None = None
         self.close_sent: tuple[int, str] | None = None
         self._extensions = extensions
         self._strict: ServerProtocol | None = None
         self._small = min(max_message_size, 125)
         self._buffer: bytes | bytearray = b""
-        self._needed = 0  # bytes that the buffer must hold before looking at it is of use
+        self._needed = 0  # bytes that the buffer must hold before the next parse
         self._idle = True  # nothing is buffered and no message is under way
         self._message: bytearray | None = None  # fragments so far, fast lane
-        self._opcode = TEXT  # of that message, or of the strict lane's
+        self._opcode = TEXT  # opcode of that message, or of the strict lane's message
         self._decoder: Any = None  # made with the first fragmented text
         self._inflated: bytearray | None = None  # fragments so far, strict lane
 
@@ -153,8 +153,8 @@ class Protocol:
     def receive(self, data: bytes) -> list[str | bytes]:
         """Take bytes from the peer and return the messages that they complete.
 
-        :param data: what came, in any portion; empty to go on where :attr:`more` is set.
-        :returns: messages in order, with :attr:`extra` at most :data:`MESSAGES_PER_TURN` of them.
+        :param data: bytes received, in any portion; empty to continue if :attr:`more` is set.
+        :returns: messages in order; with :attr:`extra`, at most :data:`MESSAGES_PER_TURN`.
         """
         size = len(data)
         # One small, whole, unfragmented data frame and nothing else: nearly every call.
@@ -194,7 +194,7 @@ class Protocol:
         return messages
 
     def receive_eof(self) -> None:
-        """Take the end of the peer's stream: whatever the state was, it is CLOSED now."""
+        """Take the end of the peer's stream; from any state, the state becomes CLOSED."""
         self.state = CLOSED
         self._idle = self.more = False
         self.finished = True
@@ -203,12 +203,12 @@ class Protocol:
 
     @property
     def missing(self) -> int:
-        """Bytes that the frame under way still lacks, 0 where that is not known."""
+        """Bytes that the frame under way still lacks, 0 if the number is not known."""
         return max(0, self._needed - len(self._buffer))
 
     @property
     def unfinished(self) -> int:
-        """Bytes of a message or frame that has not come to its end."""
+        """Bytes of the message and the frame that are incomplete."""
         size = len(self._buffer)
         if self._message is not None:
             size += len(self._message)
@@ -219,14 +219,14 @@ class Protocol:
         return size
 
     def _split(self, data: bytes | bytearray, messages: list[str | bytes]) -> int:
-        """Take whole frames off a stream; return where the first that is not whole begins."""
+        """Read whole frames from a stream; return the position of the first incomplete one."""
         position, end, fed = 0, len(data), 0
         self.more = False
         self._needed = 0
         while end - position >= 2:
             head = data[position]
             if data[position + 1] < 0x80 or head & 0x0F not in _OPCODES:
-                self._violation(data[position:])  # seen from two bytes: no more are awaited
+                self._violation(data[position:])  # two bytes show it: do not wait for more
                 return end
             extent = parse_header(data, position, end)
             if extent is None:
@@ -236,7 +236,7 @@ class Protocol:
                 self.fail(1002, _NOT_MINIMAL)
                 return end
             if size > self.max_message_size - self._size() and self._too_big(head, size):
-                self._violation(data[position:start])  # 1009 before a byte of it is stored
+                self._violation(data[position:start])  # 1009 before a payload byte is stored
                 return end
             stop = start + size
             if stop > end:
@@ -250,7 +250,7 @@ class Protocol:
                 self._data(head, _unmask(data, start, stop), messages)
             else:
                 self._feed(head, data[position:stop], messages)
-                # A frame costs ten times as much here, and a kilobyte may become a megabyte.
+                # A frame costs ten times as much in this lane; a kilobyte may become a megabyte.
                 fed += 1
                 if messages and len(messages[-1]) > _LARGE:
                     fed = MESSAGES_PER_TURN
@@ -264,11 +264,11 @@ class Protocol:
 
     @property
     def over(self) -> bool:
-        """Whether both close frames have passed, so that neither side has anything to add."""
+        """Whether both close frames have passed, so that neither side sends anything more."""
         return not self.failed and None not in (self.close_received, self.close_sent)
 
     def _size(self) -> int:
-        """Bytes of the message under way, in whichever lane."""
+        """Bytes of the message under way, in either lane."""
         if self._message is not None:
             return len(self._message)
         if self._strict is not None:
@@ -276,7 +276,7 @@ class Protocol:
         return 0
 
     def _too_big(self, head: int, size: int) -> bool:
-        """Tell whether a frame is refused that a message of this size leaves no room for."""
+        """Tell whether to refuse a frame that exceeds the room left by the message under way."""
         if head in _FAST_CONTROLS:
             return size > 125
         return head & 0x0F != CLOSE or size > self.max_message_size
@@ -287,7 +287,7 @@ class Protocol:
         return head in _FAST_STARTS and self._inflated is None
 
     def _control(self, head: int, payload: bytes) -> None:
-        """Answer a ping, note a pong (§5.5.2, §5.5.3)."""
+        """Answer a ping, or note a pong (§5.5.2, §5.5.3)."""
         self.extra += 1
         if head & 0x0F == PING:
             self.output.append(build(PONG, payload))
@@ -297,7 +297,7 @@ class Protocol:
     def _close(self, data: bytes | bytearray, start: int, stop: int) -> bool:
         """Answer a valid close frame with the same (§5.5.1): the end of nearly every connection.
 
-        :returns: False where it is not valid: the strict lane chooses the code then.
+        :returns: False if the frame is invalid; then the strict lane chooses the code.
         """
         size = stop - start
         if size == 1 or size > 125:
@@ -319,7 +319,7 @@ class Protocol:
         return True
 
     def _data(self, head: int, payload: bytes, messages: list[str | bytes]) -> None:
-        """Take one uncompressed data frame that is allowed here."""
+        """Take one valid, uncompressed data frame."""
         opcode = head & 0x0F
         final = head >= 0x80
         if self._message is None and final:
@@ -364,23 +364,23 @@ class Protocol:
         return self._strict
 
     def _violation(self, data: bytes | bytearray) -> None:
-        """Give the strict lane what it will refuse, so that it chooses code and reason."""
+        """Pass a violation to the strict lane, which refuses the frame with code and reason."""
         strict = self._server_protocol()
         self._share_size(strict, data[0] & 0x0F)
         strict.receive_data(data)
         self._collect()
-        if not self.finished:  # the lanes disagree: never go on with a stream that was cut
+        if not self.finished:  # the lanes disagree: never continue with a stream that was cut
             self.fail(1002)
 
     def _share_size(self, strict: ServerProtocol, opcode: int) -> None:
-        """Tell the strict lane of a message under way in the fast one; a close frame ends it."""
+        """Tell the strict lane the size of the fast lane's message, which a close frame ends."""
         if opcode == CLOSE:
             strict.current_size = None
         elif self._message is not None:
             strict.current_size = len(self._message)
 
     def _feed(self, head: int, frame: bytes | bytearray, messages: list[str | bytes]) -> None:
-        """Give the strict lane one whole frame and take the messages that it makes."""
+        """Pass one whole frame to the strict lane and take the messages that result."""
         strict = self._server_protocol()
         self._share_size(strict, head & 0x0F)
         strict.receive_data(frame)
@@ -398,7 +398,7 @@ class Protocol:
         data = _take_data(frame)
         self._inflated += data
         if len(self._inflated) > self.max_message_size:
-            # zlib may hold a last match back until a final frame, of which it is given no limit
+            # zlib may hold back a last match until a final frame, for which zlib has no limit
             self.fail(1009, f"message exceeds limit of {self.max_message_size} bytes")
             return
         try:
@@ -414,7 +414,7 @@ class Protocol:
             messages.append(whole.decode() if self._opcode == TEXT else bytes(whole))
 
     def _collect(self) -> None:
-        """Take over what the strict lane wants written and how far its closing has come."""
+        """Take the strict lane's output and its state of closing."""
         strict = self._server_protocol()
         for chunk in strict.data_to_send():
             if chunk:
@@ -424,7 +424,7 @@ class Protocol:
         if strict.state is not State.OPEN and self.state is OPEN:
             self.state = CLOSING
             self._idle = False
-        # A close frame of the peer's between its fragments is no failure of a closing handshake.
+        # A close frame of the peer between its fragments does not fail the closing handshake.
         if strict.parser_exc is not None and strict.close_rcvd is None:
             self.failed = True
         if strict.close_rcvd is not None:
@@ -437,7 +437,7 @@ class Protocol:
         return []
 
     def _receive_closing(self, data: bytes) -> list[str | bytes]:
-        """While a close frame of ours is answered, only the peer's close frame matters (§1.4)."""
+        """Wait for the peer's close frame after ours; other frames are discarded (§1.4)."""
         self.more = False
         self._needed = 0
         if self.state is CLOSED or self.finished:
@@ -456,10 +456,10 @@ class Protocol:
     # -- writing ---------------------------------------------------------------------------
 
     def send(self, message: object, binary: bool | None = None) -> bytes:
-        """Return the frame that carries a message, compressed where that was agreed to.
+        """Return the frame for a message, compressed if the handshake agreed to that.
 
-        :param binary: None: text for ``str``, binary for anything else.
-        :raises TypeError: when the message is neither text nor bytes.
+        :param binary: whether the frame is binary; None: text for ``str``, binary for bytes.
+        :raises TypeError: if the message is neither text nor bytes.
         """
         if self.window_bits is None:
             return self.frame(message, binary)
@@ -467,7 +467,7 @@ class Protocol:
 
     @staticmethod
     def frame(message: object, binary: bool | None = None) -> bytes:
-        """Return the frame that carries a message, as :meth:`send`, but never compressed."""
+        """Return the frame for a message, as :meth:`send`, but never compressed."""
         if type(message) is str and not binary:
             return build(TEXT, message.encode())
         return build(*_opcode_and_payload(message, binary))
@@ -481,9 +481,9 @@ class Protocol:
         return build(PONG, _control_payload(payload))
 
     def close(self, code: int = 1000, reason: str = "") -> None:
-        """Start the closing handshake; does nothing where it has been started.
+        """Start the closing handshake; does nothing if the handshake has been started.
 
-        :raises ValueError: when a close frame cannot carry the code or the reason.
+        :raises ValueError: if a close frame cannot carry the code or the reason.
         """
         check_close(code, reason)
         if self.state is OPEN:
@@ -496,7 +496,7 @@ class Protocol:
 
         Does nothing once the stream has ended.
 
-        :raises ValueError: when a close frame cannot carry the code or the reason.
+        :raises ValueError: if a close frame cannot carry the code or the reason.
         """
         check_close(code, reason)
         if self.finished:
@@ -512,7 +512,7 @@ class Protocol:
         self._collect()
 
     def _start_closing(self) -> None:
-        """The strict lane reads from here on, so it must know of a message under way."""
+        """Hand reading over to the strict lane, with the size of a message under way."""
         self._idle = False
         if self._message is not None:
             self._server_protocol().current_size = len(self._message)
@@ -520,8 +520,8 @@ class Protocol:
 
 
 def _take_data(frame: Frame) -> bytes | bytearray | memoryview:
-    """Take the payload out of a frame of the strict lane, whose parser keeps the frame until the
-    next one comes: for ever, if the peer is idle."""
+    """Take the payload out of a frame of the strict lane. Its parser keeps the frame until the next
+    one arrives: for ever, if the peer is idle."""
     data, frame.data = frame.data, b""
     return data
 
@@ -536,7 +536,7 @@ def _opcode_and_payload(message: object, binary: bool | None) -> tuple[int, byte
         )
     payload = bytes(message)
     if binary is False:
-        payload.decode()  # what is sent as text must be UTF-8
+        payload.decode()  # text must be UTF-8
         return TEXT, payload
     return BINARY, payload
 
