@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,9 @@ def test_a_class_name_means_one_thing() -> None:
     assert HOUSE.double_names == {"Message": ["brokers.base", "sse.message"]}
 
 
-def test_pages_speak_of_things_and_conditions() -> None:
-    found = per_thousand(HOUSE.pages().values())
+@pytest.mark.parametrize("texts", [HOUSE.pages().values(), HOUSE.prose()], ids=["pages", "code"])
+def test_prose_speaks_of_things_and_conditions(texts: Iterable[str]) -> None:
+    found = per_thousand(texts)
     assert found["it"] <= 15
     assert found["who"] + found["what"] <= 5
     assert found["if"] >= 6

@@ -76,9 +76,9 @@ def test_continuous_integration_runs_the_newest_and_the_oldest_python_there_is(
     assert [words.split()[-1] for words in said] == [
         "oldest-installed",
         "test",
-        "neighbours",
         "oldest",
     ]
+    assert said[-1] == "-j 2 --output-sync test-slow neighbours oldest"
     assert {"fuzz", "lint", "types", "audit"} <= set(said[0].split())
 
 

@@ -48,6 +48,7 @@ PUBLIC = {
 NOT_FOR_USERS = {
     "flask_sockets2.signals.tell",
     "flask_sockets2.brokers.base.DAY",
+    "flask_sockets2.brokers.base.MAX_MESSAGE_SIZE",
     "flask_sockets2.brokers.base.RESERVED",
     "flask_sockets2.brokers.base.silent_ttl",
 }

@@ -46,19 +46,21 @@ _ERRORS = Kind("text", "'raise' or 'log'", ("raise", "log").__contains__)
 class AppSettings:
     """Settings of an application as a whole.
 
-    :param allowed_origins: Which pages may connect, by default those of the same host: a list, or
+    :param allowed_origins: Pages that may connect, by default pages of the same host: a list, or
         one text, of entries as in ``docs/authentication.rst``; not empty. ``same-origin`` adds the
         same host.
-    :param max_channels: How many a client may name for one connection; more are refused with 400.
+    :param max_channels: Channels that a client may name for one connection; a request for more is
+        refused with 400.
     :param max_buffered: Memory that all connections of the application hold in a process; ``None``
         for the default: ``docs/slow-clients.rst``.
-    :param metrics_route: Where Prometheus finds metrics: ``docs/metrics.rst``.
-    :param health_route: What load balancers ask: ``docs/operations.rst``.
-    :param drain_file: While this file exists, load balancers are told to send no clients.
-    :param broker_url: Where channels are: in this process, or for several processes in a Redis, by
+    :param metrics_route: Path at which Prometheus reads metrics: ``docs/metrics.rst``.
+    :param health_route: Path of the health check for load balancers: ``docs/operations.rst``.
+    :param drain_file: While this file exists, the health check asks load balancers to send no
+        clients.
+    :param broker_url: Broker of the channels: this process, or a Redis for several processes, by
         ``redis://``, ``rediss://`` or ``unix://``.
-    :param publish_errors: What happens if the broker cannot take a message: ``raise`` the error, or
-        ``log`` it and go on.
+    :param publish_errors: If the broker cannot take a message: ``raise`` the error, or ``log`` it
+        and go on.
     """
 
     allowed_origins: Collection[str] | None = setting(

@@ -219,10 +219,12 @@ class BrokerOptions:
     """Settings of every broker.
 
     :param history_size: Messages kept for each channel; 0 for none.
-    :param history_bytes: Memory for them, here or as read from Redis; the newest is always kept.
-    :param history_ttl: How long they are kept after the last message of the channel.
-    :param presence_grace: A client that reconnects within this time has not left for the others.
-    :param prefix: How all names begin on a Redis that others use, too.
+    :param history_bytes: Memory for the messages of a channel, here or as read from Redis; the
+        newest message is always kept.
+    :param history_ttl: Time for which messages are kept after the last message of the channel.
+    :param presence_grace: Time within which a client may reconnect before other clients see it
+        leave.
+    :param prefix: Beginning of all names in a Redis that other programs use, too.
     """
 
     history_size: int = setting(

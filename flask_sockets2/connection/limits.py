@@ -27,16 +27,18 @@ class Limits:
     :param receive_buffer: Memory for unread messages; if it is full, the client has to wait.
     :param send_buffer: Memory for messages that the network has not taken; if it is full,
         ``ws.send()`` waits, and channels do as ``SOCKETS_SLOW_CLIENT`` says.
-    :param send_timeout: How long ``ws.send()`` may wait for room, and a client may take nothing,
-        before the connection is dropped.
-    :param close_timeout: For the closing handshake, once the client has taken all before it.
-    :param ping_interval: Between two pings; ``None`` for no pings.
-    :param ping_timeout: For a sign of life after a ping, else 1011; ``None`` for ever.
+    :param send_timeout: Time for which ``ws.send()`` may wait for room, and a client may take
+        nothing, before the connection is dropped.
+    :param close_timeout: Time for the closing handshake, once the client has taken all earlier
+        messages.
+    :param ping_interval: Time between two pings; ``None`` for no pings.
+    :param ping_timeout: Time for a sign of life after a ping, before the connection is closed with
+        1011; ``None`` for no limit.
     :param compression: Whether to agree to permessage-deflate (RFC 7692) if a client offers it.
-    :param slow_client: What happens if a client does not take the messages of its channels:
+    :param slow_client: Policy for a client that does not take the messages of its channels:
         ``disconnect``, ``drop_oldest`` or ``coalesce``, see ``docs/channels.rst``.
-    :param max_message_rate: What one client may send, with pings, pongs and small fragments; a
-        faster client has to wait.
+    :param max_message_rate: Messages that one client may send, pings, pongs and small fragments
+        included; a faster client has to wait.
     :param max_connection_age: After this time the connection is closed with 1001, or up to a fifth
         earlier: ``docs/limits.rst``.
     """

@@ -18,8 +18,8 @@ _HEADER = text(
 class FirehoseSettings:
     """Settings of Firehose.
 
-    :param early_hints: Whether a 103 is sent: ``True`` if the server can, ``False`` never, ``auto``
-        by the rules of ``docs/firehose.rst``.
+    :param early_hints: When a 103 is sent: ``True`` if the server can, ``False`` never, ``auto`` by
+        the rules of ``docs/firehose.rst``.
     :param hop_header: The header by which a proxy says that it passes a 103 on.
     :param learn: Whether to hint at what the last response of the page has pushed.
     """

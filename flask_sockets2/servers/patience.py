@@ -67,11 +67,11 @@ class Patience:
 class PatienceSettings:
     """Settings of the server, by the attributes of its handler.
 
-    :param handshake_timeout: For the head of a request to arrive; this and the next three settings
-        hold under our worker and server.
-    :param stall_timeout: How long a client may pause in a body, or while it takes a response.
-    :param min_rate: What a client that pauses has to keep to; ``None`` for any rate.
-    :param max_time: Of waiting for a client in one body or response; ``None`` for no limit.
+    :param handshake_timeout: Time for the head of a request to arrive; this and the next three
+        settings hold under our worker and server.
+    :param stall_timeout: Time for which a client may pause in a body or a response.
+    :param min_rate: Lowest rate of a client that pauses; ``None`` for any rate.
+    :param max_time: Longest wait for a client in one body or response; ``None`` for no limit.
     """
 
     handshake_timeout: float = setting("SOCKETS_HANDSHAKE_TIMEOUT", 10.0, SECONDS)

@@ -42,13 +42,14 @@ _INTEROP = Kind("bool", "True, False or None", lambda value: value is None or SW
 class Settings:
     """Settings of event streams.
 
-    :param heartbeat: Between two comments that keep a stream open.
-    :param retry: After which browsers reconnect, half more or less; ``None`` for their own time.
-    :param open_channels: Whether every client may have any channel by ``?channel=``; several at
-        once, if no ``before_request`` looks at them.
-    :param max_age: How long a signed address is valid; ``None`` for ever.
+    :param heartbeat: Time between two comments that keep a stream open.
+    :param retry: Pause before a browser reconnects, half more or less; ``None`` for the browser's
+        own pause.
+    :param open_channels: Whether every client may read any channel by ``?channel=``; several at
+        once, if no ``before_request`` checks them.
+    :param max_age: Time for which a signed address is valid; ``None`` for ever.
     :param sse_redis_url: The broker, if ``SOCKETS_BROKER_URL`` is not set.
-    :param redis_url: The same, if neither of them is set.
+    :param redis_url: The broker, if neither of the other two keys is set.
     :param interop: Whether messages are exchanged with programs that use Flask-SSE; by default if
         one of the two above is set.
     """

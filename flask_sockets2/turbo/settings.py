@@ -16,9 +16,9 @@ _JS_URL = text("URL", "a URL, https://… or a path that begins with a slash", r
 class TurboSettings:
     """Settings of Turbo.
 
-    :param websocket_route: Where pages with Turbo connect; ``None`` for nowhere. Set it before
-        ``Turbo(app)``.
-    :param stream_max_age: How long the signed name of a stream is valid; ``None`` for ever.
+    :param websocket_route: Path to which pages with Turbo connect; ``None`` for no connection. Set
+        the key before ``Turbo(app)``.
+    :param stream_max_age: Time for which the signed name of a stream is valid; ``None`` for ever.
     :param js_url: A turbo.js of your own: ``docs/turbo.rst``.
     """
 
