@@ -228,6 +228,22 @@ def test_a_connection_that_closes_is_read_to_its_end(connection: Connection) -> 
     assert connection.reading
 
 
+def test_a_connection_that_closes_in_the_middle_of_a_read_does_not_pause_again(
+    connection: Connection,
+) -> None:
+    """Its handler may close it while the rest of what was read is delivered."""
+    inbox = inbox_of(connection)
+    budget = connection.share.budget
+    inbox.stop()
+    budget.total = budget.limit
+    inbox.deliver([MESSAGE] * 10)
+    assert budget.tight
+    assert connection.reading
+    assert not inbox.paused
+    assert not budget._waiting
+    assert not [timer for _, timer in connection.timers if not timer.cancelled]
+
+
 def test_what_comes_for_a_handler_that_has_returned_is_thrown_away(
     connection: Connection,
 ) -> None:

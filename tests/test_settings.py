@@ -408,3 +408,13 @@ def test_a_key_of_the_applications_own_gets_no_warning(
     key: str,
 ) -> None:
     assert misspelt({**Flask(__name__).config, **dict.fromkeys(ROWS), key: 5}) == {}
+
+
+@pytest.mark.parametrize("key", ["SSE_REDIS_URL", "FLASK_SSE_REDIS_URL", "SSE_HEARTBEET"])
+def test_keys_of_a_part_that_is_not_imported_get_no_warning(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``flask_sockets2.sse`` may be imported later, or the keys are those of Flask-SSE itself."""
+    for row in [row for row in ROWS if row.startswith(("SSE_", "REDIS_URL"))]:
+        monkeypatch.delitem(ROWS, row)
+    assert misspelt({key: "redis://localhost"}) == {}

@@ -154,10 +154,13 @@ def _meant(key: str) -> str | None:
         close = _close(area, _AREAS)
         meant = f"{close}_{name}"
         return meant if meant in ROWS else None
+    ours = (each.partition("_") for each in sorted(ROWS))
+    names = [rest for first, _, rest in ours if first == area]
+    if not names:  # of a part that is not imported yet, as flask_sockets2.sse
+        return None
     if name in _BROKERS:
         return BROKER_URL
-    ours = (each.partition("_") for each in sorted(ROWS))
-    close = _close(name, [rest for first, _, rest in ours if first == area])
+    close = _close(name, names)
     return close and f"{area}_{close}"
 
 

@@ -159,6 +159,8 @@ class Inbox:
 
     def _pause(self) -> None:
         """Pause reading, since the handler does not keep up; TCP makes the peer wait."""
+        if self.over:
+            return
         self._pause_reading()
         budget = self._transport.share.budget
         if budget.tight:

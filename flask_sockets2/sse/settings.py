@@ -16,7 +16,7 @@ from ..application.signing import MAX_AGE, check_keys
 from ..application.sockets import Sockets
 from ..application.state import State, broker_url_of, check_broker, state_of
 from ..channels.publisher import Dumps, dumps_of
-from ..settings import SECONDS, SWITCH, URL, Kind, number, or_none, read, setting
+from ..settings import ROWS, SECONDS, SWITCH, URL, Kind, number, or_none, read, setting
 from .encoding import Bodies, Lines, One
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ class Site:
     def _redis_url(self) -> str | None:
         """Return the URL of the Redis for interop, or None if interop is off."""
         config = self.app.config
-        wanted = read(Settings, config).interop
+        wanted = ROWS["SSE_INTEROP"].of(config)  # one row, since each message asks
         key = _redis_key(config)
         if wanted is False or (wanted is None and key is None):
             return None
